@@ -1,0 +1,731 @@
+"""The data sets, read from their folders as downloaded, and the way from a photo to a batch.
+
+    python data.py --data MHP --root data/LV-MHP-v2 --split train     # checks a download, draws samples.png
+
+    MHP        list/*.txt, {train,val}/{images,parsing_annos}, test/images
+    CIHP       {Training,Validation,Testing}/{Images,Category_ids,Human_ids}, or the tree of Parsing R-CNN and
+               UniParser: {train,val}_{img,parsing} and, where there is one, {CIHP,CHIP}_{train,val}.json
+    DensePose  annotations/DensePose_COCO/densepose_coco_2014_*.json, train2014, val2014
+    CCP        photos, annotations/pixel-level of github.com/bearpaw/clothing-co-parsing: single people, which
+               are composed into scenes of several
+    synthetic  drawn people, no files
+
+One label for everything. parsing: uint8 (N, H, W), one map a person; 0 = not this person, 1..K = part,
+255 = this person, part unknown. ignore: bool (H, W), pixels about which nothing is known. Somebody in a hat
+(1 in CIHP) and a coat that nobody labelled is a map of 0, 1 and 255. Torch is imported only where tensors are
+made.
+"""
+import argparse
+import io
+import json
+import os
+import sys
+import zipfile
+from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import cached_property, lru_cache
+from types import SimpleNamespace
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageEnhance, ImageFont, ImageOps
+from tqdm import tqdm
+
+import scenes
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)      # ImageNet, RGB in 0..1
+UNKNOWN = 255
+PHOTOS = '.jpg', '.jpeg', '.png'
+CCP_LAYERS = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'assets', 'ccp_layers.zip')
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Files
+
+
+@contextmanager
+def naming(path, advice='--root is the folder of the unpacked download'):
+    """Whatever goes wrong with a file becomes one sentence that names it and tells what to do."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise FileNotFoundError(f'{path} does not exist; {advice}') from None
+    except Exception as error:                    # Pillow, scipy and json have a dozen classes of them
+        raise ValueError(f'{path} cannot be read ({error}); get the file again') from None
+
+
+def load(path, draft=None):
+    """Decoded Pillow image. A JPEG may come at a half, quarter or eighth if that covers draft (w, h)."""
+    with naming(path, 'check its name'), Image.open(path) as image:
+        if draft is not None:
+            image.draft('RGB', tuple(max(1, int(v)) for v in draft))
+        image.load()
+        return image
+
+
+def to_rgb(image):
+    """Pillow image of any mode -> RGB, turned the way its EXIF tag says."""
+    if image.getexif().get(0x0112, 1) != 1:
+        image = ImageOps.exif_transpose(image)
+    if image.mode.startswith('I'):                # 16 bits, which Pillow would clip
+        image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+    return image if image.mode == 'RGB' else image.convert('RGB')
+
+
+def read_photo(path, draft=None):
+    """RGB Pillow image of a file, the way it is meant to be seen."""
+    return to_rgb(load(path, draft))
+
+
+def photo_size(path):
+    """(width, height) after the EXIF turn, from the header alone."""
+    with naming(path), Image.open(path) as image:
+        turned = image.getexif().get(0x0112, 1) > 4
+        return image.size[::-1] if turned else image.size
+
+
+def read_labels(path, num_classes=UNKNOWN):
+    """Label PNG -> uint8 (H, W): channel 0 of a color image (MHP's are RGB), the indices of a palette."""
+    image = load(path)
+    if image.mode not in ('1', 'L', 'P', 'LA', 'PA', 'RGB', 'RGBA'):
+        raise ValueError(f'{path} is no 8-bit label map (mode {image.mode}); unpack it again')
+    labels = np.asarray(image.getchannel(0) if len(image.getbands()) > 1 else image).astype(np.uint8)
+    if labels.max(initial=0) > num_classes:
+        strange = labels[(labels > num_classes) & (labels != UNKNOWN)]
+        if len(strange):
+            raise ValueError(f'{path} has the label {strange[0]}, but there are only {num_classes} classes; '
+                             'is it of another data set?')
+    return labels
+
+
+def index_folder(folder, endings=PHOTOS):
+    """{name without ending: path} of a folder's files, sorted. One look: a glob an image takes minutes."""
+    with naming(folder):
+        files = sorted((e.name, e.path) for e in os.scandir(folder) if not e.name.startswith('.'))
+    return {os.path.splitext(n)[0]: path for n, path in files if n.lower().endswith(endings)}
+
+
+def pick_files(folder, ids, endings=PHOTOS):
+    """Paths of the files named by ids; FileNotFoundError with the first missing one and their number."""
+    files = index_folder(folder, endings)
+    missing = [i for i in ids if i not in files]
+    if missing:
+        raise FileNotFoundError(f'{folder} lacks {len(missing)} of {len(ids)} files, the first is '
+                                f'{missing[0]}{endings[0]}; unpack the download again')
+    return [files[i] for i in ids]
+
+
+def read_list(path):
+    with naming(path), open(path) as f:
+        return list(dict.fromkeys(f.read().split()))
+
+
+def inside(root, name):
+    """root/name where there is such a folder, else root: people give either."""
+    return os.path.join(root, name) if os.path.isdir(os.path.join(root, name)) else root
+
+
+def stack_people(maps, size):
+    """Label maps (H, W) -> uint8 (N, H, W), without people who have no pixel (as in MHP's evaluator)."""
+    return np.array([m for m in maps if m.any()], np.uint8).reshape(-1, size[1], size[0])
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Data sets of files
+
+
+class Photos:
+    """What all data sets share. ids: unique names; photos: paths; people: {id: paths of label maps},
+    or None if the split has no labels: then all pixels are ignored. seed, epoch: for drawn images."""
+    splits = 'train', 'val', 'test'
+
+    def __len__(self):
+        return len(self.ids)
+
+    def size(self, i):
+        """(width, height) of image i, without decoding it."""
+        return photo_size(self.photos[i])
+
+    @cached_property
+    def landscape(self):
+        """bool (len,): which images are wider than high."""
+        return np.array([w > h for w, h in map(self.size, range(len(self)))], bool)
+
+    def read(self, i, seed=0, epoch=0):
+        """image (H, W, 3) uint8 RGB, parsing (N, H, W) uint8, ignore (H, W) bool."""
+        image, (parsing, ignore) = np.array(read_photo(self.photos[i])), self.read_parsing(i)
+        if image.shape[:2] != ignore.shape:
+            raise ValueError(f'{self.photos[i]} is of size {image.shape[1::-1]}, its labels are of size '
+                             f'{ignore.shape[::-1]}; unpack the download again')
+        return image, parsing, ignore
+
+    def read_parsing(self, i, seed=0, epoch=0):
+        """parsing (N, H, W) uint8, ignore (H, W) bool; decodes no photo."""
+        paths = self.people[self.ids[i]] if self.people is not None else []
+        maps = [read_labels(path, len(self.class_names) - 1) for path in paths]
+        size = maps[0].shape[::-1] if maps else self.size(i)
+        for path, labels in zip(paths, maps):
+            if labels.shape != maps[0].shape:
+                raise ValueError(f'{path} and {paths[0]} differ in size; unpack the download again')
+        return stack_people(maps, size), np.full(size[::-1], self.people is None)
+
+
+class MHP(Photos):
+    """LV-MHP-v2 (Zhao et al. 2018), 58 parts. parsing_annos/ID_NN_KK.png is person KK of NN in a photo."""
+    class_names = tuple('''background cap/hat helmet face hair left-arm right-arm left-hand right-hand
+        protector bikini/bra jacket/windbreaker/hoodie t-shirt polo-shirt sweater singlet torso-skin pants
+        shorts/swimshorts skirt stockings socks left-boot right-boot left-shoe right-shoe left-highheel
+        right-highheel left-sandal right-sandal left-leg right-leg left-foot right-foot coat dress robe
+        jumpsuits other-full-body-clothes headwear backpack ball bats belt bottle carrybag cases sunglasses
+        eyewear gloves scarf umbrella wallet/purse watch wristband tie other-accessaries
+        other-upper-body-clothes other-lower-body-clothes'''.split())
+    flip_pairs = (5, 6), (7, 8), (22, 23), (24, 25), (26, 27), (28, 29), (30, 31), (32, 33)
+
+    def __init__(self, root, split):
+        root = inside(root, 'LV-MHP-v2')
+        self.ids = read_list(os.path.join(root, 'list', ('test_all' if split == 'test' else split) + '.txt'))
+        self.photos = pick_files(os.path.join(root, split, 'images'), self.ids)
+        self.people = None if split == 'test' else defaultdict(list)
+        if split != 'test':
+            for name, path in index_folder(os.path.join(root, split, 'parsing_annos'), ('.png',)).items():
+                self.people[name.rsplit('_', 2)[0]].append(path)
+
+
+class CIHP(Photos):
+    """Crowd Instance-level Human Parsing (Gong et al. 2018), 19 parts, in either of its two trees."""
+    class_names = tuple('''background hat hair glove sunglasses upper-clothes dress coat socks pants
+        torso-skin scarf skirt face left-arm right-arm left-leg right-leg left-shoe right-shoe'''.split())
+    flip_pairs = (14, 15), (16, 17), (18, 19)
+
+    def __init__(self, root, split):
+        root, self.maps, self.people = inside(root, 'instance-level_human_parsing'), None, None
+        release = {'train': 'Training', 'val': 'Validation', 'test': 'Testing'}[split]
+        if os.path.isdir(os.path.join(root, release)):
+            self.open_release(os.path.join(root, release), split)
+        elif os.path.isdir(os.path.join(root, f'{split}_img')):
+            self.open_per_person(root, split)
+        else:
+            raise FileNotFoundError(f'{root} has neither {release} (the official release) nor {split}_img '
+                                    '(Parsing R-CNN); --root is the folder of the unpacked download')
+
+    def open_release(self, folder, split):
+        lists = [os.path.join(f, f'{split}_id.txt') for f in (folder, os.path.dirname(folder))]
+        lists, photos = [path for path in lists if os.path.isfile(path)], os.path.join(folder, 'Images')
+        self.ids = read_list(lists[0]) if lists else list(index_folder(photos))
+        self.photos = pick_files(photos, self.ids)
+        if split != 'test':
+            folders = [os.path.join(folder, name) for name in ('Category_ids', 'Human_ids')]
+            self.maps = [pick_files(f, self.ids, ('.png',)) for f in folders]
+
+    def open_per_person(self, root, split):
+        labels, self.people = os.path.join(root, f'{split}_parsing'), defaultdict(list)
+        lists = [os.path.join(root, folder, f'{name}_{split}.json')
+                 for folder in ('', 'annotations') for name in ('CIHP', 'CHIP')]
+        lists = [path for path in lists if os.path.isfile(path)]
+        if lists:
+            with naming(lists[0]), open(lists[0]) as f:
+                coco = json.load(f)
+                stems = {image['id']: os.path.splitext(image['file_name'])[0] for image in coco['images']}
+                self.ids = list(stems.values())
+                for person in coco['annotations']:
+                    self.people[stems[person['image_id']]].append(os.path.join(labels, person['parsing']))
+        else:                                     # it is not part of CIHP, and UniParser's was not published
+            self.ids = list(index_folder(os.path.join(root, f'{split}_img')))
+            for name, path in index_folder(labels, ('.png',)).items():
+                self.people[name.rsplit('-', 1)[0]].append(path)
+        self.photos = pick_files(os.path.join(root, f'{split}_img'), self.ids)
+
+    def read_parsing(self, i, seed=0, epoch=0):
+        if self.maps is None:
+            return super().read_parsing(i)
+        category, human = read_labels(self.maps[0][i], 19), read_labels(self.maps[1][i])
+        if category.shape != human.shape:
+            raise ValueError(f'{self.maps[0][i]} and {self.maps[1][i]} differ in size; unpack them again')
+        people = [category * (human == h) for h in np.unique(human) if h]
+        return stack_people(people, human.shape[::-1]), (category > 0) & (human == 0)
+
+
+class DensePose(Photos):
+    """DensePose-COCO (Guler et al. 2018), 14 body parts. Who has no part masks is ignored, not background."""
+    class_names = tuple('''background torso right-hand left-hand left-foot right-foot right-upper-leg
+        left-upper-leg right-lower-leg left-lower-leg left-upper-arm right-upper-arm left-lower-arm
+        right-lower-arm head'''.split())
+    flip_pairs = (3, 2), (4, 5), (7, 6), (9, 8), (10, 11), (12, 13)
+    splits = 'train', 'valminusminival', 'val', 'test'
+
+    def __init__(self, root, split):
+        name = f'densepose_coco_2014_{"minival" if split == "val" else split}.json'
+        path = os.path.join(root, 'annotations', 'DensePose_COCO', name)
+        with naming(path), open(path) as f:
+            coco = json.load(f)
+            names = {image['id']: os.path.splitext(image['file_name'])[0] for image in coco['images']}
+            self.people = defaultdict(list) if coco.get('annotations') else None
+            for a in coco.get('annotations', ()):             # only what is needed stays in memory
+                masks = [mask and mask['counts'] for mask in a.get('dp_masks') or ()]
+                self.people[names[a['image_id']]].append((a['bbox'], masks, a.get('segmentation')))
+        self.ids = [i for i in names.values()
+                    if self.people is None or any(any(masks) for _, masks, _ in self.people[i])]
+        self.photos = [os.path.join(root, i.split('_')[1], i + '.jpg') for i in self.ids]  # COCO_val2014_..
+        missing = [photo for photo in self.photos if not os.path.isfile(photo)]
+        if missing:
+            raise FileNotFoundError(f'{len(missing)} of the {len(self)} photos in {path} are missing, the '
+                                    f'first is {missing[0]}; unpack COCO 2014 beside annotations')
+
+    def read_parsing(self, i, seed=0, epoch=0):
+        size, maps = self.size(i), []
+        ignore = np.full(size[::-1], self.people is None)
+        for box, masks, segmentation in self.people[self.ids[i]] if self.people is not None else ():
+            if any(masks):
+                maps.append(paste_masks(masks, box, size))
+            else:
+                ignore |= coco_mask(segmentation, size)
+        return stack_people(maps, size), ignore
+
+
+def paste_masks(masks, box, size):
+    """14 run-length masks of 256x256 ([]: absent) -> label map (H, W), scaled to box (x, y, w, h), pixels."""
+    labels, full = np.zeros((256, 256), np.uint8), np.zeros(size[::-1], np.uint8)
+    for part, counts in enumerate(masks, 1):
+        if counts:
+            labels[decode_rle(counts, 256, 256)] = part
+    x0, y0, w, h = map(int, box)
+    x1, y1 = min(x0 + w, size[0]), min(y0 + h, size[1])           # as in DensePose's notebook
+    if x1 > x0 and y1 > y0:
+        full[y0:y1, x0:x1] = Image.fromarray(labels).resize((x1 - x0, y1 - y0), Image.NEAREST)
+    return full
+
+
+def coco_mask(segmentation, size):
+    """COCO's polygons [[x, y, x, y, ..], ..] or run lengths -> bool (H, W)."""
+    if isinstance(segmentation, dict):
+        return decode_rle(segmentation['counts'], *size)
+    mask = Image.new('1', size)
+    for polygon in segmentation or ():
+        ImageDraw.Draw(mask).polygon(polygon, fill=1)
+    return np.array(mask)
+
+
+def decode_rle(counts, width, height):
+    """COCO's run lengths -> bool (H, W). The runs go down the columns; the first is of zeros.
+
+    In a compressed string a character less 48 holds five bits; 32 says that more follow, 16 in the last is
+    the sign; every number after the third is the difference to the last but one.
+    """
+    if not isinstance(counts, list):
+        text, counts, value, shift = counts, [], 0, 0
+        for c in text.encode():
+            value |= (c - 48 & 31) << shift
+            shift += 5
+            if not c - 48 & 32:
+                value -= (c - 48 & 16) << shift - 4
+                counts.append(value + (counts[-2] if len(counts) > 2 else 0))
+                value = shift = 0
+    return np.repeat(np.arange(len(counts)) % 2 == 1, counts).reshape(width, height).T
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Data sets of scenes (scenes.py): people of Clothing Co-Parsing, drawn people
+
+
+class CCP(Photos):
+    """Clothing Co-Parsing (Yang et al. 2014) in the 19 classes of CIHP.
+
+    train_photos and val_photos are the photos as they are, one labelled person each. train and val are
+    scenes: people cut out of photos join another photo's person, or stand where that person was removed. val
+    is always the same 100 scenes. Faces, limbs, left and right, and the bystanders to ignore are pseudo
+    labels: see README.txt in CCP_LAYERS. Options for train: long_side of the scenes in pixels; backgrounds: a
+    folder of photos without people, for half of the scenes; samples: scenes in an epoch, 0 = one a photo.
+    """
+    class_names, flip_pairs = CIHP.class_names, CIHP.flip_pairs
+    splits = 'train', 'val', 'train_photos', 'val_photos'
+
+    def __init__(self, root, split, long_side=640, backgrounds=None, samples=0):
+        root, kind = inside(root, 'clothing-co-parsing'), split.split('_')[0]
+        with naming(CCP_LAYERS), zipfile.ZipFile(CCP_LAYERS) as archive:
+            self.files = {name: archive.read(name) for name in archive.namelist()}
+        self.names = self.files[f'{kind}.txt'].decode().split()
+        self.photos = pick_files(os.path.join(root, 'photos'), self.names)
+        self.mats = pick_files(os.path.join(root, 'annotations', 'pixel-level'), self.names, ('.mat',))
+        mapping = json.loads(self.files['mapping.json'])
+        rows = [row['cihp'] for row in mapping['map']]            # a class of CIHP, or {part: class of CIHP}
+        self.table = np.array([[row.get(part, UNKNOWN) if isinstance(row, dict) else row
+                                for part in mapping['parts']] for row in rows], np.uint8)         # (59, 13)
+        self.val, self.long_side = split == 'val', 640 if split == 'val' else long_side
+        self.backgrounds = list(index_folder(backgrounds).values()) if backgrounds and not self.val else []
+        scenes = range(samples if samples and not self.val else len(self.names))
+        self.ids = [f'{split}_{i:04d}' for i in scenes] if split == kind else self.names
+
+    def size(self, i):
+        if self.ids is self.names:
+            return photo_size(self.photos[i])
+        aspect, side = scenes.ASPECTS[i % len(scenes.ASPECTS)], self.long_side
+        return (side, round(side / aspect)) if aspect > 1 else (round(side * aspect), side)
+
+    def read(self, i, seed=0, epoch=0):
+        return super().read(i) if self.ids is self.names else self.compose(i, seed, epoch)
+
+    def read_parsing(self, i, seed=0, epoch=0):
+        if self.ids is not self.names:
+            return self.compose(i, seed, epoch, paint=False)[1:]
+        ccp, *layers = self.annotation(i)
+        parts, ignore = (np.asarray(layer.resize(ccp.size, Image.NEAREST)) for layer in layers)
+        ccp = np.asarray(ccp)
+        return stack_people([self.labels(ccp, parts)], ccp.shape[::-1]), ignore & (ccp == 0)
+
+    def annotation(self, k):
+        """Photo k: CCP's label map, and our parts and ignore (of long side 640), Pillow images."""
+        from scipy.io import loadmat
+        with naming(self.mats[k]):
+            ccp = Image.fromarray(loadmat(self.mats[k])['groundtruth'])
+        layers = (self.files.get(f'{kind}/{self.names[k]}.png') for kind in ('parts', 'ignore'))
+        return ccp, *(Image.open(io.BytesIO(png)) if png else Image.new('1', (1, 1)) for png in layers)
+
+    def labels(self, ccp, parts, flip=False):
+        """CIHP's labels. Bags become 0: they hide what is behind them, but CIHP does not label them."""
+        labels = self.table.take(ccp * np.uint16(self.table.shape[1]) + parts)
+        return swap_sides(labels, self.flip_pairs) if flip else labels
+
+    def photo(self, k, draft=None):
+        return read_photo(self.photos[k], draft)
+
+    def background(self, rng):
+        """One of the photos without people, Pillow, for half of the scenes; else None."""
+        if self.backgrounds and rng.random() < 0.5:
+            return read_photo(self.backgrounds[rng.integers(len(self.backgrounds))])
+
+    def compose(self, i, seed=0, epoch=0, paint=True):
+        """Scene i, of (seed, epoch, i) alone -> image (H, W, 3) uint8 (only if paint), parsing, ignore."""
+        rng = np.random.default_rng((1, i, 0, 0) if self.val else (0, seed, epoch, i))
+        image, people, ignore = scenes.compose(self, len(self.names), self.size(i), rng, paint)
+        return image, stack_people(people, ignore.shape[::-1]), ignore
+
+class Synthetic(Photos):
+    """Drawn people of six parts on textured backgrounds. They face the camera: left arms are on the right.
+
+    train has no end: an image is drawn from (seed, epoch, index). val is always the same 100 images.
+    long_side: in pixels, at 4:3; samples: images in an epoch of train, 0 = 1000.
+    """
+    class_names = 'background', 'head', 'torso', 'left-arm', 'right-arm', 'left-leg', 'right-leg'
+    flip_pairs = (3, 4), (5, 6)
+    splits = 'train', 'val'
+
+    def __init__(self, root=None, split='train', long_side=128, samples=0):
+        self.val, self.long_side = split == 'val', long_side
+        self.ids = [f'{split}_{i:04d}' for i in range(100 if self.val else samples or 1000)]
+
+    def size(self, i):
+        return self.long_side, self.long_side * 3 // 4
+
+    def read_parsing(self, i, seed=0, epoch=0):
+        return self.read(i, seed, epoch)[1:]
+
+    def read(self, i, seed=0, epoch=0):
+        rng = np.random.default_rng((3, i, 0, 0) if self.val else (2, seed, epoch, i))
+        image, people, ignore = scenes.draw(*self.size(i), rng)
+        return image, stack_people(people, ignore.shape[::-1]), ignore
+
+
+# ------------------------------------------------------------------------------------------------------------
+# From a sample to a batch
+
+
+def scaled_size(width, height, short_side, long_side):
+    """(width, height) with the short side at short_side, or less where the long side would pass long_side."""
+    scale = min(short_side / min(width, height), long_side / max(width, height))
+    return max(1, int(width * scale + 0.5)), max(1, int(height * scale + 0.5))
+
+
+def resize_photo(photo, size, recipe='paper'):
+    """Pillow image -> size (width, height), bilinear; antialiased where it shrinks, but not in the released code."""
+    if recipe == 'released':
+        scale = photo.width / size[0], 0, 0, 0, photo.height / size[1], 0
+        return photo.transform(size, Image.AFFINE, scale, Image.BILINEAR)
+    return photo.resize(size, Image.BILINEAR)
+
+
+def resize(image, parsing, ignore, size, recipe='paper'):
+    """size: (width, height). Photo bilinear, labels nearest."""
+    if size == image.shape[1::-1]:
+        return image, parsing, ignore
+    maps = (Image.fromarray(m).resize(size, Image.NEAREST) for m in (ignore.astype(np.uint8), *parsing))
+    ignore, *people = map(np.asarray, maps)
+    image = np.asarray(resize_photo(Image.fromarray(image), size, recipe))
+    return image, np.array(people, np.uint8).reshape(-1, *size[::-1]), ignore > 0
+
+
+def swap_sides(parsing, flip_pairs):
+    """Left becomes right and right becomes left: what a mirrored label map needs besides mirroring."""
+    table = np.arange(256, dtype=np.uint8)
+    for left, right in flip_pairs:
+        table[left], table[right] = right, left
+    return table[parsing]
+
+
+def random_crop(image, parsing, ignore, rng):
+    """A window of 0.5 to 1 times the width and of 0.5 to 1 times the height."""
+    window = []
+    for side in ignore.shape:
+        length = max(1, round(side * rng.uniform(0.5, 1)))
+        start = rng.integers(side - length + 1)
+        window.append(slice(start, start + length))
+    ys, xs = window
+    return image[ys, xs], parsing[:, ys, xs], ignore[ys, xs]
+
+
+def color_jitter(image, strength, rng):
+    """Brightness, contrast and saturation, each times 1 - strength .. 1 + strength."""
+    image = Image.fromarray(image)
+    for enhance in ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color:
+        image = enhance(image).enhance(rng.uniform(max(0, 1 - strength), 1 + strength))
+    return np.asarray(image)
+
+
+def train_transform(image, parsing, ignore, flip_pairs, config, rng):
+    """Random crop, scale, flip and colors; who has no pixel left is dropped. In and out as in `read`."""
+    if rng.random() < config.crop:
+        image, parsing, ignore = (np.ascontiguousarray(a) for a in random_crop(image, parsing, ignore, rng))
+    sides = config.short_side                     # a range, or values to choose from
+    short = rng.integers(sides[0], sides[1] + 1) if len(sides) == 2 else rng.choice(sides)
+    size = scaled_size(*ignore.shape[::-1], short, config.long_side)
+    image, parsing, ignore = resize(image, parsing, ignore, size, config.recipe)
+    if rng.random() < config.flip:
+        image, parsing, ignore = image[:, ::-1], swap_sides(parsing[:, :, ::-1], flip_pairs), ignore[:, ::-1]
+    if config.color_jitter:
+        image = color_jitter(image, config.color_jitter, rng)
+    return image, parsing[parsing.any((1, 2))], ignore
+
+
+def normalize(image):
+    """(H, W, 3) uint8 RGB -> tensor (3, H, W) float32 with ImageNet's mean and deviation taken out."""
+    import torch
+    image = torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255     # a copy: flips have negative strides
+    return (image - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+
+
+class Samples:
+    """Tensors for training, or (train=False) whole images at the size of testing.
+
+    samples[epoch, index] -> dict: image (3, H, W) float32, parsing (N, H, W) uint8, ignore (H, W) bool, info:
+    dict of id, index, size (H0, W0) before resizing. A function of (config.seed, epoch, index) alone.
+    """
+
+    def __init__(self, dataset, config, train=True):
+        self.dataset, self.config, self.train = dataset, config, train
+
+    def __len__(self):
+        return len(self.dataset)
+
+    def __getitem__(self, key):
+        import torch
+        (epoch, index), config = key, self.config
+        sample = self.dataset.read(index, config.seed, epoch)
+        info = dict(id=self.dataset.ids[index], index=index, size=sample[2].shape)
+        if self.train:
+            rng = np.random.default_rng((4, config.seed, epoch, index))
+            sample = train_transform(*sample, self.dataset.flip_pairs, config, rng)
+        else:
+            size = scaled_size(*info['size'][::-1], config.test_short_side, config.long_side)
+            sample = resize(*sample, size)
+        image, parsing, ignore = (np.array(a) for a in sample)
+        parsing, ignore = torch.from_numpy(parsing), torch.from_numpy(ignore)
+        return dict(image=normalize(image), parsing=parsing, ignore=ignore, info=info)
+
+
+def collate(samples):
+    """-> images (B, 3, H, W) float32, parsings: list of (N_i, H, W) uint8, ignores (B, H, W) bool, infos.
+
+    All are padded with zeros, right and below, to a common size: a multiple of 32.
+    """
+    import torch
+    from torch.nn.functional import pad
+    height, width = (-(-max(s['ignore'].shape[d] for s in samples) // 32) * 32 for d in (0, 1))
+    images, parsings, ignores = ([pad(s[key], (0, width - s[key].shape[-1], 0, height - s[key].shape[-2]))
+                                  for s in samples] for key in ('image', 'parsing', 'ignore'))
+    infos = [s['info'] for s in samples]
+    return dict(images=torch.stack(images), parsings=parsings, ignores=torch.stack(ignores), infos=infos)
+
+
+def batches(dataset, batch_size, seed, epoch, rank=0, world=1):
+    """The batches of one process in an epoch, lists of (epoch, index): all wide or all high, in random order.
+
+    All processes have equally many, and different images, except those that fill up the last batches.
+    """
+    rng, chunks = np.random.default_rng((5, seed, epoch)), []
+    for group in np.flatnonzero(dataset.landscape), np.flatnonzero(~dataset.landscape):
+        order = np.resize(rng.permutation(group), -(-len(group) // batch_size) * batch_size)    # wraps around
+        chunks += order.reshape(-1, batch_size).tolist()
+    order = np.resize(rng.permutation(len(chunks)), -(-len(chunks) // world) * world)
+    return [[(epoch, index) for index in chunks[k]] for k in order[rank::world]]
+
+
+class EpochBatches:
+    """Batch sampler; set_epoch(epoch, start) goes to batch `start` of an epoch, total() counts all."""
+
+    def __init__(self, *arguments):               # dataset, batch_size, seed, rank, world
+        self.arguments = arguments
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch, start=0):
+        dataset, batch_size, seed, rank, world = self.arguments
+        self.batches, self.start = batches(dataset, batch_size, seed, epoch, rank, world), start
+
+    def total(self):
+        return len(self.batches)
+
+    def __len__(self):
+        return len(self.batches) - self.start
+
+    def __iter__(self):
+        return iter(self.batches[self.start:])
+
+
+def loader(samples, config, batch_size, rank=0, world=1, device='cpu'):
+    """Torch DataLoader of Samples; before each epoch, loader.batch_sampler.set_epoch(epoch, start)."""
+    import torch
+    return torch.utils.data.DataLoader(
+        samples, batch_sampler=EpochBatches(samples.dataset, batch_size, config.seed, rank, world),
+        collate_fn=collate, num_workers=config.workers, persistent_workers=config.workers > 0,
+        pin_memory=torch.device(device).type == 'cuda', generator=torch.Generator())      # not the global one
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Pictures
+
+
+@lru_cache
+def palette(num_classes):
+    """(256, 3) uint8: 0 black, 1..num_classes each as far as can be from those before it, the rest gray."""
+    grid = np.stack(np.meshgrid(*[range(0, 256, 51)] * 3), -1).reshape(-1, 3)
+    grid = grid[(np.ptp(grid, 1) > 100) & (grid @ [0.3, 0.59, 0.11] > 80)]     # gray and dark would not show
+    points = np.concatenate([[[v] * 3 for v in (0, 128, 255)], grid])
+    xyz = (points / 255) ** 2.2 @ [[0.434, 0.213, 0.018], [0.376, 0.715, 0.109], [0.190, 0.072, 0.873]]
+    lab = np.cbrt(xyz) @ [[0, 500, 0], [116, -500, 200], [0, 0, -200]]        # CIELAB: distances as seen
+    order, count = [0, 1, 2], min(num_classes, 254)
+    for _ in range(min(count, len(grid))):
+        order.append(np.linalg.norm(lab[:, None] - lab[order], axis=2).min(1).argmax())
+    colors = np.full((256, 3), 128, np.uint8)
+    colors[0], colors[UNKNOWN] = 0, 225
+    colors[1:count + 1] = np.resize(points[order[3:]], (count, 3))            # repeats after 140 colors
+    colors.flags.writeable = False                # the same array serves all callers
+    return colors
+
+
+def overlay(image, parsing, class_names=None, ignore=None):
+    """Photo (H, W, 3) uint8 or Pillow RGB, parsing (N, H, W) -> Pillow RGB: parts in color, a white line
+    around each person, stripes over ignore, and below, given class_names, a legend of what occurs."""
+    canvas, colors = np.array(image), palette(len(class_names) - 1 if class_names else 58)
+    for person in np.asarray(parsing):
+        core = inside = person > 0
+        canvas[inside] = 0.45 * canvas[inside] + 0.55 * colors[person[inside]]
+        for _ in range(max(1, round(min(inside.shape) / 500))):
+            wide = np.pad(core, 1)
+            core = core & wide[:-2, 1:-1] & wide[2:, 1:-1] & wide[1:-1, :-2] & wide[1:-1, 2:]
+        canvas[inside & ~core] = 255
+    if ignore is not None:
+        stripes = np.add.outer(*map(np.arange, ignore.shape)) // 4 % 2 > 0
+        canvas[ignore & stripes] //= 2
+    image, present = Image.fromarray(canvas), np.unique(parsing)
+    return add_legend(image, colors, class_names, present) if class_names else image
+
+
+def add_legend(image, colors, class_names, present):
+    """Pillow image with the colors and names of the present class ids below it."""
+    font = ImageFont.load_default(max(11, image.width // 60))
+    line, places, x, y = int(1.6 * font.size), [], 0, image.height
+    for c in (int(c) for c in present if c):
+        name = class_names[c] if c < len(class_names) else 'part unknown'
+        length = int(font.getlength(name)) + 2 * line
+        x, y = (0, y + line) if x and x + length > image.width else (x, y)
+        places.append((x + line // 2, y + line // 2, tuple(colors[c].tolist()), name))
+        x += length
+    sheet = Image.new('RGB', (image.width, y + 2 * line if places else y), 'white')
+    sheet.paste(image)
+    draw = ImageDraw.Draw(sheet)
+    for x, y, color, name in places:
+        draw.rectangle([x, y, x + font.size, y + font.size], color, 'black')
+        draw.text((x + line, y + font.size / 2), name, 'black', font, 'lm')
+    return sheet
+
+
+# ------------------------------------------------------------------------------------------------------------
+# All data sets, and the check of a download
+
+DATASETS = {'MHP': MHP, 'CIHP': CIHP, 'DensePose': DensePose, 'CCP': CCP, 'synthetic': Synthetic}
+
+
+def open_dataset(name, root=None, split='train', **options):
+    """The data set of that name in the folder root; what cannot be is a FileNotFoundError or ValueError."""
+    if name not in DATASETS:
+        raise ValueError(f'unknown data set {name!r}; choose one of {", ".join(DATASETS)}')
+    if split not in DATASETS[name].splits:
+        raise ValueError(f'{name} has no split {split!r}; choose one of {", ".join(DATASETS[name].splits)}')
+    if name != 'synthetic' and not root:
+        raise ValueError(f'{name} is read from files; give the folder of the unpacked download with --root')
+    if name != 'synthetic' and not os.path.isdir(root):
+        raise FileNotFoundError(f'{root} is no folder; --root is the folder of the unpacked download')
+    dataset = DATASETS[name](root, split, **options)
+    if not len(dataset):
+        raise ValueError(f'{root} has no image of the split {split}; unpack the download again')
+    return dataset
+
+
+def inspect(dataset, i):
+    """Reads all of image i -> number of people, how many of them have each label (256,), error or None."""
+    parts = np.zeros(256, int)
+    try:
+        _, parsing, _ = dataset.read(i)
+    except (OSError, ValueError) as error:
+        return 0, parts, str(error)
+    return len(parsing), sum((np.bincount(p.ravel(), minlength=256) > 0 for p in parsing), parts), None
+
+
+def check(dataset, out):
+    """Reads all files, prints counts and the first bad files, draws samples -> number of bad images."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        jobs = pool.map(lambda i: inspect(dataset, i), range(len(dataset)))
+        people, parts, errors = zip(*tqdm(jobs, total=len(dataset), unit=' images'))
+    good, parts = [i for i, error in enumerate(errors) if not error], sum(parts)
+    counts = np.bincount([people[i] for i in good], minlength=1)
+    print(f'{len(good)} good images, {sum(people)} people')
+    print('images by people:', ', '.join(f'{n}: {count}' for n, count in enumerate(counts) if count))
+    print('people by part:', ', '.join(f'{name} {n}' for name, n in zip(dataset.class_names[1:], parts[1:])))
+    if good:
+        draw_samples(dataset, [good[k * len(good) // 12] for k in range(12)][:len(good)], out)
+    for error in [error for error in errors if error][:10]:
+        print('bad:', error, file=sys.stderr)
+    return len(dataset) - len(good)
+
+
+def draw_samples(dataset, indices, out, columns=4, side=400):
+    """Picture of images and labels as training sees them: cropped, flipped, in other colors."""
+    config = SimpleNamespace(recipe='paper', short_side=(side,), long_side=side, crop=0.3, flip=0.5, color_jitter=0.2)
+    sheet, seen = Image.new('RGB', (columns * side, -(-len(indices) // columns) * side), 'white'), set()
+    for k, i in enumerate(indices):
+        rng = np.random.default_rng(i)
+        image, parsing, ignore = train_transform(*dataset.read(i), dataset.flip_pairs, config, rng)
+        sheet.paste(overlay(image, parsing, None, ignore), (k % columns * side, k // columns * side))
+        seen |= set(np.unique(parsing))
+    add_legend(sheet, palette(58), dataset.class_names, sorted(seen)).save(out)
+    print(f'samples as training sees them: {out}')
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description='Checks a data set: reads all files, counts, draws samples.')
+    parser.add_argument('--data', required=True, choices=list(DATASETS))
+    parser.add_argument('--root', help='folder of the unpacked download')
+    parser.add_argument('--split', default='val')
+    parser.add_argument('--out', default='samples.png', help='picture of some samples')
+    args = parser.parse_args(argv)
+    try:
+        dataset = open_dataset(args.data, args.root, args.split)
+        bad = check(dataset, args.out)
+        message = f'{bad} of {len(dataset)} images are bad' if bad else ''
+    except (OSError, ValueError) as error:
+        message = str(error)
+    if message:
+        print(f'error: {message}', file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == '__main__':
+    main()

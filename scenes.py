@@ -1,0 +1,246 @@
+"""Scenes of several people, composed from photos of single ones, and people drawn from nothing.
+
+`compose` knows no files. `source` gives it, for photo k: annotation(k) -> three Pillow images, who or what is where
+(0 = background), body parts, bystanders to ignore; labels(annotation, parts, flip) -> uint8 label map; photo(k, draft)
+-> Pillow RGB, possibly decoded smaller; and background(rng) -> a photo without people, or None.
+All that is random comes from `rng`, so a scene is a function of its seed.
+"""
+from collections import namedtuple
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter, ImageOps
+
+ASPECTS = 4 / 3, 2 / 3, 5 / 4, 3 / 4                          # width / height of scene i: ASPECTS[i % 4]
+NUM_PEOPLE = 0.10, 0.26, 0.27, 0.19, 0.11, 0.07               # share of scenes with 1, 2, .. 6 people
+
+# Where people are put. image: Pillow RGB, or None where only labels are wanted; ignore (H, W) bool; layers:
+# the photo's own person, if kept; horizon: its row; camera: its height in heights of a person; tall: pixels
+# of somebody in the first row; seams: columns where mirroring begins.
+Stage = namedtuple('Stage', 'image ignore layers horizon camera tall seams')
+# A person. label (h, w) uint8; alpha, image: Pillow; x, y: of the top left corner; feet: the row stood on.
+Layer = namedtuple('Layer', 'label alpha image x y feet pasted')
+
+
+def compose(source, count, size, rng, paint=True):
+    """A scene of size (w, h) from photos 0..count - 1 -> image (H, W, 3) uint8 (only if paint), list of label maps (H, W)
+    uint8, one a person, ignore (H, W) bool."""
+    look = rng.spawn(1)[0]                        # of its own: places are the same with and without painting
+    cast, background = rng.choice(count, 13, replace=False), source.background(rng)
+    if background:
+        stage = open_background(background, size, rng, paint)
+    else:
+        stage = open_photo(source, cast[0], size, rng, look, paint)
+    layers = stage.layers + add_people(source, stage, cast[1:], size, rng, look)
+    layers.sort(key=lambda layer: layer.feet)     # who stands higher is farther away
+    return paint and np.asarray(paint_layers(stage.image, layers)), *flatten_layers(layers, stage.ignore)
+
+
+def open_background(photo, size, rng, paint):
+    """A photo without people as stage; where its ground lies is a guess."""
+    image = ImageOps.fit(photo, size, Image.BILINEAR) if paint else None
+    horizon, tall = rng.uniform((0.3, 0.6), (0.5, 1.0)) * size[1]
+    return Stage(image, np.zeros(size[::-1], bool), [], horizon, rng.uniform(0.5, 0.62), tall, [])
+
+
+def open_photo(source, k, size, rng, look, paint):
+    """Photo k as stage, its person kept or removed. The ground is the one that person stands on."""
+    keep, camera, annotation = rng.random() < 0.6, rng.uniform(0.5, 0.62), source.annotation(k)
+    full, box = np.array(annotation[0].size), annotation[0].getbbox()
+    horizon = box[3] - camera * (box[3] - box[1])
+    zoom, left, top = choose_view(full, box, horizon, size, keep, rng)
+    strip = round(full[0] * zoom), size[1]    # the photo's full width, as high as the scene
+    y0, y1 = top / zoom / full[1], min(1, (top + size[1]) / zoom / full[1])
+
+    def warp(image, resample):
+        return image.resize(strip, resample, (0, y0 * image.height, image.width, y1 * image.height))
+
+    ccp, parts, ignore = (np.asarray(warp(a, Image.NEAREST)) for a in annotation)
+    image = warp(source.photo(k, full * zoom), Image.BILINEAR) if paint else None
+    mask = Image.fromarray((ccp > 0) * np.uint8(255))
+    x0, _, x1, _ = mask.getbbox()
+    margins = (x0, strip[0] - x1) if keep else (strip[0], strip[0])
+    columns = mirror_margins(left, size[0], strip[0], *margins)
+    layers, tall, horizon = [], (box[3] - box[1]) * zoom, horizon * zoom - top
+    if keep:
+        alpha = mask.filter(ImageFilter.BoxBlur(1))
+        layers = [Layer(source.labels(ccp, parts), alpha, image, -left, 0, box[3] * zoom - top, False)]
+    else:                                     # who comes here stands farther back, all heads in sight
+        tall *= rng.uniform(0.7, 1) if size[1] > size[0] else rng.uniform(0.45, 0.85)
+        tall = min(tall, (horizon + 0.05 * size[1]) / (1 - camera))
+        image = image and remove_person(image, mask, look)
+    image = image and Image.fromarray(np.asarray(image).take(columns, 1))
+    seams = [x for x in (-left, strip[0] - left) if 0 < x < size[0]]
+    return Stage(image, ignore[:, columns] > 0, layers, horizon, camera, tall, seams)
+
+
+def add_people(source, stage, cast, size, rng, look):
+    """Pasted layers: how many people, how far away, and where: away from others, or over a seam."""
+    count, layers = rng.choice(6, p=NUM_PEOPLE) + 1 - len(stage.layers), []
+    taken = [layer.x + np.mean(layer.alpha.getbbox()[::2]) for layer in stage.layers]
+    nearest, farthest = (1.08, 0.92) if rng.random() < 0.5 else (1.1, 0.5 if stage.layers else 0.7)
+    for k in cast:
+        if len(layers) == count:
+            break
+        tall = np.clip(stage.tall * rng.uniform(farthest, nearest), 0.25 * size[1], 1.5 * size[1])
+        feet = stage.horizon + stage.camera * tall            # all stand on one ground
+        person = cut_out(source, k, tall * rng.uniform(0.95, 1.05), stage.image, rng, look)
+        spots = [*stage.seams, *rng.uniform(0, size[0], rng.integers(1, 5))]
+        if person:
+            alpha = person[1]
+            taken.append(max(spots, key=lambda x: min((abs(x - t) for t in taken), default=0)))
+            place = round(taken[-1] - alpha.width / 2), round(feet) - alpha.getbbox()[3]
+            layers.append(Layer(*person, *place, feet, True))
+    return layers
+
+
+def cut_out(source, k, tall, scene, rng, look):
+    """Person of photo k, tall pixels high -> label, alpha, image; None if that photo's frame cuts it."""
+    ccp, parts, _ = source.annotation(k)
+    stretch, angle, flip = rng.uniform(0.85, 1.15), np.clip(rng.normal(0, 3), -15, 15), rng.random() < 0.5
+    (x0, y0, x1, y1), (width, height) = ccp.getbbox(), ccp.size
+    if min(x0, y0) < 2 or x1 > width - 2 or y1 > height - 2:
+        return None
+    zoom = tall / (y1 - y0)
+    warp = affine((x0 - 3, y0 - 3, x1 + 3, y1 + 3), width, zoom * stretch, zoom, angle, flip)
+    ccp, parts = (np.asarray(warp(a, Image.NEAREST)) for a in (ccp, parts))
+    label = source.labels(ccp, parts, flip)
+    alpha = Image.fromarray((ccp > 0) * np.uint8(255)).filter(ImageFilter.BoxBlur(1))
+    alpha = alpha.point([max(0, 2 * v - 255) for v in range(256)])        # within the edge: no halos
+    photo = source.photo(k, (0.8 * width * zoom, 0.8 * height * zoom)) if scene else None
+    image = photo and adapt(warp(photo, Image.BILINEAR), photo, scene, look)
+    return label, alpha, image
+
+
+def choose_view(full, box, horizon, size, keep, rng):
+    """What a scene shows of a photo of size full: its zoom, and left, top in the zoomed photo.
+
+    High scenes show nearly all of it; wide ones cut its height and may be wider than it is."""
+    low, high = (0.85, 1) if size[1] > size[0] else (0.58, 0.75) if keep else (0.5, 0.75)
+    view = full[1] * rng.uniform(low, high)
+    zoom = size[1] / view
+    top = box[1] - rng.uniform(0.03, 0.2) * view if keep else horizon - rng.uniform(0.4, 0.6) * view
+    left = (box[0] + box[2]) / 2 * zoom - rng.uniform(0.25, 0.75) * size[0]
+    left = np.clip(left, *sorted((0, full[0] * zoom - size[0])))
+    return zoom, round(left), round(np.clip(top, 0, full[1] - view) * zoom)
+
+
+def affine(box, width, zoom_x, zoom_y, angle, flip):
+    """A function that cuts the box out of a photo of that width, or a smaller copy, scales, turns, flips."""
+    cos, sin = np.cos(np.radians(angle)), np.sin(np.radians(angle))
+    w, h = (box[2] - box[0]) * zoom_x, (box[3] - box[1]) * zoom_y
+    size = max(8, round(cos * w + abs(sin) * h)), max(8, round(abs(sin) * w + cos * h))
+    matrix = np.array([[cos, sin], [-sin, cos]]) / [[-zoom_x if flip else zoom_x], [zoom_y]]
+    shift = np.add(box[:2], box[2:]) / 2 - matrix @ size / 2
+
+    def warp(image, resample):
+        rows = np.column_stack([matrix, shift]) * (image.width / width)
+        return image.transform(size, Image.AFFINE, rows.ravel().tolist(), resample)
+    return warp
+
+
+def bounce(distance, margin):
+    """0, 1, 2, .. -> 0, 1, .., margin - 1, margin - 1, .., 1, 0, 0, 1, .."""
+    distance = distance % (2 * max(margin, 8))
+    return np.minimum(distance, 2 * max(margin, 8) - 1 - distance)
+
+
+def mirror_margins(first, count, width, left, right):
+    """Columns first, first + 1, .. of a photo, beyond whose ends its left and right margins are mirrored."""
+    columns = np.arange(first, first + count)
+    columns = np.where(columns < 0, bounce(-1 - columns, left), columns)
+    return np.where(columns >= width, width - 1 - bounce(columns - width, right), columns).clip(0, width - 1)
+
+
+def remove_person(image, mask, look):
+    """Fills the figure with what is left and right of it, mirrored; half of the time blurs all."""
+    (x0, _, x1, _), (width, height), pixels = mask.getbbox(), image.size, np.asarray(image)
+    columns = np.arange(x1 - x0)
+    left = pixels.take((x0 - 1 - bounce(columns, x0)).clip(0), 1)
+    right = pixels.take((x1 + bounce(columns[::-1], width - x1)).clip(0, width - 1), 1)
+    ramp = (255 * (2 * columns / (x1 - x0) - 0.5)).clip(0, 255).astype(np.uint8)
+    fill = Image.composite(*map(Image.fromarray, (right, left, np.tile(ramp, (height, 1)))))
+    soft = mask.filter(ImageFilter.BoxBlur(height / 60)).point([min(255, 8 * v) for v in range(256)])
+    image.paste(fill, (x0, 0), soft.filter(ImageFilter.BoxBlur(height / 120)).crop((x0, 0, x1, height)))
+    return image.filter(ImageFilter.BoxBlur(max(0, look.uniform(-1, 1)) * height / 100))
+
+
+def adapt(image, photo, scene, look):
+    """Brings a person's colors half of the way from the own photo to the scene, blurs every other one."""
+    own, other = (np.asarray(a.resize((16, 16), Image.NEAREST)).mean((0, 1)) + 20 for a in (photo, scene))
+    r, g, b = np.clip(np.sqrt(other / own), 0.75, 1.3) * look.uniform(0.95, 1.05)
+    image = image.convert('RGB', (r, 0, 0, 0, 0, g, 0, 0, 0, 0, b, 0))
+    return image.filter(ImageFilter.BoxBlur(max(0, look.uniform(-0.7, 0.7)) * scene.height / 480))
+
+
+def paint_layers(image, layers):
+    """Far to near; who is pasted gets a soft shadow where the feet touch the ground."""
+    for layer in layers:
+        if layer.pasted:
+            width, tall = layer.alpha.size
+            foot = layer.alpha.crop((0, tall - tall // 10, width, tall)).resize((width, tall // 20 + 1))
+            foot = ImageOps.expand(foot, tall // 25 + 2).filter(ImageFilter.BoxBlur(tall / 50))
+            place = layer.x - (foot.width - width) // 2, round(layer.feet) - foot.height * 2 // 3
+            image.paste((15, 15, 20), place, foot.point([v * 3 // 5 for v in range(256)]))
+        image.paste(layer.image, (layer.x, layer.y), layer.alpha)
+    return image
+
+
+def flatten_layers(layers, ignore):
+    """Layers, far to near -> list of label maps (H, W) of what is seen, ignore. Who is seen to less than 15 % is
+    ignored."""
+    owner, labels = (Image.new('L', ignore.shape[::-1]) for _ in range(2))
+    people, whole = [], []
+    for number, layer in enumerate(layers, 1):
+        solid = Image.fromarray((np.asarray(layer.alpha) > 127) * np.uint8(255))
+        owner.paste(number, (layer.x, layer.y), solid)
+        labels.paste(Image.fromarray(layer.label), (layer.x, layer.y), solid)
+        whole.append(np.count_nonzero(np.asarray(solid) & layer.label))
+    owner, labels = np.asarray(owner), np.asarray(labels)
+    ignore = ignore & (owner == 0)
+    for number, area in enumerate(whole, 1):
+        seen = owner == number
+        people.append(seen * labels)
+        if np.count_nonzero(people[-1]) < 0.15 * area:
+            people.pop()
+            ignore |= seen
+    return people, ignore
+
+
+def draw(width, height, rng):
+    """Drawn people on a textured background -> image, list of label maps, ignore, as `compose`."""
+    coarse = rng.integers(30, 226, (*rng.integers(2, 9, 2), 3), np.uint8)
+    image = Image.fromarray(coarse).resize((width, height), Image.BICUBIC)
+    draw = ImageDraw.Draw(image)
+    for _ in range(rng.integers(5)):          # things that are no people
+        corner, color = rng.uniform(0, 1, 2) * (width, height), tuple(rng.integers(0, 256, 3).tolist())
+        shape = draw.ellipse if rng.random() < 0.5 else draw.rectangle
+        shape([*corner, *(corner + rng.uniform(0.05, 0.4, 2) * height)], color)
+    count = rng.integers(1, 4)
+    layers = [draw_person((k + rng.uniform(0.1, 0.9)) * width / count, height, rng) for k in range(count)]
+    layers.sort(key=lambda layer: layer.feet)
+    image = paint_layers(image, layers) + rng.integers(-14, 15, (height, width, 3), np.int16)
+    return image.clip(0, 255).astype(np.uint8), *flatten_layers(layers, np.zeros((height, width), bool))
+
+
+def draw_person(x, height, rng):
+    """A Layer: somebody around column x, in plain colors, arms and legs at random angles."""
+    tall = rng.uniform(0.6, 0.95) * height
+    label = Image.new('L', (int(1.1 * tall), int(tall)))
+    draw, middle = ImageDraw.Draw(label), label.width / 2
+
+    def limb(part, x, y, angle, length, thickness):   # lengths in heights of the person, x from the middle
+        x, y, length = middle + x * tall, y * tall, length * tall
+        end = x + np.sin(angle) * length, y + np.cos(angle) * length
+        draw.line([x, y, *end], part, round(thickness * tall))
+
+    for side, leg, arm in (1, 5, 3), (-1, 6, 4):
+        limb(leg, side * 0.075, 0.55, side * rng.uniform(0, 0.35), 0.45, 0.13)
+        limb(arm, side * 0.14, 0.25, side * rng.uniform(0, 1.4), 0.32, 0.11)
+    limb(2, 0, 0.2, 0, 0.4, 0.27)
+    draw.ellipse([middle - 0.09 * tall, 0, middle + 0.09 * tall, 0.2 * tall], 1)
+    skin, (shirt, legs) = rng.integers(90, 230) * np.array([1, 0.8, 0.65]), rng.integers(0, 256, (2, 3))
+    arms = skin if rng.random() < 0.5 else shirt * 0.8
+    colors = np.array([shirt, skin, shirt, arms, arms, legs, legs]).astype(np.uint8)
+    label, feet = np.asarray(label), rng.uniform(0.75, 1.05) * height + 0.1 * (tall - height)
+    alpha, image = Image.fromarray((label > 0) * np.uint8(255)), Image.fromarray(colors[label])
+    return Layer(label, alpha, image, round(x - middle), round(feet - tall), feet, False)
