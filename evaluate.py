@@ -1,0 +1,872 @@
+"""The numbers of multi-human parsing: AP^p, PCP, mIoU and, for CIHP, AP^r and AP^h. Needs no torch.
+
+    python evaluate.py --data MHP --root data/LV-MHP-v2 --split val --predictions results/
+    python evaluate.py --benchmark                                         # its speed on this machine
+
+    metrics = parsing_metrics(predictions, ground_truths, num_classes)     # arrays in memory
+    metrics['APvol'], metrics['PCP50'], metrics['mIoU']
+
+The rules are those of the official evaluators, to the last bit: MHPv2's eval_mhp.py and voc_eval.py (AP^p,
+PCP), CIHP_PGN's test_inst_part_ap.py (AP^r), QANet's computeAPh (AP^h). n = num_classes + 1, with background.
+
+1. A detection is a person: a label map of the image's size and a score. The detections of all images are
+   ranked together; equal scores keep the order of images, then of the file (the official sort is not stable).
+2. IoU of two people = mean over the classes 0..n-1 that either has, *background included*: an empty detection
+   is worth something. Ground-truth pixels labelled >= n (255) are in no class; empty people are skipped.
+3. A detection sees only the first person of the largest IoU. It is a true positive at t if that IoU > t and
+   no better ranked one took that person at t. It gets no second choice.
+4. AP^p at t: area under the precision envelope. PCP at t: mean over all people of the share of their parts
+   with IoU > t, 0 for people not found at t. "vol" is the mean over t = 0.1, 0.2 .. 0.9.
+5. mIoU: one confusion matrix of all listed images, classes in neither map left out. The class map of a
+   prediction is the folder's own if it has one, else its people pasted by ascending score.
+6. AP^r: a part is one class of one person; its IoU is the best over parts of its class. A part may be found
+   twice, as officially, so AP^r can pass 1. Classes in neither count 0, classes only predicted are left out.
+7. AP^h: as 6, for whole people, t = 0.50, 0.55 .. 0.95.
+
+Pixels under `ignore` count nowhere, and a detection with more than half of its pixels there is left out. The
+official evaluators of MHP and CIHP know no such thing, so these two are scored without it.
+"""
+import argparse
+import csv
+import io
+import json
+import math
+import multiprocessing
+import os
+import sys
+import tempfile
+import time
+from collections import namedtuple
+from copy import copy
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from scipy import ndimage
+from tqdm import tqdm
+
+THRESHOLDS = [i / 10 for i in range(1, 10)]          # not np.arange, whose third value is 0.30000000000000004
+HUMAN_THRESHOLDS = [i / 100 for i in range(50, 100, 5)]
+FORMS = ('instances', 'mhp', 'cihp', 'coco')         # of predictions in folders
+
+# parsing: label maps (H, W) uint8, 0..K, one a person; scores (N,). What else a folder may say: semantic, a
+# class map (H, W); parts and humans, (layers, scores) each; how many entries of its lists have no pixel.
+Prediction = namedtuple('Prediction', 'parsing scores semantic parts humans lost', defaults=[None] * 3 + [0])
+# parsing (M, H, W) uint8, ignore (H, W) bool; semantic, parts and humans as above, without scores.
+GroundTruth = namedtuple('GroundTruth', 'parsing ignore semantic parts humans', defaults=(None,) * 4)
+Joint = namedtuple('Joint', 'diag row col shared gts preds')
+
+
+# ------------------------------------------------------------------------------------------------------------
+# One image: integer statistics of every pair of label maps
+
+class Layer:
+    """One label map (H, W) uint8 cut to the box of its labels, and the number of pixels of each label.
+    y0, x0: where the map itself starts, if it is already a piece of the image."""
+
+    def __init__(self, label_map, n, y0=0, x0=0):
+        rows = np.flatnonzero(label_map.max(1))
+        top, bottom = (rows[0], rows[-1] + 1) if len(rows) else (0, 0)
+        cols = np.flatnonzero(label_map[top:bottom].max(0, initial=0))
+        left, right = (cols[0], cols[-1] + 1) if len(cols) else (0, 0)
+        self.y0, self.y1, self.x0, self.x1 = y0 + top, y0 + bottom, x0 + left, x0 + right
+        self.box = slice(self.y0, self.y1), slice(self.x0, self.x1)
+        self.count(label_map[top:bottom, left:right], n)
+
+    def count(self, labels, n):
+        self.labels, self.mask = labels, labels != 0
+        counts = np.bincount(labels[self.mask], minlength=n)
+        self.counts, self.area = counts[:n], int(counts.sum())
+        self.unknown = int(counts[n:].sum())
+
+    def relabel(self, labels, n):
+        """The same box with other labels."""
+        layer = copy(self)
+        layer.count(labels, n)
+        return layer
+
+
+def shared_pixels(g, p, n):
+    """Layers -> pixels of equal label (n,), labels of p where g's is >= n (n,), number labelled in both."""
+    y0, y1, x0, x1 = max(g.y0, p.y0), min(g.y1, p.y1), max(g.x0, p.x0), min(g.x1, p.x1)
+    if y0 >= y1 or x0 >= x1:
+        return 0, 0, 0
+    in_g = slice(y0 - g.y0, y1 - g.y0), slice(x0 - g.x0, x1 - g.x0)
+    in_p = slice(y0 - p.y0, y1 - p.y0), slice(x0 - p.x0, x1 - p.x0)
+    a, b, both = g.labels[in_g], p.labels[in_p], g.mask[in_g] & p.mask[in_p]
+    same = np.bincount(b[(a == b) & both], minlength=n)
+    hidden = np.bincount(b[(a >= n) & both], minlength=n) if g.unknown else 0
+    return same, hidden, np.count_nonzero(both)
+
+
+def compare(gts, preds, n, num_pixels, share=shared_pixels, merge=False):
+    """M and N layers -> Joint: diagonal (M, N, n) and marginals (M, 1, n), (M, N, n) of the confusion matrix
+    of every pair, and the pixels labelled in both (M, N), int64. IoUs need no more, and background follows by
+    subtraction: only labelled pixels are touched. merge: layers that do not overlap are one class map."""
+    diag, hidden = np.zeros((2, len(gts), len(preds), n), np.int64)
+    shared = np.zeros((len(gts), len(preds)), np.int64)
+    for i, g in enumerate(gts):
+        for j, p in enumerate(preds):
+            diag[i, j], hidden[i, j], shared[i, j] = share(g, p, n)
+    row = np.array([g.counts for g in gts], np.int64).reshape(-1, 1, n)
+    col = np.array([p.counts for p in preds], np.int64).reshape(1, -1, n)
+    unknown = np.array([g.unknown for g in gts], np.int64).reshape(-1, 1)
+    if merge:
+        diag, hidden, row, col = (x.sum((0, 1), keepdims=True) for x in (diag, hidden, row, col))
+        shared, unknown = shared.sum(keepdims=True), unknown.sum(keepdims=True)
+    col, valid = col - hidden, num_pixels - unknown
+    row[..., 0] = valid - row.sum(-1)
+    col[..., 0] = valid - col.sum(-1)
+    diag[..., 0] = row[..., 0] + col[..., 0] - valid + shared - hidden.sum(-1)
+    return Joint(diag, row, col, shared, gts, preds)
+
+
+def divide(a, b):
+    """a / b in float64, nan for 0 / 0."""
+    with np.errstate(invalid='ignore', divide='ignore'):
+        return np.true_divide(a, b)
+
+
+def nan_mean(x, axis=-1):
+    """np.nanmean, to the bit: the whole row is summed, with 0 for nan. The sum of the present classes alone
+    rounds differently in one row of seven, and 0.7000000000000001 > 0.7."""
+    present = ~np.isnan(x)
+    return divide(np.where(present, x, 0.).sum(axis), present.sum(axis))
+
+
+def class_iou(joint):
+    return divide(joint.diag, joint.row + joint.col - joint.diag)                # (M, N, n)
+
+
+def match_people(joint):
+    """-> person: of each detection the first person of the largest IoU (N,), -1 for none; iou: that IoU (N,);
+    hits: the parts of that person with IoU > t (N, 9); num_parts of each person (M,)."""
+    part_iou, num_detections = class_iou(joint), len(joint.preds)
+    num_parts = np.count_nonzero(joint.row[:, 0, 1:], axis=1)
+    if not joint.gts:
+        person, hits = np.full(num_detections, -1), np.zeros((num_detections, len(THRESHOLDS)), int)
+        return dict(person=person, iou=person * np.inf, hits=hits, num_parts=num_parts)
+    iou = nan_mean(part_iou)
+    iou = np.where(np.isnan(iou), -np.inf, iou)
+    person, each = iou.argmax(0), np.arange(num_detections)
+    hits = (part_iou[person, each, 1:, None] > THRESHOLDS).sum(1)
+    return dict(person=person, iou=iou[person, each], hits=hits, num_parts=num_parts)
+
+
+def match_parts(joint, scores, n):
+    """-> class, score and best IoU of each part, that is, class of a predicted layer (P,); the number of
+    parts of each class in the ground truth (n,)."""
+    layer, label = np.nonzero(np.array([p.counts for p in joint.preds]).reshape(-1, n))
+    best = np.nan_to_num(class_iou(joint)).max(0, initial=0.)                    # (N, n)
+    counts = np.array([g.counts > 0 for g in joint.gts]).reshape(-1, n).sum(0)
+    return dict(part_class=label, part_scores=scores[layer], part_iou=best[layer, label], part_counts=counts)
+
+
+def match_humans(joint, scores):
+    """-> score and best IoU of each predicted mask (N,), the number of masks in the ground truth."""
+    area_g, area_p = (np.array([layer.area for layer in layers], int) for layers in (joint.gts, joint.preds))
+    iou = np.nan_to_num(divide(joint.shared, area_g[:, None] + area_p - joint.shared)).max(0, initial=0.)
+    return dict(human_scores=scores, human_iou=iou, num_humans=len(area_g))
+
+
+def visible(layers, shape, n):
+    """Layers -> those without the pixels that later ones cover, as if pasted one over the other."""
+    covered, seen = np.zeros(shape, bool), []
+    for layer in reversed(layers):
+        above = covered[layer.box]
+        if (above & layer.mask).any():
+            layer = layer.relabel(np.where(above, np.uint8(0), layer.labels), n)
+        above |= layer.mask
+        seen.append(layer)
+    return seen
+
+
+def image_statistics(prediction, gt, n):
+    """Prediction and GroundTruth of one image -> all that is kept of it: a dict of a few hundred numbers."""
+    shape, share = gt.parsing.shape[1:], cache(shared_pixels)
+    ignore = gt.ignore if gt.ignore is not None and np.any(gt.ignore) else None
+    num_pixels = math.prod(shape) - (0 if ignore is None else np.count_nonzero(ignore))
+
+    def cut(maps):
+        return [m if isinstance(m, Layer) else Layer(m, n) for m in maps]
+
+    def layers(maps):
+        if ignore is None:
+            return cut(maps)
+        return [m.relabel(np.where(ignore[m.box], np.uint8(0), m.labels), n) for m in cut(maps)]
+
+    def instead(gt_maps, pair):
+        """Parts and humans are those of the people, unless files say more."""
+        if gt_maps is None and pair is None:
+            return people, scores
+        p, s = (preds, scores) if pair is None else (layers(pair[0]), np.asarray(pair[1], float))
+        return compare(gts if gt_maps is None else layers(gt_maps), p, n, num_pixels, share), s
+    gts, full = [g for g in layers(gt.parsing) if g.area], cut(prediction.parsing)
+    if any(p.unknown for p in full):
+        raise ValueError(f'the label {max(p.labels.max() for p in full)} is not one of 0..{n - 1}')
+    preds = layers(full)
+    keep = [i for i, p in enumerate(preds) if 2 * p.area >= full[i].area]
+    preds, scores = [preds[i] for i in keep], prediction.scores[keep]
+    people = compare(gts, preds, n, num_pixels, share)
+    seen, classes = visible(gts, shape, n), [preds[i] for i in np.argsort(scores, kind='stable')]
+    seen = seen if gt.semantic is None else layers([gt.semantic])
+    classes = visible(classes, shape, n) if prediction.semantic is None else layers([prediction.semantic])
+    pixels = compare(seen, classes, n, num_pixels, share, merge=True)
+    return dict(match_people(people), **match_parts(*instead(gt.parts, prediction.parts), n),
+                **match_humans(*instead(gt.humans, prediction.humans)), scores=scores, lost=prediction.lost,
+                pixels=np.concatenate([pixels.diag[0], pixels.row[0], pixels.col[0]]))
+
+
+# ------------------------------------------------------------------------------------------------------------
+# All images: rank, match, average
+
+def average_precision(true_positive, count):
+    """AP over all points (voc_eval.py): bool (N,) in rank order, `count` things to find. nan if none are."""
+    if count == 0:
+        return math.nan
+    found = np.cumsum(true_positive)
+    recall = np.concatenate(([0.], found / count, [1.]))
+    precision = np.concatenate(([0.], found / np.arange(1, len(found) + 1), [0.]))
+    precision = np.maximum.accumulate(precision[::-1])[::-1]
+    step = np.flatnonzero(recall[1:] != recall[:-1])
+    return float(np.sum((recall[step + 1] - recall[step]) * precision[step + 1]))
+
+
+def true_positives(iou, person, t):
+    """IoU and person of detections in rank order -> bool (N,): the first of each person with IoU > t."""
+    candidates = np.flatnonzero(iou > t)
+    tp = np.zeros(len(iou), bool)
+    tp[candidates[np.unique(person[candidates], return_index=True)[1]]] = True
+    return tp
+
+
+def as_pair(prediction):
+    """(parsing, scores), or anything with these attributes -> the two."""
+    return (prediction.parsing, prediction.scores) if hasattr(prediction, 'parsing') else prediction
+
+
+def as_label_maps(maps, shape=None):
+    """Anything like label maps, of this shape (H, W) -> uint8 (N, H, W)."""
+    maps = np.asarray(maps)
+    if maps.size == 0 and (shape or maps.ndim == 3):
+        return np.zeros((0, *(shape or maps.shape[1:])), np.uint8)
+    if maps.ndim != 3 or maps.dtype.kind not in 'iub' or maps.min() < 0 or maps.max() > 255:
+        raise ValueError(f'label maps are integers 0..255 of shape (N, H, W), not {maps.dtype} {maps.shape}')
+    if shape and maps.shape[1:] != shape:
+        raise ValueError(f'the predicted label maps are {maps.shape[1:]}, the ground truth is {shape}')
+    return maps.astype(np.uint8, copy=False)
+
+
+class ParsingMetrics:
+    """Takes one image at a time, keeps a few kB of it, pickles and merges.
+
+        metrics = ParsingMetrics(num_classes=58)                  # parts, without background
+        metrics.add(index, (parsing, scores), ground_truth)
+        metrics.merge(other)
+        metrics.result()['APvol']
+
+    `index` is the place of the image in the data set. It orders equal scores, so any split over processes
+    gives the same bits, and an image added twice (by a padded distributed sampler) counts once. People under
+    `score_threshold` are left out; the official MHPv2 evaluator has none, Parsing R-CNN's is 0.001.
+    """
+
+    def __init__(self, num_classes, score_threshold=-math.inf):
+        self.num_classes, self.score_threshold, self.records = num_classes, score_threshold, {}
+
+    def add(self, index, prediction, ground_truth):
+        """prediction: (parsing uint8 (N, H, W), scores (N,)), or anything with these attributes.
+        ground_truth: uint8 (M, H, W), 0 not this person, 1..num_classes part, above (255) part unknown; or a
+        tuple of that and `ignore`, bool (H, W). ValueError for sizes, labels or scores that cannot be."""
+        try:
+            self.records[index] = self.statistics(prediction, ground_truth)
+        except ValueError as error:
+            raise ValueError(f'image {index}: {error}') from None
+
+    def statistics(self, prediction, ground_truth):
+        gt = GroundTruth(*ground_truth) if isinstance(ground_truth, tuple) else GroundTruth(ground_truth)
+        gt = gt._replace(parsing=as_label_maps(gt.parsing))
+        if not isinstance(prediction, Prediction):
+            parsing, scores = as_pair(prediction)
+            prediction = Prediction(as_label_maps(parsing, gt.parsing.shape[1:]), scores)
+        scores = np.asarray(prediction.scores, float).reshape(-1)
+        if len(scores) != len(prediction.parsing) or not np.isfinite(scores).all():
+            raise ValueError(f'{len(prediction.parsing)} predicted people need as many finite scores')
+        keep = np.flatnonzero(scores >= self.score_threshold)
+        prediction = prediction._replace(parsing=[prediction.parsing[i] for i in keep], scores=scores[keep])
+        return image_statistics(prediction, gt, self.num_classes + 1)
+
+    def merge(self, other):
+        """Take in the images of another ParsingMetrics."""
+        self.records.update(other.records)
+
+    def column(self, name):
+        """One statistic of all images, concatenated in the order of their index."""
+        return np.concatenate([self.records[index][name] for index in sorted(self.records)])
+
+    def total(self, name):
+        return sum(record[name] for record in self.records.values())
+
+    def ranking(self):
+        """All detections -> rank order (N,); IoU, person, hits in that order; parts of each person."""
+        records = [self.records[index] for index in sorted(self.records)]
+        first = np.cumsum([0] + [len(r['num_parts']) for r in records])[:-1]
+        person = self.column('person') + np.repeat(first, [len(r['person']) for r in records])
+        order, num_parts = np.argsort(-self.column('scores'), kind='stable'), self.column('num_parts')
+        return order, self.column('iou')[order], person[order], self.column('hits')[order], num_parts
+
+    def result(self):
+        """-> dict of floats and lists of floats in 0..1 (AP^r can pass 1), by threshold or by class. Without
+        detections 0, without ground truth nan."""
+        if not self.records:
+            raise ValueError('there is no image to evaluate')
+        out = dict(images=len(self.records), people=len(self.column('num_parts')),
+                   detections=len(self.column('scores')), **self.people_metrics(), **self.pixel_metrics(),
+                   **self.part_metrics(), APh=self.human_ap())
+        for name, middle in (('AP', 4), ('PCP', 4), ('APr', 4), ('APh', 0)):
+            out |= {name + '50': out[name][middle], name + 'vol': float(np.mean(out[name]))}
+        return out
+
+    def people_metrics(self):
+        _, iou, person, hits, num_parts = self.ranking()
+        ap, pcp = [], []
+        for k, t in enumerate(THRESHOLDS):
+            tp = true_positives(iou, person, t)
+            # Matches in rank order, then zeros: the mean of another order rounds differently.
+            share = np.zeros(len(num_parts))
+            share[:tp.sum()] = hits[tp, k] / np.maximum(num_parts[person[tp]], 1)
+            ap.append(average_precision(tp, len(num_parts)))
+            pcp.append(float(share.mean()) if len(share) else math.nan)
+        return dict(AP=ap, PCP=pcp)
+
+    def pixel_metrics(self):
+        diag, row, col = self.total('pixels')
+        iou, accuracy = divide(diag, row + col - diag), divide(diag, row)
+        return dict(mIoU=float(nan_mean(iou)), mean_accuracy=float(nan_mean(accuracy)), IoU=iou.tolist(),
+                    accuracy=accuracy.tolist(), pixel_accuracy=float(divide(diag.sum(), row.sum())))
+
+    def part_metrics(self):
+        label, scores, iou = (self.column(name) for name in ('part_class', 'part_scores', 'part_iou'))
+        counts = self.total('part_counts')
+        table = np.zeros((self.num_classes, len(THRESHOLDS)))
+        for c in np.unique(label):
+            mine = np.flatnonzero(label == c)
+            mine = mine[np.argsort(scores[mine], kind='stable')[::-1]]      # officially so: ties are reversed
+            table[c - 1] = [average_precision(iou[mine] > t, counts[c]) for t in THRESHOLDS]
+        return dict(APr=nan_mean(table, axis=0).tolist(), APr_class=table.tolist())
+
+    def human_ap(self):
+        iou = self.column('human_iou')[np.argsort(self.column('human_scores'), kind='stable')[::-1]]
+        return [average_precision(iou > t, self.total('num_humans')) for t in HUMAN_THRESHOLDS]
+
+
+def parsing_metrics(predictions, ground_truths, num_classes, score_threshold=-math.inf):
+    """Lists with one entry an image, as ParsingMetrics.add takes them -> dict: AP (9), AP50, APvol, PCP (9),
+    PCP50, PCPvol, mIoU, IoU (num_classes + 1), accuracy, APr (9), APr_class (num_classes, 9), APh (10) ..."""
+    if len(predictions) != len(ground_truths):
+        raise ValueError(f'there are {len(predictions)} predictions for {len(ground_truths)} images')
+    metrics = ParsingMetrics(num_classes, score_threshold)
+    for index, pair in enumerate(zip(predictions, ground_truths)):
+        metrics.add(index, *pair)
+    return metrics.result()
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Predictions in folders
+
+def read_map(path, shape, largest=65535):
+    """Channel 0 of a .png (the indices of a palette image), of this shape (H, W) and labels 0..largest."""
+    try:
+        with Image.open(path) as image:
+            labels = np.asarray(image.getchannel(0) if len(image.getbands()) > 1 else image)
+    except FileNotFoundError:
+        raise FileNotFoundError(f'{path} is missing; write the predictions again') from None
+    except (OSError, SyntaxError, ValueError) as error:
+        raise ValueError(f'{path} cannot be read as an image ({error}); write it again') from None
+    if labels.shape != shape:
+        raise ValueError(f'{path} is {labels.shape[1]}x{labels.shape[0]} pixels, but the ground truth is '
+                         f'{shape[1]}x{shape[0]}; write predictions in the size of the photo')
+    if not labels.max() <= largest:
+        raise ValueError(f'{path} holds the label {labels.max()}, but the labels are 0..{largest}')
+    return labels.astype(np.uint8, copy=False) if largest < 256 else labels
+
+
+def read_rows(path, parse, form):
+    """parse(words) of each line of a text file with spaces or commas between the words."""
+    if not path.is_file():
+        raise FileNotFoundError(f'{path} is missing; write the predictions again')
+    rows = []
+    for i, line in enumerate(path.read_text().splitlines(), 1):
+        try:
+            rows += [parse(line.replace(',', ' ').split())] if line.strip() else []
+        except (ValueError, LookupError):
+            raise ValueError(f'{path}, line {i} is {line[:60]!r}, but should be {form}') from None
+    return rows
+
+
+def split_map(ids, rows, n):
+    """Ids (H, W) and rows [(id, score, label)] -> layers and scores of the ids that have a pixel, and how
+    many have none."""
+    boxes = dict(enumerate(ndimage.find_objects(ids), 1)) | {0: (slice(None), slice(None))}
+    found = [(boxes[i], i, score, label) for i, score, label in rows if boxes.get(i)]
+    found = [(Layer((ids[box] == i) * np.uint8(label), n, box[0].start or 0, box[1].start or 0), score)
+             for box, i, score, label in found]
+    found = [(layer, score) for layer, score in found if layer.area]
+    return [layer for layer, _ in found], [score for _, score in found], len(rows) - len(found)
+
+
+class InstanceMaps:
+    """instances: one full-size label map a person, in instances/, `instances.json` = {image: [{file, score}]}
+    and, if there are class maps, semantic/ID.png. coco: a list of {image_id, score, parsing: file}, where
+    image_id is an id of the data set or, as in UniParser's lists, a place in it, counted from 1."""
+    untold = ()
+
+    def __init__(self, path, ids=()):
+        files = [path] if path.is_file() else [path / 'instances.json', *sorted(path.glob('*.json'))]
+        self.source = next((f for f in files if f.is_file()), files[0])
+        places = {str(i): image for i, image in enumerate(ids, 1)}
+        try:
+            index = json.loads(self.source.read_text())
+            self.rows, rows = {}, index
+            if isinstance(index, dict):
+                self.rows = {image: [] for image in index}
+                rows = [dict(p, image_id=image, parsing=p['file']) for image in index for p in index[image]]
+            if isinstance(index, dict) or {str(row['image_id']) for row in rows} & set(ids):
+                places = {}
+            for row in rows:
+                image = places.get(str(row['image_id']), str(row['image_id']))
+                self.rows.setdefault(image, []).append((row['parsing'], float(row['score'])))
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            raise ValueError(f'{self.source} should be {{image: [{{"file": .., "score": ..}}]}} or a list of '
+                             f'{{"image_id": .., "score": .., "parsing": file}} ({error!r})') from None
+        first, folder = next((p[0][0] for p in self.rows.values() if p), ''), self.source.parent
+        folders = [folder / 'instances', folder, *sorted(folder.iterdir())]
+        self.folder = next((f for f in folders if (f / first).is_file()), folders[0])
+        self.semantic, self.ids = folder / 'semantic', set(self.rows)
+
+    def read(self, image, shape, num_classes):
+        people, path = self.rows.get(image, ()), self.semantic / f'{image}.png'
+        maps = [read_map(self.folder / file, shape, num_classes) for file, _ in people]
+        semantic = read_map(path, shape, num_classes) if path.exists() else None
+        return Prediction(maps, [score for _, score in people], semantic)
+
+
+class MHPSubmission:
+    """mhp: the MHP challenge. global_seg/ID.png (classes), global_tag/ID.png (person ids), results.txt with
+    a line `ID person score person score ...` an image."""
+    untold = ()
+
+    def __init__(self, path, ids=()):
+        self.folder, self.source, self.rows = path, path / 'results.txt', {}
+        for image, people in read_rows(self.source, self.parse, '`ID person score person score ...`'):
+            if image in self.rows:
+                raise ValueError(f'{self.source} lists image {image} twice; write one line an image')
+            self.rows[image] = people
+        self.ids = set(self.rows)
+
+    @staticmethod
+    def parse(words):
+        pairs = zip(words[1::2], words[2::2], strict=True)
+        return words[0], [(int(person), float(score), 1) for person, score in pairs]
+
+    def read(self, image, shape, num_classes):
+        path, rows = self.folder / 'global_seg' / f'{image}.png', self.rows.get(image)
+        classes = read_map(path, shape, num_classes) if rows or path.exists() else None
+        if not rows:
+            return Prediction([], [], classes)
+        # A person without a pixel is dropped; one whose pixels are all of class 0 is a detection.
+        tags, n = read_map(self.folder / 'global_tag' / path.name, shape), num_classes + 1
+        masks, scores, lost = split_map(tags, rows, n)
+        maps = [m.relabel(m.labels * classes[m.box], n) for m in masks]
+        return Prediction(maps, scores, classes, lost=lost)
+
+
+class CIHPSubmission:
+    """cihp: the CIHP challenge. global_parsing/ID.png (classes); instance_parsing/ID.png, whose value i is
+    the part of line i of ID.txt, `class score`; and, for AP^p and AP^h, instance_segmentation or global_tag
+    with a person a line, `score y1 x1 y2 x2`, or CIHP_PGN's `1, area`, where the area serves as score."""
+
+    def __init__(self, path, ids=()):
+        folders = [path / name for name in ('instance_segmentation', 'global_tag', 'instance_parsing')]
+        *people, self.parts = (folder if folder.is_dir() else None for folder in folders)
+        self.people, self.classes, self.source = people[0] or people[1], path / 'global_parsing', path
+        self.ids = {file.stem for file in self.classes.glob('*.png')}
+        if not self.ids:
+            raise FileNotFoundError(f'{self.classes} holds no .png; this form has a class map of every image')
+        self.untold = () if self.people else ('AP', 'PCP', 'APh', *(() if self.parts else ('APr',)))
+
+    def read(self, image, shape, num_classes):
+        if image not in self.ids:
+            return Prediction([], [], parts=([], []) if self.parts else None)
+        name, n, maps, humans, parts, lost = f'{image}.png', num_classes + 1, [], ([], []), None, 0
+        classes = read_map(self.classes / name, shape, num_classes)
+        if self.people:
+            *humans, lost = self.split(self.people / name, shape, n, '`score y1 x1 y2 x2`',
+                                       lambda words: (float(words[len(words) == 2]), 1))
+            maps = [m.relabel(m.labels * classes[m.box], n) for m in humans[0]]
+        if self.parts:
+            labels = {str(label): label for label in range(1, n)}
+            *parts, more = self.split(self.parts / name, shape, n, f'`class score`, class 1..{num_classes}',
+                                      lambda words: (float(words[1]), labels[words[0]]))
+            lost += more
+        return Prediction(maps, humans[1], classes, parts, humans, lost)
+
+    @staticmethod
+    def split(path, shape, n, form, parse):
+        rows = read_rows(path.with_suffix('.txt'), parse, form)
+        return split_map(read_map(path, shape), [(i, *row) for i, row in enumerate(rows, 1)], n)
+
+
+def open_predictions(path, form=None, ids=()):
+    """Folder (or .json) of predictions -> object with `ids`, its images, and read(image, (H, W), num_classes)
+    -> Prediction. ids: the images of the data set in their order. form: one of FORMS; else the files tell."""
+    path, signs = Path(path), ('instances.json', 'results.txt', 'global_parsing', '*.json')
+    if not path.exists():
+        raise FileNotFoundError(f'{path} is missing; --predictions is the folder that holds the predictions')
+    if not form:
+        found = [form for form, sign in zip(FORMS, signs) if path.is_file() or any(path.glob(sign))]
+        if not found:
+            raise ValueError(f'{path} holds no predictions: these are instances.json, results.txt with '
+                             'global_seg and global_tag, global_parsing, or a COCO-style .json')
+        form = found[0]
+    return dict(mhp=MHPSubmission, cihp=CIHPSubmission).get(form, InstanceMaps)(path, ids)
+
+
+class PredictionWriter:
+    """Writes predictions of one image after the other; the index comes last, when all is well.
+
+        with PredictionWriter('results', 'instances') as writer:        # or 'coco', 'mhp', 'cihp'
+            writer.add('0001', (parsing, scores))                       # as for ParsingMetrics.add
+
+    The challenge forms, mhp and cihp, have one class a pixel: where people overlap the higher score wins, and
+    who is hidden vanishes. Files have no palette: other evaluators read palette images wrongly.
+    """
+
+    def __init__(self, folder, form='instances'):
+        if form not in FORMS:
+            raise ValueError(f'there is no form {form!r} of predictions; choose one of {", ".join(FORMS)}')
+        self.folder, self.form, self.index = Path(folder), form, {}
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, error, *_):
+        if error is None:
+            self.close()
+
+    def save(self, name, labels):
+        (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
+        labels = labels.astype(np.uint16 if labels.max() > 255 else np.uint8)
+        Image.fromarray(labels).save(self.folder / name, compress_level=3)
+
+    def add(self, image, prediction):
+        parsing, scores = as_pair(prediction)
+        parsing, scores = as_label_maps(parsing, np.shape(parsing)[1:]), [float(score) for score in scores]
+        if self.form in ('instances', 'coco'):
+            files = [f'{image}_{i:02d}.png' for i in range(len(scores))]
+            for file, labels in zip(files, parsing):
+                self.save(f'instances/{file}', labels)
+            self.index[str(image)] = [dict(file=f, score=s) for f, s in zip(files, scores)]
+            return
+        classes, owner = np.zeros((2, *parsing.shape[1:]), np.uint16)          # owner: 1, 2 .. or 0
+        for i in np.argsort(scores, kind='stable'):
+            mask = parsing[i] > 0
+            classes[mask], owner[mask] = parsing[i][mask], i + 1
+        people = [(i, owner == i, scores[i - 1]) for i in np.unique(owner[owner > 0])]
+        if self.form == 'mhp':
+            self.save(f'global_seg/{image}.png', classes)
+            self.save(f'global_tag/{image}.png', owner)
+            self.index[str(image)] = [f'{i} {score!r}' for i, _, score in people]
+            return
+        humans, parts = [], []
+        for _, mask, score in people:
+            box = Layer(mask.astype(np.uint8), 2)
+            humans.append((mask, f'{score!r} {box.y0} {box.x0} {box.y1 - 1} {box.x1 - 1}\n'))
+            parts += [(mask & (classes == c), f'{c} {score!r}\n') for c in np.unique(classes[mask])]
+        self.save(f'global_parsing/{image}.png', classes)
+        for name, rows in (('instance_segmentation', humans), ('instance_parsing', parts)):
+            ids = sum((i * mask for i, (mask, _) in enumerate(rows, 1)), np.zeros(classes.shape, np.uint16))
+            self.save(f'{name}/{image}.png', ids)
+            (self.folder / name / f'{image}.txt').write_text(''.join(line for _, line in rows))
+
+    def close(self):
+        """Write the index, without which the folder holds no predictions."""
+        if self.form == 'instances':
+            write_file(self.folder / 'instances.json', json.dumps(self.index, indent=0))
+        elif self.form == 'coco':
+            rows = [dict(image_id=image, category_id=1, score=p['score'], parsing=p['file'])
+                    for image, people in self.index.items() for p in people]
+            write_file(self.folder / 'parsing.json', json.dumps(rows, indent=0))
+        elif self.form == 'mhp':
+            lines = [' '.join([image, *people]) + '\n' for image, people in self.index.items()]
+            write_file(self.folder / 'results.txt', ''.join(lines))
+
+
+def write_file(path, content):
+    """Text or bytes, under another name until it is complete."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f'.{path.name}.{os.getpid()}')
+    temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+    os.replace(temporary, path)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# A whole split
+
+class Job:
+    """What a worker does with image i of a split: read, compare, keep the statistics."""
+
+    def __init__(self, dataset, predictions, score_threshold=-math.inf):
+        self.dataset, self.predictions, self.kind = dataset, predictions, type(dataset).__name__
+        self.metrics = ParsingMetrics(len(dataset.class_names) - 1, score_threshold)
+
+    def __call__(self, i):
+        parsing, ignore = self.dataset.read_parsing(i)
+        gt = GroundTruth(parsing, None if self.kind in ('MHP', 'CIHP') else ignore)
+        if self.kind == 'CIHP':
+            gt = self.official_maps(gt, Path(self.dataset.photos[i]).with_suffix('.png'))
+        prediction = self.predictions.read(self.dataset.ids[i], ignore.shape, self.metrics.num_classes)
+        try:
+            return i, self.metrics.statistics(prediction, gt)
+        except ValueError as error:
+            raise ValueError(f'{self.predictions.source}, image {self.dataset.ids[i]}: {error}') from None
+
+    def official_maps(self, gt, photo):
+        """What CIHP's own evaluators read: in the release Category_ids, Human_ids, Instance_ids (value v is
+        class v - 20 * k of person k + 1); in the tree of Parsing R-CNN the class maps of val_seg."""
+        def read(folder):
+            return read_map(photo.parent.with_name(folder) / photo.name, gt.parsing.shape[1:], 255)
+        if photo.parent.name != 'Images':
+            folder = photo.parent.name.replace('_img', '_seg')
+            return gt._replace(semantic=read(folder)) if photo.parent.with_name(folder).is_dir() else gt
+        ids = read('Instance_ids')
+        parts = [np.where((ids > v) & (ids < v + 20), ids - v, 0).astype(np.uint8)
+                 for v in range(0, int(ids.max()) + 1, 20)]
+        n, people = self.metrics.num_classes + 1, [(v, 1., 1) for v in range(1, 256)]
+        humans, _, _ = split_map(read('Human_ids'), people, n)
+        return gt._replace(semantic=read('Category_ids'), parts=parts, humans=humans)
+
+
+def evaluate(job, workers=1):
+    """-> ParsingMetrics of all images of the job's data set; the same bits for any number of workers."""
+    indices, records = range(len(job.dataset)), job.metrics.records
+    progress = dict(total=len(indices), desc='evaluate', unit='image', disable=None)
+    if workers == 1:
+        records.update(tqdm(map(job, indices), **progress))
+        return job.metrics
+    with multiprocessing.Pool(workers) as pool:               # the job travels with every chunk: few chunks
+        chunks = pool.imap_unordered(job, indices, chunksize=len(indices) // (32 * workers) + 1)
+        records.update(tqdm(chunks, **progress))
+    return job.metrics
+
+
+def warn(images, what):
+    if images:
+        print(f'warning: {len(images)} {what}; the first is {min(images)}', file=sys.stderr)
+
+
+def run(args):
+    from data import open_dataset
+    dataset = open_dataset(args.data, args.root, args.split)
+    predictions = open_predictions(args.predictions, args.format, dataset.ids)
+    listed = set(dataset.ids)
+    if not listed & predictions.ids:
+        raise ValueError(f'{args.predictions} has none of the {len(listed)} images of {args.data} '
+                         f'{args.split}; check --data, --split and --predictions')
+    warn(listed - predictions.ids, f'of {len(listed)} images have no prediction and count as empty')
+    warn(predictions.ids - listed, 'predicted images are not in the list and are left out')
+    metrics = evaluate(Job(dataset, predictions, args.score_threshold), args.workers)
+    warn([dataset.ids[i] for i, record in metrics.records.items() if record['lost']],
+         'images list people or parts without a pixel, which are left out')
+    result = metrics.result()
+    if not result['people']:
+        print('warning: the ground truth has no person, so AP^p and PCP are not defined', file=sys.stderr)
+    for name in predictions.untold:
+        result |= {name: [math.nan] * len(result[name]), name + '50': math.nan, name + 'vol': math.nan}
+    print(table(result, dataset.class_names if args.per_class else (), args.data == 'CIHP'))
+    if args.json:
+        names = dict(data=args.data, split=args.split, predictions=str(args.predictions),
+                     class_names=dataset.class_names, thresholds=THRESHOLDS)
+        text = json.dumps(names | result)                               # NaN is no JSON: null
+        write_file(args.json, json.dumps(json.loads(text, parse_constant=lambda _: None), indent=1) + '\n')
+    if args.per_image:
+        write_file(args.per_image, per_image(metrics, dataset.ids))
+    if args.plot:
+        write_file(args.plot, plot(metrics, result, f'{args.data} {args.split}'))
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Tables and pictures
+
+def table(result, class_names=(), cihp=False):
+    """The numbers in percent, for people."""
+    def percent(*values):
+        return ''.join('      -' if math.isnan(x) else f'{100 * x:7.2f}' for x in values)
+
+    def rows(thresholds, *names):
+        head = 'IoU >      vol' + ''.join(f'{t:7.4g}' for t in thresholds)
+        return [head] + [f'{name:7}' + percent(result[key + 'vol'], *result[key]) for name, key in names]
+    cihp_rows = [('AP^r', 'APr')] if cihp else []
+    lines = [f'{result["images"]} images, {result["people"]} people, {result["detections"]} detections', '',
+             *rows(THRESHOLDS, ('AP^p', 'AP'), ('PCP', 'PCP'), *cihp_rows), '']
+    lines += [*rows(HUMAN_THRESHOLDS, ('AP^h', 'APh')), ''] if cihp else []
+    names = dict(AP50='AP^p_50', APvol='AP^p_vol', PCP50='PCP_50', mIoU='mIoU', mean_accuracy='mean accuracy',
+                 pixel_accuracy='pixel accuracy')
+    lines += ['   '.join(f'{name} {percent(result[key]).strip()}' for key, name in names.items())]
+    if class_names:
+        cihp = cihp and not math.isnan(result['APrvol'])
+        lines += ['', f'{"class":30}    IoU    acc' + (' AP^r_50 AP^r_vol' if cihp else '')]
+        parts = [[math.nan] * 9] + result['APr_class']
+        lines += [f'{c:3} {name:26}{percent(result["IoU"][c], result["accuracy"][c])}'
+                  + (f' {percent(parts[c][4])}  {percent(float(np.mean(parts[c])))}' if cihp else '')
+                  for c, name in enumerate(class_names)]
+    return '\n'.join(lines)
+
+
+def per_image(metrics, ids):
+    """CSV of all detections: the person (0, 1 .. of the image) with the largest IoU, that IoU, the score, and
+    whether it is a true positive at 0.5. People whom none found follow, without detection, IoU and score."""
+    order, iou, person, _, num_parts = metrics.ranking()
+    hit, found = np.zeros(len(order), bool), np.zeros(len(num_parts), bool)
+    hit[order] = tp = true_positives(iou, person, 0.5)
+    found[person[tp]] = True
+    hit, found, text = iter(hit.tolist()), iter(found.tolist()), io.StringIO()
+    write = csv.writer(text, lineterminator='\n').writerow
+    write(['image', 'detection', 'person', 'iou', 'score', 'true_positive_50'])
+    for index in sorted(metrics.records):
+        record = metrics.records[index]
+        for i, (who, x, score) in enumerate(zip(record['person'], record['iou'], record['scores'])):
+            write([ids[index], i, *([who, x] if who >= 0 else ['', '']), score, int(next(hit))])
+        for who in range(len(record['num_parts'])):
+            if not next(found):
+                write([ids[index], '', who, '', '', ''])
+    return text.getvalue()
+
+
+def plot(metrics, result, title):
+    """PNG bytes: precision over recall at 0.5; AP^p and PCP over the threshold."""
+    _, iou, person, _, num_parts = metrics.ranking()
+    found = np.cumsum(true_positives(iou, person, 0.5))
+    recall, precision = found / max(len(num_parts), 1), found / np.arange(1, len(found) + 1)
+    envelope = np.maximum.accumulate(precision[::-1])[::-1]
+    blue, orange, pale = (31, 100, 180), (225, 112, 20), (170, 200, 232)
+    canvas = Image.new('RGB', (1840, 960), 'white')                 # twice the final size, for smooth lines
+    draw_panel(canvas, 120, f'{title}: people found at IoU > 0.5', 'recall', 'precision', [
+        ('as ranked', pale, recall, precision),
+        (f'envelope, AP^p_50 = {100 * result["AP50"]:.2f}', blue, recall, envelope)])
+    draw_panel(canvas, 1040, f'{title}: over the threshold', 'IoU threshold', '', [
+        (f'AP^p, vol = {100 * result["APvol"]:.2f}', blue, THRESHOLDS, result['AP']),
+        (f'PCP, vol = {100 * result["PCPvol"]:.2f}', orange, THRESHOLDS, result['PCP'])])
+    data = io.BytesIO()
+    canvas.resize((920, 480), Image.LANCZOS).save(data, 'PNG')
+    return data.getvalue()
+
+
+def draw_panel(canvas, left, title, x_name, y_name, curves):
+    """A chart of 720 x 720 pixels with both axes 0..1. curves: [(name, color, xs, ys)]."""
+    draw, font, top, size = ImageDraw.Draw(canvas), ImageFont.load_default(26), 110, 720
+    gray, black = (120, 120, 120), (30, 30, 30)
+
+    def at(x, y):
+        return left + x * size, top + (1 - y) * size
+    for tick in np.linspace(0, 1, 6):
+        draw.line([at(tick, 0), at(tick, 1)], (228, 228, 228), 2)
+        draw.line([at(0, tick), at(1, tick)], (228, 228, 228), 2)
+        draw.text((at(tick, 0)[0], top + size + 12), f'{tick:.1f}', gray, font, 'ma')
+        draw.text((left - 14, at(0, tick)[1]), f'{tick:.1f}', gray, font, 'rm')
+    draw.line([at(0, 1), at(0, 0), at(1, 0)], gray, 3)
+    draw.text((left, top - 80), title, black, ImageFont.load_default(30))
+    draw.text((left + size / 2, top + size + 52), x_name, black, font, 'ma')
+    draw.text((left, top - 10), y_name, black, font, 'lb')
+    for i, (name, color, xs, ys) in enumerate(curves):
+        points = [at(x, y) for x, y in zip(xs, ys) if not math.isnan(y)]
+        draw.line(points or [at(0, 0)] * 2, color, 6, joint='curve')
+        for x, y in points if len(points) < 12 else ():
+            draw.ellipse([x - 8, y - 8, x + 8, y + 8], color)
+        y = top + size - 40 * (len(curves) - i)
+        draw.line([left + 24, y, left + 72, y], color, 6)
+        draw.text((left + 88, y), name, black, font, 'lm')
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Command line
+
+def draw_benchmark(root, num_images):
+    """Files as MHPv2 has them, 600 x 800 with 3 people of 12 parts, and predictions a few pixels off."""
+    for folder in ('list', 'val/images', 'val/parsing_annos'):
+        (root / folder).mkdir(parents=True)
+    (root / 'list' / 'val.txt').write_text('\n'.join(map(str, range(num_images))))
+    rng, angle = np.random.default_rng(0), np.arange(0, 6.28, 0.05)
+    with PredictionWriter(root / 'pred') as writer:
+        for image in range(num_images):
+            Image.new('RGB', (800, 600)).save(root / 'val' / 'images' / f'{image}.jpg')
+            people = [Image.new('L', (800, 600)) for _ in range(3)]
+            for k, person in enumerate(people):
+                center = rng.uniform(100, 220) + 230 * k, rng.uniform(240, 360)
+                for label in rng.choice(np.arange(1, 59), 12, replace=False):
+                    radius = rng.uniform(20, 60) * (1 + 0.1 * rng.standard_normal(len(angle)))
+                    x, y = center + rng.uniform(-1, 1, 2) * (50, 180)
+                    outline = zip(x + radius * np.cos(angle), y + radius * np.sin(angle))
+                    ImageDraw.Draw(person).polygon(list(outline), fill=int(label))
+                rgb = Image.merge('RGB', [person] * 3)                  # as the released labels are
+                rgb.save(root / 'val' / 'parsing_annos' / f'{image}_03_{k + 1:02d}.png')
+            maps = [np.roll(person, rng.integers(-9, 9, 2), (0, 1)) for person in people]
+            writer.add(image, (maps, rng.random(3)))
+
+
+def benchmark(workers, num_images=40):
+    """Prints the time to evaluate and that to decode the same PNG files in one process, the best of three."""
+    from data import open_dataset
+    with tempfile.TemporaryDirectory() as root:
+        draw_benchmark(Path(root), num_images)
+        files = [*Path(root).glob('val/parsing_annos/*.png'), *Path(root).glob('pred/instances/*.png')]
+
+        def job(workers):
+            predictions = open_predictions(Path(root, 'pred'))
+            evaluate(Job(open_dataset('MHP', root, 'val'), predictions), workers).result()
+        runs = {'decode': lambda: [read_map(f, (600, 800)) for f in files],
+                'evaluate, 1 worker': lambda: job(1), f'evaluate, {workers} workers': lambda: job(workers)}
+        seconds = {name: [] for name in runs}
+        for name, function in 3 * list(runs.items()):
+            start = time.perf_counter()
+            function()
+            seconds[name].append(time.perf_counter() - start)
+    print(f'{num_images} images of 800x600, 3 people and 3 detections each, {len(files)} PNG files')
+    for name, times in seconds.items():
+        print(f'{name:20} {1000 * min(times) / num_images:6.1f} ms an image, '
+              f'{min(times) / min(seconds["decode"]):.2f} of decoding')
+
+
+def parse_arguments(argv=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--data', default='MHP', help='MHP, CIHP, DensePose, CCP or synthetic')
+    parser.add_argument('--root', help='folder of the data set, as downloaded')
+    parser.add_argument('--split', default='val')
+    parser.add_argument('--predictions', help='folder of the predictions, or a COCO-style .json')
+    parser.add_argument('--format', choices=FORMS, help='form of the predictions; default: told by the files')
+    parser.add_argument('--score-threshold', type=float, default=-math.inf, help='leave out people of less')
+    parser.add_argument('--workers', type=int, default=min(8, os.cpu_count()), help='processes')
+    parser.add_argument('--json', metavar='FILE', help='write all numbers')
+    parser.add_argument('--per-class', action='store_true', help='print the numbers of each class')
+    parser.add_argument('--per-image', metavar='FILE.csv', help='write the match of every detection')
+    parser.add_argument('--plot', metavar='FILE.png', help='draw the precision-recall curve and AP')
+    parser.add_argument('--benchmark', action='store_true', help='measure the speed on drawn people')
+    args = parser.parse_args(argv)
+    if not (args.predictions or args.benchmark):
+        parser.error('--predictions is missing: the folder that holds the predictions')
+    return args
+
+
+def main(argv=None):
+    args = parse_arguments(argv)
+    try:
+        benchmark(max(2, args.workers)) if args.benchmark else run(args)
+    except (OSError, ValueError) as error:
+        print(f'error: {error}', file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == '__main__':
+    main()
