@@ -1,0 +1,700 @@
+"""UniParser: Multi-Human Parsing with Unified Correlation Representation Learning (Chu et al. 2023, arXiv:2310.08984).
+
+A photo goes through ResNet and FPN; three small branches read the result, and people come out as label maps.
+
+    paper      here       shape          what                                                     where
+    F_neck     f_neck     (B,256,h,w)    the compressed pyramid, h = H/4, w = W/4                 Sec. 3.1
+    H_c        heatmap    (B,1,S,S)      logits of "a person's barycenter lies in this cell"      Eq. (1)
+    F_ins      f_ins      (B,C,h,w)      unit vectors, alike within one person                    Eq. (2)
+    f_xy       k_ins      (B,C,S,S)      of them, the one each cell would search its person with  Eq. (2)
+    F_cate     f_cate     (B,C,h,w)      unit vectors, alike within one category                  Eq. (3)
+    K_cate     k_cate     (K,C)          a learnt unit vector a category                          Eq. (3)
+    Q_*        q_ins, q_cate, q_parsing  correlations of kernels and features                     Eqs. (2), (3), Sec. 3.4
+
+Labels: parsing (N,H,W) uint8, one map a person: 0 not this person, 1..K part, 255 this person, part unknown.
+The defaults of `Config` are the paper's text on MHPv2.0. Where the paper is silent, `recipe` chooses between our
+reading and what the authors' released code does; README.md lists every such place.
+"""
+import difflib
+import os
+from dataclasses import asdict, dataclass, fields, replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+import torchvision
+from PIL import Image
+from torchvision.models.resnet import BasicBlock, ResNet
+from torchvision.ops import deform_conv2d
+from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
+
+from data import normalize, read_photo, resize_photo, scaled_size, to_rgb
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Configuration: one flat dataclass; presets are differences from it
+
+
+@dataclass(frozen=True)
+class Config:
+    recipe: str = 'paper'               # paper | released: the details the paper does not mention
+    # data
+    data: str = 'MHP'
+    num_classes: int = 58               # K: parts, without the background
+    short_side: tuple = (640, 800)      # Sec. 4.1: drawn from this range; of more than two values, one of them
+    long_side: int = 1333               # at most
+    test_short_side: int = 800
+    flip: float = 0.5                   # probability
+    crop: float = 0.0                   # probability of a random crop
+    color_jitter: float = 0.0           # strength; 0 = off
+    # network
+    backbone: str = 'resnet50'          # any torchvision ResNet
+    pretrained: str = 'imagenet'        # imagenet | '' = from scratch | file in torchvision's key layout
+    pretrained_stages: int = 0          # set on loading: the stages that keep their ImageNet BatchNorm statistics
+    dcn: bool = True                    # modulated deformable convolution in stages 2-4 (Sec. 6.1)
+    light: bool = False                 # UniParser_light: of the pyramid only P2 (Sec. 4.2)
+    neck_channels: int = 256            # of the pyramid and of F_neck
+    compress_kernel: int = 1            # Sec. 3.1; released code: 3
+    share_compression: bool = True      # one F_neck for all branches; released code: the category branch has its own
+    channels: int = 128                 # C (Sec. 6.1)
+    center_depth: int = 4               # and the output convolution: 5 (Sec. 3.2)
+    depth: int = 5                      # convolutions of the other two branches; released code: 4
+    category_coords: bool = False       # relative coordinates in the category branch too; released code: True
+    space: str = 'cosine'               # cosine | inner | sigmoid_after | sigmoid_before (Tab. 4 c)
+    fusion: str = 'index'               # index | convs | multi (Tab. 4 d)
+    # targets (Secs. 3.2, 6.1)
+    grid: int = 40                      # S
+    sigma: float = 0.2
+    center_radius: int = 0              # positive cells at most this far from the barycenter's; 0 = any; released: 1
+    # loss weights (Sec. 6.2); 0 switches a term off (Tabs. 4, 5)
+    lambda_center: float = 1.0
+    lambda_ins: float = 3.0             # lambda_aux, for each of the three parts of Eq. (5)
+    lambda_cate: float = 3.0
+    lambda_neg: float = 3.0
+    lambda_par: float = 3.0
+    lambda_metric: float = 1.0
+    lambda_pull: float = 0.0            # Sec. 6.5, CIHP: bring the pixels of a category together
+    # inference (Sec. 6.2)
+    theta_center: float = 0.1
+    theta_mask: float = 0.5
+    theta_part: float = 0.3             # mean correlation a part must reach; from the released code
+    max_people: int = 100
+    # training (Secs. 4.1, 6.2)
+    batch_size: int = 8                 # images per step, over all processes
+    accumulate: int = 1                 # a step's images in this many passes
+    epochs: int = 12
+    milestones: tuple = ()              # epochs after which the rate is divided by 10; () = at 3/4 and 11/12
+    optimizer: str = 'sgd'              # sgd | adamw
+    lr: float = 6.25e-4                 # per image of the batch
+    backbone_lr: float = 1.0            # factor on the backbone's rate
+    schedule: str = 'step'              # step | cosine
+    warmup: int = 500                   # iterations
+    weight_decay: float = 1e-4
+    clip: float = 35.0                  # largest gradient norm
+    samples: int = 0                    # training images of an epoch, for sets that are drawn; 0 = their default
+    val_every: int = 1                  # epochs
+    val_images: int = 0                 # 0 = all
+    workers: int = 4
+    seed: int = 0
+
+
+SCALES = (640, 672, 704, 736, 768, 800)
+RELEASED = dict(recipe='released', short_side=SCALES, compress_kernel=3, share_compression=False, depth=4,
+                category_coords=True, center_radius=1, lambda_neg=2.0)
+CIHP = dict(data='CIHP', num_classes=19, epochs=75, milestones=(50, 65), lambda_neg=0.0, lambda_pull=1.0)
+PRESETS = {
+    'mhp': {},
+    'cihp': CIHP,                                                                          # Secs. 4.2, 6.5
+    'densepose': dict(data='DensePose', num_classes=14),
+    'mhp_released': dict(RELEASED, epochs=36, theta_center=0.2),
+    'cihp_released': dict(CIHP, **dict(RELEASED, lambda_neg=0.0), backbone='resnet101', light=True, lambda_center=0.2,
+                          lr=2.25e-4, warmup=0, theta_part=0.275),
+    'ccp': dict(data='CCP', num_classes=19, short_side=(240, 320), long_side=320, test_short_side=320, color_jitter=0.3,
+                backbone='resnet18', dcn=False, neck_channels=128, channels=64, depth=3, center_depth=3, center_radius=1,
+                epochs=20, optimizer='adamw', lr=1.25e-4, backbone_lr=0.3, schedule='cosine', warmup=100, val_every=5,
+                workers=1),
+    'synthetic': dict(data='synthetic', num_classes=6, short_side=(96,), long_side=128, test_short_side=96,
+                      backbone='resnet10', pretrained='', dcn=False, neck_channels=64, channels=32, depth=3, center_depth=3,
+                      center_radius=1, epochs=2, optimizer='adamw', lr=3.75e-4, schedule='cosine', warmup=50,
+                      workers=0, samples=1600),
+}
+
+
+def get_config(preset='mhp', **changes):
+    """Config of a preset with some fields changed; ValueError on unknown names."""
+    if preset not in PRESETS:
+        raise ValueError(f'unknown preset {preset!r}; choose one of {", ".join(PRESETS)}')
+    names = [f.name for f in fields(Config)]
+    for name in changes:
+        if name not in names:
+            close = difflib.get_close_matches(name, names, 1)
+            raise ValueError(f'unknown setting {name!r}' + (f'; did you mean {close[0]!r}?' if close else ''))
+    return replace(Config(), **{**PRESETS[preset], **changes})
+
+
+def describe(config):
+    """What differs from the defaults, as text: 'backbone=resnet18 dcn=False'."""
+    default = Config()
+    return ' '.join(f'{k}={v}' for k, v in asdict(config).items() if v != getattr(default, k)) or 'the defaults'
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Backbone and neck
+
+
+class ModulatedDeformConv2d(nn.Conv2d):
+    """Deformable convolution v2: a plain convolution predicts, for each output pixel and each of the 9 taps, an offset
+    (dy, dx) in pixels and a weight in 0..1. Starts as the plain convolution times 1/2 (offsets 0, sigmoid(0))."""
+
+    def __init__(self, conv):
+        super().__init__(conv.in_channels, conv.out_channels, 3, conv.stride, padding=1, bias=False)
+        self.weight = conv.weight
+        self.conv_offset = nn.Conv2d(conv.in_channels, 27, 3, conv.stride, padding=1)
+        nn.init.zeros_(self.conv_offset.weight)
+        nn.init.zeros_(self.conv_offset.bias)
+
+    def forward(self, x):                                                    # (B, C, H, W)
+        offset, mask = self.conv_offset(x).split((18, 9), dim=1)
+        return deform_conv2d(x, offset, self.weight, self.bias, self.stride, self.padding, mask=mask.sigmoid())
+
+
+class Backbone(nn.Module):
+    """torchvision's ResNet without its classifier; its keys are kept, so its weights load by name.
+
+    `stages`: how many of the 4 hold ImageNet weights. If any, stem and stage 1 are frozen, and the loaded BatchNorms keep
+    their statistics while gamma and beta are trained (released code; the paper is silent). The rest is trained in full.
+    """
+
+    def __init__(self, name, dcn, stages):
+        super().__init__()
+        if name == 'resnet10':                                               # a block a stage: for drawn people and tests
+            net = ResNet(BasicBlock, [1, 1, 1, 1])
+        elif name.startswith(('resnet', 'resnext', 'wide_resnet')) and name in torchvision.models.list_models():
+            net = torchvision.models.get_model(name, weights=None)
+        else:
+            raise ValueError(f'unknown backbone {name!r}; use a torchvision ResNet such as resnet18 or resnet50')
+        self.name, self.channels = name, [net.fc.in_features // n for n in (8, 4, 2, 1)]
+        self.conv1, self.bn1, self.relu, self.maxpool = net.conv1, net.bn1, net.relu, net.maxpool
+        self.layer1, self.layer2, self.layer3, self.layer4 = net.layer1, net.layer2, net.layer3, net.layer4
+        if dcn:
+            for block in [*self.layer2, *self.layer3, *self.layer4]:
+                block.conv2 = ModulatedDeformConv2d(block.conv2)
+        self.freeze(stages)
+
+    def freeze(self, stages):
+        self.stages = stages
+        for module in (self.conv1, self.bn1, self.layer1):
+            module.requires_grad_(stages == 0)
+
+    def train(self, mode=True):
+        super().train(mode)
+        loaded = (self.bn1, self.layer1, self.layer2, self.layer3, self.layer4)[:self.stages + 1 if self.stages else 0]
+        for norm in (m for module in loaded for m in module.modules() if isinstance(m, nn.BatchNorm2d)):
+            norm.eval()
+        return self
+
+    def forward(self, x):                                                    # (B, 3, H, W)
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))                 # (B, 64, H/4, W/4)
+        c2 = self.layer1(x)
+        c3 = self.layer2(c2)
+        c4 = self.layer3(c3)
+        return c2, c3, c4, self.layer4(c4)                                   # strides 4, 8, 16, 32
+
+    def load_imagenet(self, source):
+        """Loads 'imagenet' (torchvision's download) or a file in the same layout, which may lack the last stages; returns
+        the number of stages loaded."""
+        if source == 'imagenet':
+            try:
+                state = torchvision.models.get_model_weights(self.name).IMAGENET1K_V1.get_state_dict(check_hash=True)
+            except OSError as error:
+                raise ConnectionError(f'the ImageNet weights of {self.name} cannot be downloaded ({error}); give a file in '
+                                      'torchvision\'s layout (--pretrained FILE) or none (--pretrained "")') from None
+        else:
+            state = read_checkpoint(source)
+        state = {k: v for k, v in state.items() if not k.startswith('fc.')}
+        own = {k: v for k, v in self.state_dict().items() if 'conv_offset' not in k and 'num_batches' not in k}
+        wrong = [k for k, v in state.items() if 'num_batches' not in k and (k not in own or own[k].shape != v.shape)]
+        missing = {k.split('.')[0] for k in own if k not in state}
+        if wrong or missing - {'layer2', 'layer3', 'layer4'}:
+            raise ValueError(f'{source} is not for {self.name}: it has {len(wrong)} entries of other names or shapes '
+                             f'{wrong[:1]} and lacks {sorted(missing)}')
+        self.load_state_dict(state, strict=False)
+        self.freeze(min([int(m[-1]) for m in missing], default=5) - 1)
+        return self.stages
+
+
+class Neck(nn.Module):
+    """F_neck (Sec. 3.1): P2..P6, resized to P2 and concatenated, compressed by one convolution; light: P2 alone.
+
+    A 1x1 convolution commutes with bilinear interpolation, so each level is compressed at its own size, resized and
+    summed: the same numbers without the 1280-channel map. The released light variant pads its 1x1 convolution by 1,
+    so that its maps are two cells larger.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        self.light, k = config.light, 1 if config.light else config.compress_kernel
+        padding = int(config.recipe == 'released') if config.light else k // 2
+        self.conv = nn.Conv2d(config.neck_channels * (1 if config.light else 5), config.neck_channels, k, padding=padding)
+
+    def forward(self, pyramid):                                              # P2..P6, (B, 256, ., .) each
+        size = pyramid[0].shape[-2:]
+        if self.light:
+            return self.conv(pyramid[0])
+        if self.conv.kernel_size != (1, 1):
+            return self.conv(torch.cat([resize(p, size) for p in pyramid], dim=1))
+        weights = self.conv.weight.chunk(5, dim=1)
+        f_neck = F.conv2d(pyramid[0], weights[0], self.conv.bias)
+        for p, weight in zip(pyramid[1:], weights[1:]):
+            f_neck = f_neck + resize(F.conv2d(p, weight), size)
+        return f_neck                                                        # (B, 256, h, w)
+
+
+def resize(x, size):
+    """Bilinear, corners aligned, as the released code resizes feature maps."""
+    return F.interpolate(x, size=size, mode='bilinear', align_corners=True)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Branches: Eqs. (1)-(3)
+
+
+class ConvModule(nn.Module):
+    """3x3 convolution, group norm, ReLU."""
+
+    def __init__(self, in_channels, channels):
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, channels, 3, padding=1, bias=False)
+        self.gn = nn.GroupNorm(min(32, channels), channels)
+
+    def forward(self, x, share=None):
+        x = self.conv(x) if share is None else F.conv2d(x, self.conv.weight[:, :-2], padding=1) + share
+        return F.relu(self.gn(x))
+
+
+class ConvTower(nn.Module):
+    """g(.) of Eqs. (1)-(3): stacked convolutions; with `coords`, two maps with the relative coordinates x and y in
+    -1..1 join the input. Their share of the first convolution depends on the size alone: it is added, not
+    concatenated, and kept between calls once the weights are fixed (`UniParser.fuse`)."""
+
+    def __init__(self, in_channels, channels, depth, coords):
+        super().__init__()
+        self.coords, self.cache = coords, None
+        inputs = [in_channels + 2 * coords] + [channels] * (depth - 1)
+        self.convs = nn.ModuleList(ConvModule(c, channels) for c in inputs)
+
+    def coordinate_share(self, x):
+        y = torch.linspace(-1, 1, x.shape[-2], device=x.device).view(1, 1, -1, 1).expand(1, 1, *x.shape[-2:])
+        z = torch.linspace(-1, 1, x.shape[-1], device=x.device).expand(1, 1, *x.shape[-2:])
+        return F.conv2d(torch.cat([z, y], dim=1), self.convs[0].conv.weight[:, -2:], padding=1)
+
+    def forward(self, x):                                                    # (B, 256, h, w) -> (B, C, h, w)
+        share = None
+        if self.coords:
+            key = (x.shape[-2:], x.device, x.dtype)
+            if self.cache is not None and self.cache[0] != key:
+                self.cache = (key, self.coordinate_share(x))
+            share = self.coordinate_share(x) if self.cache is None else self.cache[1]
+        x = self.convs[0](x, share)
+        for conv in self.convs[1:]:
+            x = conv(x)
+        return x
+
+
+def to_space(x, space):
+    """Where kernels and features live (Tab. 4 c). x: (B, C, ...). Cosine: unit length along the channels."""
+    if space == 'cosine':
+        return F.normalize(x, dim=1)
+    return x.sigmoid() if space == 'sigmoid_before' else x
+
+
+def correlate(kernels, features, space):
+    """The * of Eqs. (2) and (3), a 1x1 convolution: kernels (N, C), features (..., C, h, w) -> (..., N, h, w)."""
+    q = torch.einsum('nc,...chw->...nhw', kernels, features)
+    return q.sigmoid() if space == 'sigmoid_after' else q
+
+
+class CenterLocator(nn.Module):
+    """H_c = Sigmoid(g_CL(Resize(F_neck, (S, S))))     Eq. (1); the sigmoid is left to the loss and to `find_centers`."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.grid = config.grid
+        self.tower = ConvTower(config.neck_channels, config.channels, config.center_depth, coords=True)
+        self.heatmap = nn.Conv2d(config.channels, 1, 3, padding=1)
+
+    def forward(self, f_neck):                                               # (B, 256, h, w) -> (B, 1, S, S)
+        return self.heatmap(self.tower(resize(f_neck, (self.grid, self.grid))))            # Eq. (1)
+
+
+class InstanceFeatureSpaceBuilder(nn.Module):
+    """F_ins = Normalize(g_IFSB(F_neck)),  f_xi,yi = F_ins[xi, yi],  Q_ins = Concat(f_xy) * F_ins     Eq. (2)
+
+    Which pixel is "[x, y]" for a cell of the S x S grid is not said. Ours: the one in the cell's middle. Released code:
+    in training the features resized to S x S, in inference the pixel at the cell's upper left corner.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.tower = ConvTower(config.neck_channels, config.channels, config.depth, coords=True)
+
+    def kernels(self, f):
+        S, (h, w), released = self.config.grid, f.shape[-2:], self.config.recipe == 'released'
+        if released and self.training:
+            return F.interpolate(f, size=(S, S), mode='bilinear', align_corners=False)
+        cell = torch.arange(S, device=f.device)
+        rows, cols = [cell * n // S if released else (2 * cell + 1) * n // (2 * S) for n in (h, w)]
+        return f[:, :, rows][..., cols]
+
+    def forward(self, f_neck):                                               # (B, 256, h, w)
+        f = self.tower(f_neck)
+        f_ins = to_space(f, self.config.space)                               # (B, C, h, w)      Eq. (2)
+        k_ins = to_space(self.kernels(f), self.config.space)                 # (B, C, S, S)      Eq. (2)
+        return f_ins, k_ins
+
+
+class CategoryFeatureSpaceBuilder(nn.Module):
+    """F_cate = Normalize(g_CFSB(F_neck)),  Q_cate = K_cate * F_cate     Eq. (3), K_cate normalized too (Sec. 3.3)."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.space = config.space
+        self.tower = ConvTower(config.neck_channels, config.channels, config.depth, coords=config.category_coords)
+        self.k_cate = nn.Parameter(torch.randn(config.num_classes, config.channels) * 0.01)       # Sec. 6.1
+
+    def forward(self, f_neck):                                               # (B, 256, h, w)
+        f_cate = to_space(self.tower(f_neck), self.space)                    # (B, C, h, w)      Eq. (3)
+        return f_cate, to_space(self.k_cate, self.space)                     # (K, C)
+
+
+class Fusion(nn.Module):
+    """g_fusion (Sec. 3.4, Tab. 4 d): the parsing of each person from its map q_ins and the categories.
+
+    index   q_ins * q_cate: no weights; in inference q_ins > theta_mask selects from q_cate (`UniParser.decode`)
+    convs   convolutions over q_ins concatenated with f_cate
+    multi   convolutions over q_ins times f_cate
+    The number of convolutions is in the paper's Fig. 5, which its text does not give: here one module and an output.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        self.kind = config.fusion
+        if self.kind != 'index':
+            extra = int(self.kind == 'convs')
+            self.conv = ConvModule(config.channels + extra, config.channels)
+            self.out = nn.Conv2d(config.channels, config.num_classes, 3, padding=1)
+
+    def forward(self, q_ins, q_cate, f_cate):                                # (N, h, w), (K, h, w), (C, h, w)
+        q_ins = q_ins[:, None]
+        if self.kind == 'index':
+            return q_ins * q_cate                                            # (N, K, h, w)
+        if self.kind == 'convs':
+            x = torch.cat([f_cate.expand(len(q_ins), *f_cate.shape), q_ins], dim=1)
+        else:
+            x = q_ins * f_cate
+        return self.out(self.conv(x)).sigmoid()                              # (N, K, h, w)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# The model
+
+
+class Parsing(NamedTuple):
+    """People of one photo, best first. parsing (N, H0, W0) uint8, scores (N,) in 0..1, centers (N, 2) pixels (x, y)."""
+    parsing: np.ndarray
+    scores: np.ndarray
+    centers: np.ndarray
+
+
+class UniParser(nn.Module):
+    """model(images (B, 3, H, W), normalized, H and W multiples of 32) -> dict heatmap, f_ins, k_ins, f_cate, k_cate, fuse;
+    model.predict(photos) -> list of Parsing. class_names[0] is 'background'; flip_pairs are (left, right) ids."""
+
+    def __init__(self, config, class_names=None, flip_pairs=()):
+        super().__init__()
+        self.config = config
+        self.class_names = list(class_names or ['background'] + [f'part {i + 1}' for i in range(config.num_classes)])
+        self.flip_pairs = [list(pair) for pair in flip_pairs]
+        if len(self.class_names) != config.num_classes + 1:
+            raise ValueError(f'{config.num_classes} classes need {config.num_classes + 1} names, the background first, '
+                             f'not {len(self.class_names)}')
+        self.backbone = Backbone(config.backbone, config.dcn, config.pretrained_stages)
+        self.fpn = FeaturePyramidNetwork(self.backbone.channels, config.neck_channels, LastLevelMaxPool())
+        self.fpn.layer_blocks[1:].requires_grad_(not config.light)           # the released light weights have them
+        self.neck = Neck(config)
+        self.category_neck = None if config.share_compression else Neck(config)
+        self.center_locator = CenterLocator(config)
+        self.instance_builder = InstanceFeatureSpaceBuilder(config)
+        self.category_builder = CategoryFeatureSpaceBuilder(config)
+        self.fusion = Fusion(config)
+        self.init_weights()
+
+    def init_weights(self):
+        """As the released code: FPN Xavier-uniform; the rest normal(0, 0.01), bias 0; heat map starts at 0.01."""
+        for module in self.fpn.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.xavier_uniform_(module.weight)
+        heads = (self.neck, self.category_neck, self.center_locator, self.instance_builder, self.category_builder,
+                 self.fusion)
+        for module in (m for head in heads if head is not None for m in head.modules()):
+            if isinstance(module, nn.Conv2d):
+                nn.init.normal_(module.weight, std=0.01)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        nn.init.constant_(self.center_locator.heatmap.bias, float(np.log(0.01 / 0.99)))
+
+    def load_imagenet(self):
+        """Loads config.pretrained into the backbone."""
+        self.config = replace(self.config, pretrained_stages=self.backbone.load_imagenet(self.config.pretrained))
+
+    def forward(self, images):                                               # (B, 3, H, W)
+        return self.heads(self.pyramid(self.backbone(images)))
+
+    def pyramid(self, features):                                             # C2..C5
+        if not self.config.light:
+            return list(self.fpn(dict(enumerate(features))).values())        # P2..P6
+        x = self.fpn.inner_blocks[3](features[3])                            # the same P2, and no other level
+        for i in (2, 1, 0):
+            x = self.fpn.inner_blocks[i](features[i]) + F.interpolate(x, size=features[i].shape[-2:])
+        return [self.fpn.layer_blocks[0](x)]
+
+    def heads(self, pyramid):                                                # P2..P6: (B, 256, h, w), ..
+        f_neck = self.neck(pyramid)                                          # (B, 256, h, w)
+        heatmap = self.center_locator(f_neck)                                # (B, 1, S, S)           Eq. (1)
+        f_ins, k_ins = self.instance_builder(f_neck)                         # (B, C, h, w), (.. S, S) Eq. (2)
+        if self.category_neck is not None:
+            f_neck = self.category_neck(pyramid)
+        f_cate, k_cate = self.category_builder(f_neck)                       # (B, C, h, w), (K, C)   Eq. (3)
+        return dict(heatmap=heatmap, f_ins=f_ins, k_ins=k_ins, f_cate=f_cate, k_cate=k_cate, fuse=self.fusion)
+
+    def fuse(self):
+        """Fixes the weights for inference: BatchNorm goes into the convolutions, K_cate is normalized once, the shares of
+        the coordinates are kept. Same numbers, fewer operations; not for training."""
+        self.eval().requires_grad_(False)
+        for module in list(self.backbone.modules()):
+            for conv, norm in ('conv1', 'bn1'), ('conv2', 'bn2'), ('conv3', 'bn3'), ('0', '1'):
+                if isinstance(getattr(module, norm, None), nn.BatchNorm2d):
+                    fold(getattr(module, conv), getattr(module, norm))
+                    setattr(module, norm, nn.Identity())
+        if self.config.space == 'cosine':
+            self.category_builder.k_cate.copy_(F.normalize(self.category_builder.k_cate, dim=1))
+        for module in self.modules():
+            if isinstance(module, ConvTower):
+                module.cache = (None, None)
+        return self
+
+    # ---- inference
+
+    @torch.no_grad()
+    def predict(self, photos, batch_size=8):
+        """People of one photo or of a list of photos -> list of Parsing, each at its photo's own size.
+
+        A photo is a path, a PIL image, an RGB array (H, W, 3) or (H, W) uint8, or a tensor (3, H, W), uint8 or float in
+        0..1. Photos of different size are batched only where they fill the same padded size, so that the result does not
+        depend on the company. Errors: FileNotFoundError, ValueError naming the photo.
+        """
+        single = isinstance(photos, (str, os.PathLike, Image.Image)) or getattr(photos, 'ndim', 4) < 4
+        photos = [to_photo(photo) for photo in ([photos] if single else photos)]
+        groups, results = {}, [None] * len(photos)
+        for i, photo in enumerate(photos):
+            groups.setdefault(self.input_size(photo)[0], []).append(i)
+        for members in groups.values():
+            for start in range(0, len(members), batch_size):
+                chunk = members[start:start + batch_size]
+                out, padded, _ = self.outputs(*(photos[i] for i in chunk))
+                for k, i in enumerate(chunk):
+                    size, photo_size = self.input_size(photos[i])[1], (photos[i].height, photos[i].width)
+                    results[i] = self.decode(out, k, padded, size, photo_size)
+        return results
+
+    def input_size(self, photo):
+        """(H, W) of the network's input for a Pillow image, with and without padding to multiples of 32."""
+        w, h = scaled_size(photo.width, photo.height, self.config.test_short_side, self.config.long_side)
+        return (-(-h // 32) * 32, -(-w // 32) * 32), (h, w)
+
+    @torch.no_grad()
+    def outputs(self, *photos):
+        """Pillow images of one padded size -> what the network returns for them, and `input_size` of the first."""
+        padded, size = self.input_size(photos[0])
+        images = torch.zeros(len(photos), 3, *padded)
+        for image, photo in zip(images, photos):
+            h, w = self.input_size(photo)[1]
+            image[:, :h, :w] = normalize(resize_photo(photo, (w, h), self.config.recipe))
+        self.eval()
+        return self(images.to(self.category_builder.k_cate.device)), padded, size
+
+    @torch.no_grad()
+    def decode(self, out, i, padded, size, photo_size):
+        """Network outputs -> Parsing of image i. padded, size: (H, W) of the input with and without its padding;
+        photo_size: (H0, W0) of the result. No map of N people times K classes is built."""
+        c = self.config
+        cells, scores = find_centers(out['heatmap'][i, 0], c)                              # (N,), (N,)
+        f_ins, f_cate = out['f_ins'][i].float(), out['f_cate'][i].float()
+        k_ins = out['k_ins'][i].float().flatten(1).T[cells]                                # (N, C)
+        q_ins = correlate(k_ins, f_ins, c.space)                                           # (N, h, w)  Eq. (2)
+        q_cate = correlate(out['k_cate'].float(), f_cate, c.space)                         # (K, h, w)  Eq. (3)
+        centers = torch.stack([cells % c.grid * 2 + 1, cells // c.grid * 2 + 1], 1) / (2 * c.grid)
+        scale = [padded[1] / size[1] * photo_size[1], padded[0] / size[0] * photo_size[0]]
+        centers = centers * torch.tensor(scale, device=centers.device)
+
+        parsing = np.zeros((len(cells), *photo_size), np.uint8)
+        if c.fusion == 'index':
+            gate = q_ins > c.theta_mask
+            kept = maskness(gate, q_cate, c.theta_mask) > c.theta_part                     # (N, K)
+        for n in range(len(cells)):
+            if c.fusion == 'index':
+                maps, classes = gate[n] * q_cate[kept[n]], kept[n].nonzero()[:, 0]
+            else:
+                maps = out['fuse'](q_ins[n:n + 1], q_cate, f_cate)[0].float()
+                score = maskness(torch.ones_like(maps[:1], dtype=torch.bool), maps, c.theta_mask)[0]
+                classes = (score > c.theta_part).nonzero()[:, 0]
+                maps = maps[classes]
+            paint(parsing[n], maps, classes, size, c)
+        found = parsing.any(axis=(1, 2)) if c.recipe == 'paper' else np.ones(len(parsing), bool)
+        return Parsing(parsing[found], scores.cpu().numpy()[found], centers.cpu().numpy()[found])
+
+    # ---- files
+
+    def save(self, path, **more):
+        """Writes weights, config, class names and flip pairs to one file, atomically; `more` is stored beside them."""
+        state = dict(format='uniparser 1', config=asdict(self.config), class_names=self.class_names,
+                     flip_pairs=self.flip_pairs, model=self.state_dict(), **more)
+        temporary = f'{path}.tmp{os.getpid()}'
+        try:
+            torch.save(state, temporary)
+            os.replace(temporary, path)
+        finally:
+            if os.path.exists(temporary):
+                os.remove(temporary)
+
+    @classmethod
+    def from_pretrained(cls, path, device='cpu', **changes):
+        """The model in a file written by `save`, in eval mode. `changes` are config fields, such as theta_center."""
+        state = read_checkpoint(path)
+        if state.get('format') != 'uniparser 1':
+            raise ValueError(f'{path} is not a UniParser checkpoint (it has no "format" of this version); '
+                             'give a .pt file written by train.py')
+        known = {f.name for f in fields(Config)}
+        unknown = sorted(set(state['config']) - known)
+        if unknown:
+            raise ValueError(f'{path} was written by another version: its config has unknown fields {unknown}')
+        config = replace(Config(**state['config']), **changes)
+        model = cls(config, state['class_names'], state['flip_pairs'])
+        try:
+            model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state['model'].items()})
+        except RuntimeError as error:
+            raise ValueError(f'{path} does not fit its own config: {" ".join(str(error).split())[:300]}') from None
+        return model.to(device).eval()
+
+
+def fold(conv, norm):
+    """BatchNorm with fixed statistics is a scale and a shift of each channel: into the convolution with them."""
+    scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+    conv.weight.mul_(scale.view(-1, 1, 1, 1))
+    conv.bias = nn.Parameter(norm.bias - norm.running_mean * scale, requires_grad=False)
+
+
+def read_checkpoint(path):
+    """torch.load on the CPU with weights_only, and sentences instead of tracebacks."""
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f'{path} does not exist; give the path of a weights file')
+    try:
+        state = torch.load(path, map_location='cpu', weights_only=True)
+    except Exception as error:                            # torch raises many types on broken files
+        raise ValueError(f'{path} is not a readable weights file: {str(error).splitlines()[0][:200]}') from None
+    if not isinstance(state, dict):
+        raise ValueError(f'{path} holds a {type(state).__name__}, not a dictionary of weights')
+    return state
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Inference in pieces
+
+
+def find_centers(heatmap, config):
+    """WHERE(H_c > theta_c) of Eq. (2), kept to local maxima of 5x5 cells: the target of a person is a rectangle of cells,
+    so without that each person would be found many times. heatmap (S, S) logits -> cells (N,) = row * S + column,
+    scores (N,) descending, at most max_people."""
+    heat = heatmap.float().sigmoid()
+    peak = heat == F.max_pool2d(heat[None], 5, 1, 2)[0]
+    if config.recipe == 'released':                       # ... and of the 2x2 cells up and left, before the 5x5 test
+        keep = heat == F.max_pool2d(heat[None], 2, 1, 1)[0, :-1, :-1]
+        heat = heat * keep
+        peak = heat == F.max_pool2d(heat[None], 5, 1, 2)[0]
+    scores, cells = (heat * peak).flatten().sort(descending=True, stable=True)
+    found = (scores > config.theta_center).nonzero()[:config.max_people, 0]
+    return cells[found], scores[found]
+
+
+def maskness(gate, q, theta):
+    """Mean correlation of each class inside each person, as the released code has it: sum of the values above theta over
+    the number of values above 0.1. gate (N, h, w) bool, q (K, h, w) -> (N, K)."""
+    gate = gate.flatten(1).float()
+    q = q.flatten(1)
+    return gate @ (q * (q > theta)).T / (gate @ (q > 0.1).float().T + 1e-5)
+
+
+def paint(parsing, maps, classes, size, config):
+    """Writes one person's labels into parsing (H0, W0) uint8. maps (k, h, w): correlations of the given classes
+    (0-based), zero outside the person. A pixel takes the class of largest value where one exceeds theta_mask."""
+    if config.recipe == 'released':
+        return paint_released(parsing, maps, classes, size, config.theta_mask)
+    best = maps.amax(0) > config.theta_mask if len(maps) else maps.new_zeros(maps.shape[1:], dtype=torch.bool)
+    rows, cols = (best.any(axis).nonzero()[:, 0].tolist() for axis in (1, 0))
+    if not rows:
+        return
+    y = bilinear_taps(maps.shape[1], size[0] / 4, parsing.shape[0], rows[0], rows[-1], maps.device)
+    x = bilinear_taps(maps.shape[2], size[1] / 4, parsing.shape[1], cols[0], cols[-1], maps.device)
+    strip = max(1, 2 ** 24 // (len(maps) * len(x[1])))                       # rows at a time: 64 MB
+    for start in range(0, len(y[1]), strip):
+        y0, y1, wy = (tap[start:start + strip] for tap in y[1:])
+        part = torch.lerp(maps[:, y0], maps[:, y1], wy[:, None])
+        value, index = torch.lerp(part[..., x[1]], part[..., x[2]], x[3]).max(0)
+        label = torch.where(value > config.theta_mask, classes[index] + 1, 0).to(torch.uint8).cpu().numpy()
+        parsing[y[0] + start:y[0] + start + len(y0), x[0]:x[0] + len(x[1])] = label
+
+
+def bilinear_taps(cells, used, pixels, first, last, device):
+    """Along one axis: `used` (real) of the feature map's `cells` cover the photo's `pixels`. For the pixels that cells
+    first..last reach: (first pixel, lower cell, upper cell, weight of the upper), centers on centers."""
+    source = (np.arange(pixels) + 0.5) * (used / pixels) - 0.5
+    source = source.clip(0, cells - 1)
+    low = np.floor(source).astype(np.int64)
+    high = np.minimum(low + 1, cells - 1)
+    start, stop = np.searchsorted(high, first), np.searchsorted(low, last, side='right')
+    low, high, weight = low[start:stop], high[start:stop], (source - low)[start:stop].astype(np.float32)
+    return int(start), *(torch.from_numpy(a).to(device) for a in (low, high, weight))
+
+
+def paint_released(parsing, maps, classes, size, theta):
+    """As the released code: x4 bilinear and cropped to the input's size; then bilinear to a smaller photo, or the labels
+    by nearest to a larger one."""
+    if not len(classes):
+        return
+    maps = F.interpolate(maps[None], scale_factor=4, mode='bilinear', align_corners=False)[..., :size[0], :size[1]]
+    (H0, W0), (H, W) = parsing.shape, maps.shape[-2:]
+    if H0 * W0 < H * W:
+        maps = F.interpolate(maps, size=(H0, W0), mode='bilinear', align_corners=False)
+    value, index = maps[0].max(0)
+    label = torch.where(value > theta, classes[index] + 1, 0).to(torch.uint8)
+    if H0 * W0 > H * W:
+        label = F.interpolate(label[None, None], size=(H0, W0), mode='nearest')[0, 0]
+    parsing[:] = label.cpu().numpy()
+
+
+def to_photo(photo):
+    """Path, PIL image, array or tensor -> upright RGB PIL image."""
+    if isinstance(photo, (str, os.PathLike)):
+        return read_photo(photo)
+    if isinstance(photo, Image.Image):
+        return to_rgb(photo)
+    if isinstance(photo, torch.Tensor) and photo.ndim == 3:
+        photo = photo if photo.dtype == torch.uint8 else (photo.clamp(0, 1) * 255).round().to(torch.uint8)
+        photo = photo.permute(1, 2, 0).cpu().numpy()
+    if not isinstance(photo, np.ndarray) or photo.dtype != np.uint8 or photo.shape[2:] not in ((), (3,)):
+        kind = f'{getattr(photo, "dtype", "")} {getattr(photo, "shape", type(photo).__name__)}'
+        raise ValueError(f'a photo is a path, a PIL image, a uint8 array (H, W, 3) or a tensor (3, H, W), not {kind}')
+    return to_rgb(Image.fromarray(photo))
