@@ -1,0 +1,315 @@
+"""UniParser's losses: Eqs. (4)-(6) of Chu et al. 2023, and their targets (Sec. 6.1).
+
+Everything is derived from `parsing` (N, H, W) uint8, one map a person: 0 not this person, 1..K part, 255 this person,
+part unknown; and `ignore` (H, W) bool, pixels about which nothing is known. No term sees an ignored pixel; category and
+parsing terms do not see a 255 either. A term with nothing to learn from is exactly 0.
+
+Dice needs three sums, of p*t, p*p and t*t, and each is a matrix product here: the N times K maps of people and
+parts are never built, nothing depends on how many parts there are, and so the device is never waited for.
+"""
+import torch
+import torch.nn.functional as F
+
+from uniparser import correlate
+
+
+def uniparser_loss(out, parsings, ignores, config):
+    """L_total = L_c + lambda_aux L_aux + lambda_par L_par + lambda_metric L_metric     Eq. (4)
+
+    out: what the model returned; parsings: list of B tensors (N_i, H, W); ignores: (B, H, W).
+    Returns a dict of scalars: center, aux_ins, aux_cate, aux_neg, parsing, metric (each before its weight), total.
+    """
+    with torch.autocast(out['f_ins'].device.type, enabled=False):
+        out = {k: v.float() if torch.is_tensor(v) else v for k, v in out.items()}
+        stride_4 = out['f_ins'].shape[-2:]
+        targets = [make_targets(p, i, stride_4, config) for p, i in zip(parsings, ignores)]
+        maps = [make_maps(out, i, t, config) for i, t in enumerate(targets)]
+        ins, cate, neg = auxiliary_loss(out, maps, targets, config)
+        losses = dict(center=center_loss(out['heatmap'], targets), aux_ins=ins, aux_cate=cate, aux_neg=neg,
+                      parsing=parsing_loss(out, maps, targets, config), metric=metric_loss(out, targets, config))
+        weights = dict(center=config.lambda_center, aux_ins=config.lambda_ins, aux_cate=config.lambda_cate,
+                       aux_neg=config.lambda_neg, parsing=config.lambda_par, metric=config.lambda_metric)
+        if config.lambda_pull and config.recipe == 'paper':
+            losses['pull'], weights['pull'] = pull_loss(out, targets), config.lambda_pull
+        losses['total'] = sum(weights[k] * losses[k] for k in losses)                                   # Eq. (4)
+    return losses
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Targets
+
+
+def make_targets(parsing, ignore, size, config):
+    """What one image should give, at the size (h, w) of the features:
+    owner (S, S): 1 + the person whose positive region the cell lies in, 0 none; cells (N,): its barycenter's cell;
+    exists (N,) bool; labels (N, h, w) like parsing; persons (N, h, w) bool; known (h, w) bool; ignored_cells (S, S)."""
+    S = config.grid
+    owner, cells, exists = center_target(parsing, (4 * size[0], 4 * size[1]), config)
+    rows, cols = [(2 * torch.arange(S, device=ignore.device) + 1) * n // (2 * S) for n in ignore.shape]
+    first = 2 if config.recipe == 'paper' else 0
+    labels = fit(parsing[:, first::4, first::4], size).long()                # nearest: labels cannot be averaged
+    target = dict(owner=owner, cells=cells, exists=exists, labels=labels, persons=labels > 0,
+                  known=~fit(ignore[first::4, first::4], size), ignored_cells=ignore[rows][:, cols])
+    if config.recipe == 'released':
+        target.update(released_targets(parsing, size, config.num_classes))
+    return target
+
+
+def fit(label, size):
+    """(..., h', w') zero-padded at the right and bottom to size: the released light map is larger than the labels."""
+    return F.pad(label, (0, size[1] - label.shape[-1], 0, size[0] - label.shape[-2]))
+
+
+def barycenters(parsing):
+    """Means of the pixels of each person along y and x, truncated to a pixel: ((N,), (N,)) int64; extents in pixels,
+    largest minus smallest: ((N,), (N,)); exists (N,) bool."""
+    person = parsing > 0
+    center, extent = [], []
+    for axis in (2, 1):
+        count = person.sum(axis)                                             # (N, H), then (N, W)
+        index = torch.arange(count.shape[1], device=parsing.device)
+        center.append((count * index).sum(1) // count.sum(1).clamp(min=1))
+        some = (count > 0).int()
+        extent.append((len(index) - 1 - some.flip(1).argmax(1) - some.argmax(1)).clamp(min=0))
+    return center, extent, person.flatten(1).any(1)
+
+
+def center_target(parsing, size, config):
+    """Cells of the S x S grid over size (H, W) whose center should fire: a rectangle of sigma times the person's height
+    and width around its barycenter (Sec. 6.1). Where two overlap, the later person has the cell, but a barycenter's own
+    cell stays with its person. Returns owner (S, S), cells (N,), exists (N,); see `make_targets`."""
+    S, N = config.grid, len(parsing)
+    grid = torch.arange(S, device=parsing.device)
+    if N == 0:
+        return grid.new_zeros(S, S), grid.new_zeros(0), grid.new_zeros(0, dtype=torch.bool)
+    center, extent, exists = barycenters(parsing)
+    cell, inside = [], []
+    for c, e, n in zip(center, extent, size):
+        own = (S * c // n).clamp(max=S - 1)
+        half = 0.5 * config.sigma * e
+        low, high = [torch.floor(S * v / n + 1e-4).long() for v in (c - half, c + half)]   # 1e-4: 19.99999 is 20
+        if config.center_radius:
+            low, high = torch.maximum(low, own - config.center_radius), torch.minimum(high, own + config.center_radius)
+        cell.append(own)
+        inside.append((grid >= low[:, None]) & (grid <= high[:, None]))      # (N, S)
+    number = torch.arange(1, N + 1, device=parsing.device) * exists
+    owner = (inside[0][:, :, None] & inside[1][:, None]) * number[:, None, None]
+    owner, cells = owner.amax(0), cell[0] * S + cell[1]
+    if config.recipe == 'paper':
+        own = torch.zeros_like(owner).flatten().scatter_reduce(0, cells, number, 'amax').view(S, S)
+        owner = torch.where(own > 0, own, owner)
+    return owner, cells, exists
+
+
+def make_maps(out, i, target, config):
+    """Correlations of image i: q_cate (K, h, w) as Eq. (3), and q_ins (N, h, w) as Eq. (2) with the kernels at the
+    barycenters' cells."""
+    k_ins = out['k_ins'][i].flatten(1).T                                     # (S*S, C)
+    if config.recipe == 'released':
+        q_ins = released_q_ins(k_ins, out['f_ins'][i], target, config)
+    else:
+        q_ins = correlate(k_ins[target['cells']], out['f_ins'][i], config.space)
+    return dict(q_ins=q_ins, q_cate=correlate(out['k_cate'], out['f_cate'][i], config.space))
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Terms
+
+
+def dice_loss(pt, pp, tt):
+    """1 - 2 sum(p t) / (sum(p p) + sum(t t)) from the three sums [34], smoothed by 0.001 as in the released code."""
+    return 1 - (2 * pt + 0.002) / (pp + tt + 0.002)
+
+
+def mean(values, weights):
+    """Weighted mean over lists of tensors; 0 where all weights are 0."""
+    values, weights = torch.cat([v.flatten() for v in values]), torch.cat([w.flatten() for w in weights])
+    weights = weights.to(values.dtype)
+    return (values * weights).sum() / weights.sum().clamp(min=1)
+
+
+def sigmoid_focal_loss(logits, target, alpha=0.25, gamma=2.0):
+    """Focal loss [33], elementwise: -alpha_t (1 - p_t)^gamma log(p_t)."""
+    p = logits.sigmoid()
+    p_t = p * target + (1 - p) * (1 - target)
+    alpha_t = alpha * target + (1 - alpha) * (1 - target)
+    return alpha_t * (1 - p_t) ** gamma * F.binary_cross_entropy_with_logits(logits, target, reduction='none')
+
+
+def center_loss(heatmap, targets):
+    """L_c: focal loss of the heat map (B, 1, S, S), summed, over the number of positive cells of the batch + 1."""
+    positive = torch.stack([t['owner'] > 0 for t in targets])
+    counted = positive | ~torch.stack([t['ignored_cells'] for t in targets])
+    loss = sigmoid_focal_loss(heatmap[:, 0], positive.to(heatmap.dtype))
+    return (loss * counted).sum() / (positive.sum() + 1)
+
+
+def auxiliary_loss(out, maps, targets, config):
+    """L_aux = 1/N_c sum_i Dice(q_ins^i, q_ins^i*)
+             + 1/N_cate sum_{j,k} Dice(q_cate^j, q_cate^j*) + l1(q_cate^k, 0)     Eq. (5)
+
+    i: the positive cells, each with its person's mask; j: the categories in the image, k: the others. Averaged over the
+    images of the batch. Returns the three parts. Released code: the mean over the categories there are, and for the
+    others the mean square of the correlations above 0.1.
+    """
+    ins = [instance_dice(out['k_ins'][i], out['f_ins'][i], t, config) for i, t in enumerate(targets)]
+    dice, l1, square, present = [], [], [], []
+    for m, t in zip(maps, targets):
+        q = m['q_cate'].flatten(1)
+        masks, known = category_masks(t, config.num_classes, q.dtype)        # (K, hw), (hw,)
+        area = masks.sum(1)
+        p = q.clamp(min=0)                                                   # Dice sees no negative correlation
+        dice.append(dice_loss((p * masks).sum(1), p.square() @ known, area))                            # (K,)
+        l1.append(q.abs() @ known / known.sum().clamp(min=1))
+        high = (q > 0.1) * known
+        square.append(torch.stack([(q.square() * high).sum(1), high.sum(1)]))
+        present.append(area > 0)
+    ins = mean(ins, [t['owner'] > 0 for t in targets])
+    dice, l1, square, present = (torch.stack(x) for x in (dice, l1, square, present))                   # (B, K)
+    if config.recipe == 'released':
+        squares, count = (square * ~present[:, None]).sum((0, 2))
+        return ins, mean([dice], [present]), squares / count.clamp(min=1)
+    return ins, (dice * present).mean(), (l1 * ~present).mean()              # Eq. (5): over all N_cate categories
+
+
+def instance_dice(k_ins, f_ins, target, config):
+    """Dice of every cell's map q = k . F_ins with the mask of the person that owns the cell -> (S*S,); cells without an
+    owner get a number without meaning. For q linear in k, and none negative after the branch's last ReLU:
+    sum(q q) = k . (F F^T) k  and  sum(q t) = k . F t, so no map is made."""
+    k, f = k_ins.flatten(1).T, f_ins.flatten(1)                              # (S*S, C), (C, hw)
+    known = target['known'].flatten().to(f.dtype)
+    masks = target['persons'].flatten(1) * known                             # (N, hw)
+    masks = F.pad(masks, (0, 0, 1, 0))                                       # row 0: no owner
+    owner = target['owner'].flatten()
+    if config.space == 'sigmoid_after':                                      # not linear: 25 times the memory
+        q = (k @ f).sigmoid()
+        return dice_loss((q * masks[owner]).sum(1), q.square() @ known, masks.sum(1)[owner])
+    pt = (k @ (f @ masks.T)).gather(1, owner[:, None])[:, 0]
+    pp = (k @ ((f * known) @ f.T) * k).sum(1)
+    return dice_loss(pt, pp, masks.sum(1)[owner])
+
+
+def category_masks(target, num_classes, dtype):
+    """Where any person wears each category (K, hw), and where the categories are known (hw,): outside `ignore`
+    and where no person is 255."""
+    labels = target['labels'].flatten(1)                                     # (N, hw)
+    known = (target['known'].flatten() & ~(labels == 255).any(0)).to(dtype)
+    masks = known.new_zeros(num_classes + 1, len(known)).scatter_(0, labels * (labels <= num_classes), 1.0)[1:]
+    return masks * known, known
+
+
+def parsing_loss(out, maps, targets, config):
+    """L_par: Dice of q_parsing^{n,c} with person n's part c (Sec. 3.4), averaged over the parts there are.
+
+    Index fusion, q_parsing = q_ins * q_cate: a pixel of person n has one label, so the sums of p*t come from gathering
+    q_cate at the labels, and those of p*p from a matrix product."""
+    losses, counts = [], []
+    for i, (m, t) in enumerate(zip(maps, targets)):
+        labels, K = t['labels'].flatten(1), config.num_classes               # (N, hw)
+        known = (t['known'].flatten() & (labels != 255)).to(m['q_ins'].dtype)                           # (N, hw)
+        labels = labels * (labels <= K)
+        area = known.new_zeros(len(labels), K + 1).scatter_add(1, labels, known)[:, 1:]
+        if config.fusion == 'index':
+            q_ins, q_cate = m['q_ins'].flatten(1), m['q_cate'].flatten(1).clamp(min=0)
+            pp = (q_ins.square() * known) @ q_cate.square().T
+            if config.recipe == 'released':
+                area, pt = released_part_sums(t['parts'] * t['known'], q_ins, q_cate)
+            else:
+                own = F.pad(q_cate, (0, 0, 1, 0)).gather(0, labels) * q_ins * known
+                pt = area.new_zeros(len(labels), K + 1).scatter_add(1, labels, own)[:, 1:]
+        else:
+            p = out['fuse'](m['q_ins'], m['q_cate'], out['f_cate'][i]).flatten(2)              # (N, K, hw)
+            own = F.pad(p, (0, 0, 1, 0)).gather(1, labels[:, None])[:, 0] * known
+            pt = area.new_zeros(len(labels), K + 1).scatter_add(1, labels, own)[:, 1:]
+            pp = (p.square() * known[:, None]).sum(2)
+        losses.append(dice_loss(pt, pp, area))
+        counts.append(area > 0)
+    return mean(losses, counts)
+
+
+def metric_loss(out, targets, config):
+    """L_metric = (sum l1(A_cate, Diag) + sum l1(A_ins, Diag)) / (N_cate + N_c)     Eq. (6)
+
+    A: the correlations of the kernels with each other; A_ins: of the people of one image. Averaged over the images.
+    """
+    if config.recipe == 'released':
+        return released_metric_loss(out, targets, config)
+    cate = distance_to_identity(out['k_cate'], torch.ones_like(out['k_cate'][:, 0]))
+    losses = []
+    for k_ins, t in zip(out['k_ins'], targets):
+        ins = distance_to_identity(k_ins.flatten(1).T[t['cells']], t['exists'].float())
+        losses.append((cate + ins) / (config.num_classes + t['exists'].sum()))                          # Eq. (6)
+    return torch.stack(losses).mean()
+
+
+def distance_to_identity(kernels, exists):
+    A = kernels @ kernels.T
+    return ((A - torch.eye(len(A), device=A.device)).abs() * exists * exists[:, None]).sum()
+
+
+def pull_loss(out, targets):
+    """Sec. 6.5 (CIHP): brings the pixels of a category together. One minus the mean cosine over all pairs of its pixels,
+    which is 1 - |mean f|^2, averaged over the categories in the images."""
+    losses, counts = [], []
+    for f_cate, t in zip(out['f_cate'], targets):
+        masks, _ = category_masks(t, len(out['k_cate']), f_cate.dtype)
+        area = masks.sum(1)
+        center = masks @ f_cate.flatten(1).T / area.clamp(min=1)[:, None]    # (K, C)
+        losses.append(1 - center.square().sum(1))
+        counts.append(area > 0)
+    return mean(losses, counts)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# The released code's variants, with its defects mended (README.md lists both)
+
+
+def released_targets(parsing, size, num_classes):
+    """Its masks at stride 4, from the 4x4 pixels of a cell: a person where the middle 2x2 are all its own; a part where
+    two of them are, or, for a part that this leaves without a cell, where any of the 16 is. Parts one pixel wide or
+    high are left out. Returns persons (N, h, w), parts (N, K, h, w) bool, middles (N, K): the cell of a part's mean."""
+    def middle(mask):
+        return sum(mask[:, y::4, x::4].int() for y in (1, 2) for x in (1, 2))
+
+    parts, middles, w = [], [], size[1]
+    for c in range(1, num_classes + 1):
+        mask = parsing == c
+        part, some = middle(mask) >= 2, F.max_pool2d(mask[:, None].float(), 4)[:, 0] > 0
+        part = torch.where(part.flatten(1).any(1)[:, None, None], part, some)
+        (y, x), (tall, wide), _ = barycenters(mask)
+        parts.append(fit(part & (tall * wide >= 1)[:, None, None], size))
+        middles.append((y // 4) * w + x // 4)
+    return dict(persons=fit(middle(parsing > 0) == 4, size), parts=torch.stack(parts, 1), middles=torch.stack(middles, 1))
+
+
+def released_q_ins(k_ins, f_ins, target, config):
+    """The largest correlation with any of a person's (at most 3x3) positive cells: (N, h, w)."""
+    S, cells = config.grid, target['cells'][:, None]
+    step = torch.arange(-1, 2, device=cells.device)
+    rows, cols = cells // S + step.repeat_interleave(3), cells % S + step.repeat(3)                     # (N, 9)
+    near = rows.clamp(0, S - 1) * S + cols.clamp(0, S - 1)
+    number = torch.arange(1, len(cells) + 1, device=cells.device)[:, None]
+    own = (rows >= 0) & (rows < S) & (cols >= 0) & (cols < S) & (target['owner'].flatten()[near] == number)
+    q = correlate(k_ins[near].flatten(0, 1), f_ins, config.space).unflatten(0, (-1, 9))
+    return (q * own[:, :, None, None]).amax(1)
+
+
+def released_part_sums(parts, q_ins, q_cate):
+    """Sums of t and of p*t for masks (N, K, h, w) that may overlap -> (N, K) each."""
+    parts = parts.flatten(2).float()
+    return parts.sum(2), torch.einsum('nkp,np,kp->nk', parts, q_ins, q_cate)
+
+
+def released_metric_loss(out, targets, config):
+    """Mean of cos^2 over the pairs of categories, and of people of one image, with cos > 0.04; for CIHP joined by the
+    parts' (1-s)^2 with 1-s > 0.04, s being the mean cosine of a part's pixels with the one at its mean."""
+    values = []
+    for kernels in [out['k_cate'], *(k.flatten(1).T[t['cells']] for k, t in zip(out['k_ins'], targets))]:
+        values.append((kernels @ kernels.T).tril(-1).flatten())
+    if config.lambda_pull:
+        for f_cate, t in zip(out['f_cate'], targets):
+            f, parts = f_cate.flatten(1).T, t['parts'].flatten(2).float()    # (hw, C), (N, K, hw)
+            area = parts.sum(2)
+            s = ((parts @ f) * f[t['middles']]).sum(2) / area.clamp(min=1)
+            values.append(torch.where(area > 0, 1 - s, 0).flatten())
+    return mean([v.square() for v in values], [v > 0.04 for v in values])
