@@ -1,0 +1,353 @@
+"""Trains UniParser.
+
+    python train.py                                          # drawn people, CPU, about three minutes
+    python train.py --data MHP --root data/LV-MHP-v2         # the paper's recipe
+    python train.py --data CIHP --root data/CIHP --recipe released
+    torchrun --nproc-per-node 8 train.py --data MHP --root data/LV-MHP-v2 --backbone resnet101 --epochs 36
+    python train.py --resume runs/MHP                        # goes on where it stopped, exactly
+
+Every field of `uniparser.Config` is a flag. A run writes runs/NAME/: config.json, log.jsonl, last.pt, best.pt, val/*.png;
+its last line is its metrics.
+"""
+import argparse
+import json
+import math
+import os
+import signal
+import sys
+import time
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from PIL import Image
+from tqdm import tqdm
+
+import data
+from evaluate import ParsingMetrics
+from losses import uniparser_loss
+from uniparser import Config, UniParser, describe, get_config, read_checkpoint
+
+LOG_SECONDS, SAVE_SECONDS, PICTURES = 10, 600, 8
+REPORTED = 'AP50', 'APvol', 'PCP50', 'mIoU'
+
+
+def parse_arguments(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--data', default='synthetic', choices=list(data.DATASETS))
+    parser.add_argument('--root', help='folder of the data set, as downloaded')
+    parser.add_argument('--recipe', default='paper', choices=['paper', 'released'])
+    parser.add_argument('--out', help='folder of the run; default runs/NAME, the first that is free')
+    parser.add_argument('--resume', metavar='RUN', help='folder of a run to continue')
+    parser.add_argument('--device', default='auto', choices=['auto', 'cpu', 'cuda', 'mps'])
+    parser.add_argument('--amp', action=argparse.BooleanOptionalAction, help='half precision; default: on CUDA')
+    group = parser.add_argument_group('settings (the defaults are those of the preset)')
+    for field in fields(Config):
+        if field.name in ('data', 'recipe', 'num_classes', 'pretrained_stages'):
+            continue
+        flag, kind = '--' + field.name.replace('_', '-'), type(field.default)
+        if kind is bool:
+            group.add_argument(flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS)
+        elif kind is tuple:
+            group.add_argument(flag, type=int, nargs='*', default=argparse.SUPPRESS, metavar='N')
+        else:
+            group.add_argument(flag, type=kind, default=argparse.SUPPRESS, metavar=kind.__name__.upper())
+    return parser.parse_args(argv)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Schedule
+
+
+def learning_rate(step, steps_per_epoch, config):
+    """Rate of the given step (0-based) for the whole batch: linear warm-up, then steps (divided by 10 at each
+    milestone) or a half cosine to zero."""
+    rate, epoch = config.lr * config.batch_size, step / steps_per_epoch
+    if config.schedule == 'cosine':
+        rate *= 0.5 * (1 + math.cos(math.pi * min(1.0, epoch / config.epochs)))
+    else:
+        milestones = config.milestones or (config.epochs * 3 // 4, config.epochs * 11 // 12)
+        rate *= 0.1 ** sum(epoch >= m for m in milestones)
+    return rate * min(1.0, (step + 1) / max(1, config.warmup))
+
+
+def make_optimizer(model, config):
+    backbone = [p for p in model.backbone.parameters() if p.requires_grad]
+    ids = {id(p) for p in backbone}
+    rest = [p for p in model.parameters() if p.requires_grad and id(p) not in ids]
+    groups = [dict(params=backbone, factor=config.backbone_lr), dict(params=rest, factor=1.0)]
+    if config.optimizer == 'adamw':
+        return torch.optim.AdamW(groups, lr=1.0, weight_decay=config.weight_decay)
+    return torch.optim.SGD(groups, lr=1.0, momentum=0.9, weight_decay=config.weight_decay)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# One step
+
+
+class NonFinite(RuntimeError):
+    pass
+
+
+def train_step(model, batches, optimizer, scaler, config, device, amp, rate):
+    """Forward and backward of `batches` (the passes of one step), one update. Returns the mean of each loss term, on the
+    device: reading them would make the host wait."""
+    for group in optimizer.param_groups:
+        group['lr'] = rate * group['factor']
+    optimizer.zero_grad(set_to_none=True)
+    total = {}
+    for k, batch in enumerate(batches):
+        images = batch['images'].to(device, non_blocking=True, memory_format=torch.channels_last)
+        parsings = [p.to(device, non_blocking=True) for p in batch['parsings']]
+        ignores = batch['ignores'].to(device, non_blocking=True)
+        if hasattr(model, 'require_backward_grad_sync'):                     # DDP: exchange gradients once a step
+            model.require_backward_grad_sync = k == len(batches) - 1
+        with torch.autocast(device.type, amp, enabled=amp is not None):
+            out = model(images)
+        losses = uniparser_loss(out, parsings, ignores, config)
+        scaler.scale(losses['total'] / len(batches)).backward()
+        for name, value in losses.items():
+            total[name] = total.get(name, 0) + value.detach() / len(batches)
+    scaler.unscale_(optimizer)
+    total['grad_norm'] = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip)
+    scaler.step(optimizer)
+    scaler.update()
+    return total
+
+
+def check_finite(losses, batches, scaler):
+    """Stops with the terms and the images where a loss is not finite. (A float16 gradient may be: the scaler skips it.)"""
+    values = {k: float(v) for k, v in losses.items()}
+    bad = [k for k, v in values.items() if not math.isfinite(v) and not (k == 'grad_norm' and scaler.is_enabled())]
+    if bad:
+        names = ', '.join(str(info['id']) for batch in batches for info in batch['infos'])
+        raise NonFinite(f'{", ".join(bad)} is not finite; all terms: {values}; images: {names}')
+    return values
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Validation
+
+
+def validate(model, dataset, config, rank=0, world=1, pictures=None):
+    """AP^p, PCP and mIoU on the data set, each process its share; pictures: folder for the first few."""
+    count = min(len(dataset), config.val_images or len(dataset))
+    metrics = ParsingMetrics(config.num_classes)
+    for i in tqdm(range(rank, count, world), desc='validation', leave=False, disable=rank > 0):
+        image, parsing, ignore = dataset.read(i)
+        prediction = model.predict(image)[0]
+        metrics.add(i, prediction, (parsing, ignore))
+        if pictures and i < PICTURES:
+            save_picture(pictures / f'{i:02d}_{Path(dataset.ids[i]).stem}.png', image, parsing, prediction.parsing, dataset)
+    if world > 1:
+        parts = [None] * world
+        dist.all_gather_object(parts, metrics)
+        metrics = parts[0]
+        for part in parts[1:]:
+            metrics.merge(part)
+    return metrics.result()
+
+
+def save_picture(path, image, truth, found, dataset):
+    """Photo, ground truth and prediction, side by side."""
+    panels = [Image.fromarray(image), data.overlay(image, truth, dataset.class_names),
+              data.overlay(image, found, dataset.class_names)]
+    sheet = Image.new('RGB', (sum(p.width for p in panels), max(p.height for p in panels)))
+    x = 0
+    for panel in panels:
+        sheet.paste(panel, (x, 0))
+        x += panel.width
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(path)
+
+
+def summary(result):
+    return ' '.join(f'{name} {result[name]:.3f}' for name in REPORTED)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# The run
+
+
+class Run:
+    """The folder of a run: log and checkpoints, written by the first process alone."""
+
+    def __init__(self, folder, rank):
+        self.folder, self.rank, self.best = Path(folder), rank, -1.0
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def log(self, text, **record):
+        if self.rank:
+            return
+        tqdm.write(text, file=sys.stdout)
+        sys.stdout.flush()
+        if record:
+            with open(self.folder / 'log.jsonl', 'a') as f:
+                f.write(json.dumps(record) + '\n')
+
+    def save(self, name, model, **state):
+        if self.rank == 0:
+            model.save(self.folder / name, best=self.best, **state)
+
+
+def free_folder(name):
+    """runs/NAME, or runs/NAME-2, ... : the first that does not exist."""
+    n = 1
+    while Path('runs', name if n == 1 else f'{name}-{n}').exists():
+        n += 1
+    return Path('runs', name if n == 1 else f'{name}-{n}')
+
+
+def set_up_processes(wanted):
+    """(rank, number of processes, device) from torchrun's environment and --device."""
+    if wanted == 'auto':
+        wanted = 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
+    if wanted == 'cuda' and not torch.cuda.is_available():
+        raise ValueError('--device cuda: this machine or this torch has no CUDA; use --device cpu')
+    if 'RANK' not in os.environ:
+        return 0, 1, torch.device(wanted)
+    device = torch.device(wanted, int(os.environ['LOCAL_RANK']) if wanted == 'cuda' else None)
+    if wanted == 'cuda':
+        torch.cuda.set_device(device)
+    dist.init_process_group('nccl' if wanted == 'cuda' else 'gloo')
+    return dist.get_rank(), dist.get_world_size(), device
+
+
+def prepare(args):
+    """Arguments -> config, folder, state of the run to continue (or None), root."""
+    names = {f.name for f in fields(Config)} - {'data', 'recipe'}
+    changes = {k: tuple(v) if isinstance(v, list) else v for k, v in vars(args).items() if k in names}
+    if args.resume:
+        state = read_checkpoint(os.path.join(args.resume, 'last.pt'))
+        if 'optimizer' not in state:
+            raise ValueError(f'{args.resume}/last.pt holds no training state to resume from')
+        config = replace(Config(**state['config']), **changes)
+        return config, Path(args.resume), state, args.root or state['root']
+    preset = args.data.lower() + ('_released' if args.recipe == 'released' else '')
+    config = get_config(preset, **changes)
+    if args.out and os.path.exists(os.path.join(args.out, 'last.pt')):
+        raise ValueError(f'{args.out} holds a run already; continue it with --resume {args.out}, or choose another --out')
+    return config, args.out and Path(args.out), None, args.root
+
+
+def memory(device):
+    """Gigabytes: peak on CUDA, resident set elsewhere."""
+    if device.type == 'cuda':
+        return torch.cuda.max_memory_allocated(device) / 2 ** 30
+    import resource
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2 ** 30 if sys.platform == 'darwin' else 2 ** 20)
+
+
+def train(args):
+    config, folder, state, root = prepare(args)
+    rank, world, device = set_up_processes(args.device)
+    if config.batch_size % (world * config.accumulate):
+        raise ValueError(f'--batch-size {config.batch_size} cannot be shared by {world} processes with '
+                         f'--accumulate {config.accumulate}; choose a multiple of {world * config.accumulate}')
+    torch.manual_seed(config.seed)
+    drawn = dict(long_side=config.long_side, samples=config.samples) if config.data in ('CCP', 'synthetic') else {}
+    train_set = data.open_dataset(config.data, root, 'train', **drawn)
+    val_set = data.open_dataset(config.data, root, 'val')
+    model = UniParser(config, train_set.class_names, train_set.flip_pairs)
+    if state:
+        model.load_state_dict(state['model'])
+    elif config.pretrained:
+        model.load_imagenet()
+        config = model.config
+        if config.pretrained_stages < 4 and rank == 0:
+            print(f'{config.pretrained} ends at stage {config.pretrained_stages}; the rest starts from scratch')
+    model.to(device, memory_format=torch.channels_last)
+    if folder is None:
+        folder = [free_folder(config.data)]
+        if world > 1:
+            dist.broadcast_object_list(folder)
+        folder = folder[0]
+    run = Run(folder, rank)
+    run.best = state['best'] if state else -1.0
+    if rank == 0:
+        (run.folder / 'config.json').write_text(json.dumps(asdict(config), indent=1) + '\n')
+    run.log(f'{run.folder}: {len(train_set)} training and {len(val_set)} validation images, {world} x {device}, '
+            f'{sum(p.numel() for p in model.parameters()):,} parameters')
+    run.log(f'settings: {describe(config)}')
+    return fit(model, config, train_set, val_set, run, state, root, rank, world, device, args.amp)
+
+
+def fit(model, config, train_set, val_set, run, state, root, rank, world, device, amp):
+    optimizer = make_optimizer(model, config)
+    amp = device.type == 'cuda' if amp is None else amp
+    amp = None if not amp else torch.float16 if device.type == 'cuda' and not torch.cuda.is_bf16_supported() else torch.bfloat16
+    scaler = torch.amp.GradScaler(device.type, enabled=amp == torch.float16)
+    epoch, position = 0, 0
+    if state:
+        optimizer.load_state_dict(state['optimizer'])
+        scaler.load_state_dict(state['scaler'])
+        epoch, position = state['epoch'], state['position']
+    net = model
+    if world > 1:
+        net = torch.nn.parallel.DistributedDataParallel(model, [device.index] if device.type == 'cuda' else None)
+    samples = data.Samples(train_set, config)
+    loader = data.loader(samples, config, config.batch_size // world // config.accumulate, rank, world, device)
+    stop = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.append(1))
+
+    def save(name, epoch, position):
+        run.save(name, model, optimizer=optimizer.state_dict(), scaler=scaler.state_dict(), epoch=epoch, root=root,
+                 position=position)
+
+    result, saved = {}, time.time()
+    for epoch in range(epoch, config.epochs):
+        loader.batch_sampler.set_epoch(epoch, start=position * config.accumulate)
+        steps = loader.batch_sampler.total() // config.accumulate
+        net.train()
+        iterator, shown, pending = iter(loader), (time.time(), position), None
+        for position in tqdm(range(position, steps), initial=position, total=steps, desc=f'epoch {epoch + 1}',
+                             leave=False, disable=rank > 0):
+            batches = [next(iterator) for _ in range(config.accumulate)]
+            rate = learning_rate(epoch * steps + position, steps, config)
+            losses = train_step(net, batches, optimizer, scaler, config, device, amp, rate)
+            if pending:                                  # one step late, so that the host does not wait for the device
+                check_finite(*pending)
+            pending = losses, batches, scaler
+            last = position == steps - 1
+            if last or stop or time.time() - shown[0] > LOG_SECONDS:
+                losses = check_finite(*pending)
+                speed = (position + 1 - shown[1]) * config.batch_size / (time.time() - shown[0])
+                shown = time.time(), position + 1
+                run.log(f'epoch {epoch + 1} iter {position + 1}/{steps} | '
+                        + ' '.join(f'{k} {v:.4f}' for k, v in losses.items())
+                        + f' | lr {rate:.2e} | {speed:.1f} images/s | {memory(device):.1f} GB', epoch=epoch + 1,
+                        iter=position + 1, lr=rate, images_per_second=speed, memory=memory(device), **losses)
+            if stop or (not last and time.time() - saved > SAVE_SECONDS):
+                save('last.pt', epoch, position + 1)
+                saved = time.time()
+            if stop:
+                run.log(f'stopped; continue with --resume {run.folder}')
+                return result
+        position = 0
+        if (epoch + 1) % config.val_every == 0 or epoch + 1 == config.epochs:
+            result = validate(model, val_set, config, rank, world, run.folder / 'val')
+            run.log(f'epoch {epoch + 1}: {summary(result)}', epoch=epoch + 1, **{k: result[k] for k in REPORTED})
+            if result['AP50'] > run.best:
+                run.best = result['AP50']
+                save('best.pt', epoch + 1, 0)
+        save('last.pt', epoch + 1, 0)
+    run.log(f'{run.folder}: {summary(result)}')
+    return result
+
+
+def main(argv=None):
+    try:
+        train(parse_arguments(argv))
+    except (OSError, ValueError, NonFinite) as error:
+        print(f'error: {error}', file=sys.stderr)
+        sys.exit(2)
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+if __name__ == '__main__':
+    main()
