@@ -1,0 +1,294 @@
+"""Parses photos: every person, every part of each, as pixels.
+
+    python infer.py photo.jpg holiday/ 'more/*.png' --out results/
+    python infer.py photo.jpg --only hair,dress --cutouts
+    python infer.py --data MHP --root data/LV-MHP-v2 --split val --weights runs/MHP/best.pt --out results/
+
+Per photo NAME: NAME_parts.png (indexed; value = class id), NAME_people.png (indexed; value = person id, best first),
+NAME_overlay.png (for the eye) and NAME.json (scores, boxes, areas, masks as COCO RLE). With --data: the predictions of
+a whole split, for evaluate.py.
+"""
+import argparse
+import glob
+import json
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from tqdm import tqdm
+
+import data
+from evaluate import FORMS, PredictionWriter
+from uniparser import UniParser, correlate, find_centers
+
+WEIGHTS = Path(__file__).parent / 'weights' / 'uniparser_ccp.pt'
+ENDINGS = {'.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif', '.tif', '.tiff'}
+RAMP = np.stack([np.interp(np.arange(256), (0, 96, 176, 255), c) for c in       # dark blue, violet, orange, light yellow
+                 ((10, 110, 235, 255), (10, 25, 110, 250), (50, 120, 40, 200))], 1).astype(np.uint8)
+SETTINGS = ('theta_center', 'theta_mask', 'theta_part', 'max_people', 'test_short_side', 'long_side')
+
+
+def parse_arguments(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('photos', nargs='*', help='files, folders (searched through) and globs')
+    parser.add_argument('--out', default='results', help='folder for the results (default: results)')
+    parser.add_argument('--weights', default=str(WEIGHTS), help='a checkpoint of train.py')
+    parser.add_argument('--device', default='auto', choices=['auto', 'cpu', 'cuda', 'mps'])
+    parser.add_argument('--only', metavar='NAMES', help='keep these parts, e.g. hair,dress')
+    parser.add_argument('--cutouts', action='store_true', help='also write each person and part as an RGBA picture')
+    parser.add_argument('--maps', action='store_true', help='also draw heat map and correlations, as the paper\'s Fig. 4')
+    parser.add_argument('--data', choices=list(data.DATASETS), help='predict a split of this data set instead')
+    parser.add_argument('--root', help='with --data: its folder, as downloaded')
+    parser.add_argument('--split', default='val')
+    parser.add_argument('--format', default='instances', choices=FORMS, help='with --data: form of the predictions')
+    group = parser.add_argument_group('settings (default: those the weights were saved with)')
+    for name in SETTINGS:
+        group.add_argument('--' + name.replace('_', '-'), type=float if name.startswith('theta') else int,
+                           default=argparse.SUPPRESS)
+    return parser.parse_args(argv)
+
+
+def find_device(name):
+    if name == 'auto':
+        return 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
+    if name == 'cuda' and not torch.cuda.is_available() or name == 'mps' and not torch.backends.mps.is_available():
+        raise ValueError(f'--device {name} is not available on this machine; use --device cpu')
+    return name
+
+
+def load_model(args):
+    if args.weights == str(WEIGHTS) and not WEIGHTS.exists():
+        raise FileNotFoundError('no weights ship with this version; train some (python train.py) and give them with '
+                                '--weights runs/NAME/best.pt')
+    changes = {name: getattr(args, name) for name in SETTINGS if hasattr(args, name)}
+    return UniParser.from_pretrained(args.weights, find_device(args.device), **changes).fuse()
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Photos
+
+
+def find_photos(arguments):
+    """Files, folders and globs -> list of paths, each once, in a stable order."""
+    paths = []
+    for argument in arguments:
+        if os.path.isdir(argument):
+            found = sorted(p for p in Path(argument).rglob('*') if p.suffix.lower() in ENDINGS and not p.is_dir())
+            if not found:
+                raise FileNotFoundError(f'{argument} holds no photos ({", ".join(sorted(ENDINGS))})')
+        elif os.path.lexists(argument) or not glob.has_magic(argument):
+            found = [Path(argument)]                     # a missing file is reported when its turn comes
+        else:
+            found = sorted(Path(p) for p in glob.glob(argument, recursive=True) if not os.path.isdir(p))
+            if not found:
+                raise FileNotFoundError(f'nothing matches {argument}')
+        paths += found
+    return list(dict.fromkeys(paths))
+
+
+def result_names(paths):
+    """A name for each photo's results: its stem, or where several have that stem, told apart by folder or number."""
+    names, taken = [], set()
+    stems = [p.stem for p in paths]
+    for p, stem in zip(paths, stems):
+        name = stem if stems.count(stem) == 1 else f'{p.parent.name}_{stem}{p.suffix.replace(".", "_")}'.lstrip('_')
+        unique, n = name, 1
+        while unique in taken:
+            n += 1
+            unique = f'{name}_{n}'
+        taken.add(unique)
+        names.append(unique)
+    return names
+
+
+def keep_parts(parsing, class_names, only):
+    """Sets all parts to 0 but those named; ValueError on unknown names."""
+    wanted = [name.strip() for name in only.split(',')]
+    unknown = [name for name in wanted if name not in class_names[1:]]
+    if unknown:
+        raise ValueError(f'--only: unknown part {unknown[0]!r}; these weights know {", ".join(class_names[1:])}')
+    table = np.zeros(256, np.uint8)
+    for name in wanted:
+        table[class_names.index(name)] = class_names.index(name)
+    return table[parsing]
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Results
+
+
+def box_of(mask):
+    """Smallest box (x, y, width, height) in pixels around a mask that is not empty."""
+    rows, cols = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    return [int(cols[0]), int(rows[0]), int(cols[-1] - cols[0] + 1), int(rows[-1] - rows[0] + 1)]
+
+
+def encode_rle(mask):
+    """COCO's compressed RLE of a mask (H, W): runs down the columns, starting with zeros; each run as the difference to
+    the one before the last, in groups of 5 bits, low first, as characters from '0' on."""
+    flat = np.concatenate([[0], mask.T.reshape(-1).astype(np.int8), [0]])
+    edges = np.flatnonzero(np.diff(flat))
+    runs = np.diff(np.concatenate([[0], edges])).tolist()
+    if edges.size == 0 or edges[-1] < mask.size:
+        runs.append(mask.size - (int(edges[-1]) if edges.size else 0))
+    text = []
+    for i, run in enumerate(runs):
+        value = run - runs[i - 2] if i > 2 else run
+        while True:
+            group, value = value & 31, value >> 5
+            last = value == (-1 if group & 16 else 0)
+            text.append(chr(48 + group + (0 if last else 32)))
+            if last:
+                break
+    return {'size': list(mask.shape), 'counts': ''.join(text)}
+
+
+def describe_people(found, class_names):
+    """Parsing -> list of dictionaries for the JSON file, best person first; ids from 1."""
+    people = []
+    for n, (labels, score, center) in enumerate(zip(*found), 1):
+        parts = [{'id': int(c), 'name': class_names[c], 'area': int((labels == c).sum()),
+                  'box': box_of(labels == c), 'rle': encode_rle(labels == c)} for c in np.unique(labels) if c]
+        people.append({'id': n, 'score': round(float(score), 4), 'center': [round(float(v), 1) for v in center],
+                       'box': box_of(labels > 0), 'area': int((labels > 0).sum()), 'parts': parts})
+    return people
+
+
+def flatten(parsing):
+    """People (N, H, W), best first -> class map and person map (H, W) uint8; where people overlap, the better shows."""
+    parts, people = np.zeros(parsing.shape[1:], np.uint8), np.zeros(parsing.shape[1:], np.uint8)
+    for n in range(len(parsing) - 1, -1, -1):
+        mask = parsing[n] > 0
+        parts[mask], people[mask] = parsing[n][mask], n + 1
+    return parts, people
+
+
+def indexed(labels, colors):
+    """Label map (H, W) uint8 -> palette image: values are ids, colors are for the eye."""
+    image = Image.fromarray(labels)
+    image.putpalette(colors.tobytes())
+    return image
+
+
+def write(path, content):
+    """Image or text to a file, under a temporary name first: a broken run leaves no half file."""
+    temporary = path.with_name(path.name + '.tmp')
+    if isinstance(content, str):
+        temporary.write_text(content)
+    else:
+        content.save(temporary, format='PNG')
+    os.replace(temporary, path)
+
+
+def write_results(folder, name, path, photo, found, class_names, cutouts):
+    parts, people = flatten(found.parsing)
+    colors = data.palette(256)
+    write(folder / f'{name}_parts.png', indexed(parts, colors))
+    write(folder / f'{name}_people.png', indexed(people, colors))
+    write(folder / f'{name}_overlay.png', data.overlay(np.asarray(photo), found.parsing, class_names))
+    record = {'photo': str(path), 'width': photo.width, 'height': photo.height,
+              'people': describe_people(found, class_names)}
+    if cutouts:
+        for person, labels in zip(record['people'], found.parsing):
+            stem = f'{name}_person{person["id"]}'
+            write(folder / f'{stem}.png', cut_out(photo, labels > 0, person['box']))
+            for part in person['parts']:
+                file = f'{stem}_{part["name"].replace("/", "-").replace(" ", "-")}.png'
+                write(folder / file, cut_out(photo, labels == part['id'], part['box']))
+    write(folder / f'{name}.json', json.dumps(record))   # last: where it exists, the photo is done
+
+
+def cut_out(photo, mask, box):
+    """RGBA picture of the box, transparent outside the mask."""
+    x, y, w, h = box
+    image = photo.crop((x, y, x + w, y + h)).convert('RGBA')
+    image.putalpha(Image.fromarray(mask[y:y + h, x:x + w].astype(np.uint8) * 255))
+    return image
+
+
+@torch.no_grad()
+def draw_maps(model, photo, found, height=400):
+    """Photo, heat map (Eq. 1), q_ins of the best two people (Eq. 2), q_cate of their largest part (Eq. 3), parsing."""
+    out, padded, size = model.outputs(photo)
+    cells, _ = find_centers(out['heatmap'][0, 0], model.config)
+    q_ins = correlate(out['k_ins'][0].flatten(1).T[cells[:2]], out['f_ins'][0], model.config.space)
+    areas = np.bincount(found.parsing[:2].ravel(), minlength=256)[1:len(model.class_names)]
+    largest = int(areas.argmax())
+    q_cate = correlate(out['k_cate'][largest:largest + 1], out['f_cate'][0], model.config.space)
+    names = ['heat map', *[f'person {n + 1}' for n in range(len(q_ins))], model.class_names[largest + 1]]
+    panels = [('photo', photo)]
+    for name, values in zip(names, [out['heatmap'][0, 0].sigmoid(), *q_ins, *q_cate]):
+        image = Image.fromarray((values.clamp(0, 1) * 255).byte().cpu().numpy()).resize(padded[::-1], Image.BILINEAR)
+        panels.append((name, Image.fromarray(RAMP[np.asarray(image)[:size[0], :size[1]]])))
+    panels.append(('parsing', data.overlay(photo, found.parsing)))
+    width = round(photo.width * height / photo.height)
+    sheet = Image.new('RGB', (len(panels) * (width + 6) - 6, height + 24), 'white')
+    for k, (name, image) in enumerate(panels):
+        sheet.paste(image.resize((width, height), Image.BILINEAR), (k * (width + 6), 24))
+        ImageDraw.Draw(sheet).text((k * (width + 6), 4), name, 'black', ImageFont.load_default(14))
+    return sheet
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# The two jobs
+
+
+def parse_photos(model, args):
+    """Parses args.photos; returns how many failed."""
+    paths = find_photos(args.photos)
+    folder, failed, count = Path(args.out), 0, 0
+    folder.mkdir(parents=True, exist_ok=True)
+    for path, name in zip(bar := tqdm(paths, disable=len(paths) < 2, unit='photo'), result_names(paths)):
+        try:
+            photo = data.read_photo(path)
+        except (OSError, ValueError) as error:
+            failed += 1
+            bar.write(f'error: {error}', file=sys.stderr)
+            continue
+        found = model.predict(photo)[0]
+        if args.only:
+            kept = keep_parts(found.parsing, model.class_names, args.only)
+            some = kept.any((1, 2))
+            found = type(found)(kept[some], found.scores[some], found.centers[some])
+        write_results(folder, name, path, photo, found, model.class_names, args.cutouts)
+        if args.maps:
+            write(folder / f'{name}_maps.png', draw_maps(model, photo, found))
+        count += len(found.scores)
+        number = len(found.scores)
+        bar.write(f'{path}: ' + (f'{number} {"person" if number == 1 else "people"}' if number else
+                                 f'nobody found; a lower --theta-center than {model.config.theta_center} finds more'))
+    print(f'{len(paths) - failed} of {len(paths)} photos, {count} people -> {folder}/')
+    return failed
+
+
+def predict_split(model, args):
+    dataset = data.open_dataset(args.data, args.root, args.split)
+    if list(dataset.class_names) != list(model.class_names):
+        raise ValueError(f'{args.weights} was trained for other classes than {args.data} has; use weights of that set')
+    with PredictionWriter(args.out, args.format) as writer:
+        for i in tqdm(range(len(dataset)), unit='photo'):
+            writer.add(dataset.ids[i], model.predict(dataset.read(i)[0])[0])
+    print(f'{len(dataset)} images -> {args.out}/; next: python evaluate.py --data {args.data} --root {args.root} '
+          f'--split {args.split} --predictions {args.out}')
+    return 0
+
+
+def main(argv=None):
+    args = parse_arguments(argv)
+    try:
+        if bool(args.photos) == bool(args.data):
+            raise ValueError('give photos, or --data with a data set (python infer.py --help)')
+        model = load_model(args)
+        failed = parse_photos(model, args) if args.photos else predict_split(model, args)
+        if failed:
+            raise ValueError(f'{failed} photos could not be read')
+    except (OSError, ValueError) as error:
+        print(f'error: {error}', file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == '__main__':
+    main()
