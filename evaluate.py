@@ -657,7 +657,7 @@ def evaluate(job, workers=1):
         return job.metrics
     with multiprocessing.Pool(workers) as pool:               # the job travels with every chunk: few chunks
         chunks = pool.imap_unordered(job, indices, chunksize=len(indices) // (32 * workers) + 1)
-        records.update(tqdm(chunks, **progress))
+        records.update(list(tqdm(chunks, **progress)))        # a list first: the job is pickled meanwhile
     return job.metrics
 
 
