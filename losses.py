@@ -230,7 +230,7 @@ def parsing_loss(out, maps, targets, config):
 def metric_loss(out, targets, config):
     """L_metric = (sum l1(A_cate, Diag) + sum l1(A_ins, Diag)) / (N_cate + N_c)     Eq. (6)
 
-    A: the correlations of the kernels with each other; A_ins: of the people of one image. Averaged over the images.
+    A: the correlations of the kernels with each other, A_ins of the people of one image. Averaged over the images.
     """
     if config.recipe == 'released':
         return released_metric_loss(out, targets, config)
@@ -248,8 +248,8 @@ def distance_to_identity(kernels, exists):
 
 
 def pull_loss(out, targets):
-    """Sec. 6.5 (CIHP): brings the pixels of a category together. One minus the mean cosine over all pairs of its pixels,
-    which is 1 - |mean f|^2, averaged over the categories in the images."""
+    """Sec. 6.5 (CIHP): brings the pixels of a category together. One minus the mean cosine over all pairs of its
+    pixels, which is 1 - |mean f|^2, averaged over the categories in the images."""
     losses, counts = [], []
     for f_cate, t in zip(out['f_cate'], targets):
         masks, _ = category_masks(t, len(out['k_cate']), f_cate.dtype)
@@ -279,7 +279,8 @@ def released_targets(parsing, size, num_classes):
         (y, x), (tall, wide), _ = barycenters(mask)
         parts.append(fit(part & (tall * wide >= 1)[:, None, None], size))
         middles.append((y // 4) * w + x // 4)
-    return dict(persons=fit(middle(parsing > 0) == 4, size), parts=torch.stack(parts, 1), middles=torch.stack(middles, 1))
+    persons = fit(middle(parsing > 0) == 4, size)
+    return dict(persons=persons, parts=torch.stack(parts, 1), middles=torch.stack(middles, 1))
 
 
 def released_q_ins(k_ins, f_ins, target, config):
