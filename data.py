@@ -19,6 +19,7 @@ import argparse
 import io
 import json
 import os
+import signal
 import sys
 import zipfile
 from collections import defaultdict
@@ -579,12 +580,19 @@ class EpochBatches:
         return iter(self.batches[self.start:])
 
 
+def ignore_signals(worker):
+    """A stop is the main process's business: it saves, then the workers end."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def loader(samples, config, batch_size, rank=0, world=1, device='cpu'):
     """Torch DataLoader of Samples; before each epoch, loader.batch_sampler.set_epoch(epoch, start)."""
     import torch
     return torch.utils.data.DataLoader(
         samples, batch_sampler=EpochBatches(samples.dataset, batch_size, config.seed, rank, world),
         collate_fn=collate, num_workers=config.workers, persistent_workers=config.workers > 0,
+        worker_init_fn=ignore_signals,
         pin_memory=torch.device(device).type == 'cuda', generator=torch.Generator())      # not the global one
 
 

@@ -22,8 +22,8 @@ Layer = namedtuple('Layer', 'label alpha image x y feet pasted')
 
 
 def compose(source, count, size, rng, paint=True):
-    """A scene of size (w, h) from photos 0..count - 1 -> image (H, W, 3) uint8 (only if paint), list of label maps (H, W)
-    uint8, one a person, ignore (H, W) bool."""
+    """A scene of size (w, h) from photos 0..count - 1 -> image (H, W, 3) uint8 (only if paint), list of label maps
+    (H, W) uint8, one a person, ignore (H, W) bool."""
     look = rng.spawn(1)[0]                        # of its own: places are the same with and without painting
     cast, background = rng.choice(count, 13, replace=False), source.background(rng)
     if background:
