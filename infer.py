@@ -22,11 +22,12 @@ from tqdm import tqdm
 
 import data
 from evaluate import FORMS, PredictionWriter
-from uniparser import UniParser, correlate, find_centers
+from predict import find_centers, input_size, outputs
+from uniparser import UniParser, correlate
 
 WEIGHTS = Path(__file__).parent / 'weights' / 'uniparser_ccp.pt'
 ENDINGS = {'.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif', '.tif', '.tiff'}
-RAMP = np.stack([np.interp(np.arange(256), (0, 96, 176, 255), c) for c in       # dark blue, violet, orange, light yellow
+RAMP = np.stack([np.interp(np.arange(256), (0, 96, 176, 255), c) for c in      # dark blue, violet, orange, yellow
                  ((10, 110, 235, 255), (10, 25, 110, 250), (50, 120, 40, 200))], 1).astype(np.uint8)
 SETTINGS = ('theta_center', 'theta_mask', 'theta_part', 'max_people', 'test_short_side', 'long_side')
 
@@ -39,7 +40,7 @@ def parse_arguments(argv=None):
     parser.add_argument('--device', default='auto', choices=['auto', 'cpu', 'cuda', 'mps'])
     parser.add_argument('--only', metavar='NAMES', help='keep these parts, e.g. hair,dress')
     parser.add_argument('--cutouts', action='store_true', help='also write each person and part as an RGBA picture')
-    parser.add_argument('--maps', action='store_true', help='also draw heat map and correlations, as the paper\'s Fig. 4')
+    parser.add_argument('--maps', action='store_true', help='also draw heat map and correlations, as Fig. 4')
     parser.add_argument('--data', choices=list(data.DATASETS), help='predict a split of this data set instead')
     parser.add_argument('--root', help='with --data: its folder, as downloaded')
     parser.add_argument('--split', default='val')
@@ -212,7 +213,7 @@ def cut_out(photo, mask, box):
 @torch.no_grad()
 def draw_maps(model, photo, found, height=400):
     """Photo, heat map (Eq. 1), q_ins of the best two people (Eq. 2), q_cate of their largest part (Eq. 3), parsing."""
-    out, padded, size = model.outputs(photo)
+    out, (padded, size) = outputs(model, [photo]), input_size(photo, model.config)
     cells, _ = find_centers(out['heatmap'][0, 0], model.config)
     q_ins = correlate(out['k_ins'][0].flatten(1).T[cells[:2]], out['f_ins'][0], model.config.space)
     areas = np.bincount(found.parsing[:2].ravel(), minlength=256)[1:len(model.class_names)]

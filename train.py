@@ -6,8 +6,8 @@
     torchrun --nproc-per-node 8 train.py --data MHP --root data/LV-MHP-v2 --backbone resnet101 --epochs 36
     python train.py --resume runs/MHP                        # goes on where it stopped, exactly
 
-Every field of `uniparser.Config` is a flag. A run writes runs/NAME/: config.json, log.jsonl, last.pt, best.pt, val/*.png;
-its last line is its metrics.
+Every field of `uniparser.Config` is a flag. A run writes runs/NAME/: config.json, log.jsonl, last.pt, best.pt and
+val/*.png; its last line is its metrics.
 """
 import argparse
 import json
@@ -91,8 +91,8 @@ class NonFinite(RuntimeError):
 
 
 def train_step(model, batches, optimizer, scaler, config, device, amp, rate):
-    """Forward and backward of `batches` (the passes of one step), one update. Returns the mean of each loss term, on the
-    device: reading them would make the host wait."""
+    """Forward and backward of `batches` (the passes of one step), one update. Returns the mean of each loss term, on
+    the device: reading them would make the host wait."""
     for group in optimizer.param_groups:
         group['lr'] = rate * group['factor']
     optimizer.zero_grad(set_to_none=True)
@@ -103,7 +103,7 @@ def train_step(model, batches, optimizer, scaler, config, device, amp, rate):
         ignores = batch['ignores'].to(device, non_blocking=True)
         if hasattr(model, 'require_backward_grad_sync'):                     # DDP: exchange gradients once a step
             model.require_backward_grad_sync = k == len(batches) - 1
-        with torch.autocast(device.type, amp, enabled=amp is not None):
+        with torch.autocast(device.type, amp or None, enabled=bool(amp)):
             out = model(images)
         losses = uniparser_loss(out, parsings, ignores, config)
         scaler.scale(losses['total'] / len(batches)).backward()
@@ -117,7 +117,8 @@ def train_step(model, batches, optimizer, scaler, config, device, amp, rate):
 
 
 def check_finite(losses, batches, scaler):
-    """Stops with the terms and the images where a loss is not finite. (A float16 gradient may be: the scaler skips it.)"""
+    """Loss terms as numbers. NonFinite, with the terms and the images, where one is not finite; but a float16 gradient
+    may overflow, the scaler skips it."""
     values = {k: float(v) for k, v in losses.items()}
     bad = [k for k, v in values.items() if not math.isfinite(v) and not (k == 'grad_norm' and scaler.is_enabled())]
     if bad:
@@ -139,7 +140,7 @@ def validate(model, dataset, config, rank=0, world=1, pictures=None):
         prediction = model.predict(image)[0]
         metrics.add(i, prediction, (parsing, ignore))
         if pictures and i < PICTURES:
-            save_picture(pictures / f'{i:02d}_{Path(dataset.ids[i]).stem}.png', image, parsing, prediction.parsing, dataset)
+            save_picture(pictures / f'{i:02d}_{dataset.ids[i]}.png', image, parsing, prediction.parsing, dataset)
     if world > 1:
         parts = [None] * world
         dist.all_gather_object(parts, metrics)
@@ -171,7 +172,7 @@ def summary(result):
 
 
 class Run:
-    """The folder of a run: log and checkpoints, written by the first process alone."""
+    """The folder of a run and its log, which the first process alone writes; best: AP50 so far."""
 
     def __init__(self, folder, rank):
         self.folder, self.rank, self.best = Path(folder), rank, -1.0
@@ -185,10 +186,6 @@ class Run:
         if record:
             with open(self.folder / 'log.jsonl', 'a') as f:
                 f.write(json.dumps(record) + '\n')
-
-    def save(self, name, model, **state):
-        if self.rank == 0:
-            model.save(self.folder / name, best=self.best, **state)
 
 
 def free_folder(name):
@@ -227,7 +224,7 @@ def prepare(args):
     preset = args.data.lower() + ('_released' if args.recipe == 'released' else '')
     config = get_config(preset, **changes)
     if args.out and os.path.exists(os.path.join(args.out, 'last.pt')):
-        raise ValueError(f'{args.out} holds a run already; continue it with --resume {args.out}, or choose another --out')
+        raise ValueError(f'{args.out} holds a run already; go on with --resume {args.out} or choose another --out')
     return config, args.out and Path(args.out), None, args.root
 
 
@@ -277,7 +274,8 @@ def train(args):
 def fit(model, config, train_set, val_set, run, state, root, rank, world, device, amp):
     optimizer = make_optimizer(model, config)
     amp = device.type == 'cuda' if amp is None else amp
-    amp = None if not amp else torch.float16 if device.type == 'cuda' and not torch.cuda.is_bf16_supported() else torch.bfloat16
+    if amp:
+        amp = torch.float16 if device.type == 'cuda' and not torch.cuda.is_bf16_supported() else torch.bfloat16
     scaler = torch.amp.GradScaler(device.type, enabled=amp == torch.float16)
     epoch, position = 0, 0
     if state:
@@ -294,8 +292,9 @@ def fit(model, config, train_set, val_set, run, state, root, rank, world, device
         signal.signal(number, lambda *_: stop.append(1))
 
     def save(name, epoch, position):
-        run.save(name, model, optimizer=optimizer.state_dict(), scaler=scaler.state_dict(), epoch=epoch, root=root,
-                 position=position)
+        if rank == 0:
+            model.save(run.folder / name, optimizer=optimizer.state_dict(), scaler=scaler.state_dict(), root=root,
+                       best=run.best, epoch=epoch, position=position)
 
     result, saved = {}, time.time()
     for epoch in range(epoch, config.epochs):
@@ -334,7 +333,7 @@ def fit(model, config, train_set, val_set, run, state, root, rank, world, device
                 run.best = result['AP50']
                 save('best.pt', epoch + 1, 0)
         save('last.pt', epoch + 1, 0)
-    run.log(f'{run.folder}: {summary(result)}')
+    run.log(f'{run.folder}: ' + (summary(result) if result else 'complete; a larger --epochs goes on'))
     return result
 
 

@@ -9,7 +9,7 @@ A photo goes through ResNet and FPN; three small branches read the result, and p
     f_xy       k_ins      (B,C,S,S)      of them, the one each cell would search its person with  Eq. (2)
     F_cate     f_cate     (B,C,h,w)      unit vectors, alike within one category                  Eq. (3)
     K_cate     k_cate     (K,C)          a learnt unit vector a category                          Eq. (3)
-    Q_*        q_ins, q_cate, q_parsing  correlations of kernels and features                     Eqs. (2), (3), Sec. 3.4
+    Q_*        q_ins, q_cate, q_parsing  correlations of kernels and features                     Eqs. (2), (3)
 
 Labels: parsing (N,H,W) uint8, one map a person: 0 not this person, 1..K part, 255 this person, part unknown.
 The defaults of `Config` are the paper's text on MHPv2.0. Where the paper is silent, `recipe` chooses between our
@@ -18,19 +18,16 @@ reading and what the authors' released code does; README.md lists every such pla
 import difflib
 import os
 from dataclasses import asdict, dataclass, fields, replace
-from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 import torchvision
-from PIL import Image
 from torchvision.models.resnet import BasicBlock, ResNet
 from torchvision.ops import deform_conv2d
 from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
 
-from data import normalize, read_photo, resize_photo, scaled_size, to_rgb
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -111,14 +108,14 @@ PRESETS = {
     'mhp_released': dict(RELEASED, epochs=36, theta_center=0.2),
     'cihp_released': dict(CIHP, **dict(RELEASED, lambda_neg=0.0), backbone='resnet101', light=True, lambda_center=0.2,
                           lr=2.25e-4, warmup=0, theta_part=0.275),
-    'ccp': dict(data='CCP', num_classes=19, short_side=(240, 320), long_side=320, test_short_side=320, color_jitter=0.3,
-                backbone='resnet18', dcn=False, neck_channels=128, channels=64, depth=3, center_depth=3, center_radius=1,
-                epochs=20, optimizer='adamw', lr=1.25e-4, backbone_lr=0.3, schedule='cosine', warmup=100, val_every=5,
-                workers=1),
+    'ccp': dict(data='CCP', num_classes=19, short_side=(240, 320), long_side=320, test_short_side=320,
+                color_jitter=0.3, backbone='resnet18', dcn=False, neck_channels=128, channels=64, depth=3,
+                center_depth=3, center_radius=1, epochs=20, optimizer='adamw', lr=1.25e-4, backbone_lr=0.3,
+                schedule='cosine', warmup=100, val_every=5, workers=1),
     'synthetic': dict(data='synthetic', num_classes=6, short_side=(96,), long_side=128, test_short_side=96,
-                      backbone='resnet10', pretrained='', dcn=False, neck_channels=64, channels=32, depth=3, center_depth=3,
-                      center_radius=1, epochs=2, optimizer='adamw', lr=3.75e-4, schedule='cosine', warmup=50,
-                      workers=0, samples=1600),
+                      backbone='resnet10', pretrained='', dcn=False, neck_channels=64, channels=32, depth=3,
+                      center_depth=3, center_radius=1, epochs=2, optimizer='adamw', lr=3.75e-4, schedule='cosine',
+                      warmup=50, workers=0, samples=1600),
 }
 
 
@@ -163,13 +160,14 @@ class ModulatedDeformConv2d(nn.Conv2d):
 class Backbone(nn.Module):
     """torchvision's ResNet without its classifier; its keys are kept, so its weights load by name.
 
-    `stages`: how many of the 4 hold ImageNet weights. If any, stem and stage 1 are frozen, and the loaded BatchNorms keep
-    their statistics while gamma and beta are trained (released code; the paper is silent). The rest is trained in full.
+    `stages`: how many of the 4 hold ImageNet weights. If any, stem and stage 1 are frozen, and the loaded BatchNorms
+    keep their statistics while gamma and beta are trained (released code; the paper is silent). The rest is trained
+    in full.
     """
 
     def __init__(self, name, dcn, stages):
         super().__init__()
-        if name == 'resnet10':                                               # a block a stage: for drawn people and tests
+        if name == 'resnet10':                            # one block a stage: for drawn people and tests
             net = ResNet(BasicBlock, [1, 1, 1, 1])
         elif name.startswith(('resnet', 'resnext', 'wide_resnet')) and name in torchvision.models.list_models():
             net = torchvision.models.get_model(name, weights=None)
@@ -203,14 +201,15 @@ class Backbone(nn.Module):
         return c2, c3, c4, self.layer4(c4)                                   # strides 4, 8, 16, 32
 
     def load_imagenet(self, source):
-        """Loads 'imagenet' (torchvision's download) or a file in the same layout, which may lack the last stages; returns
-        the number of stages loaded."""
+        """Loads 'imagenet' (torchvision's download) or a file in the same layout, which may lack the last stages;
+        returns the number of stages loaded."""
         if source == 'imagenet':
             try:
                 state = torchvision.models.get_model_weights(self.name).IMAGENET1K_V1.get_state_dict(check_hash=True)
             except OSError as error:
-                raise ConnectionError(f'the ImageNet weights of {self.name} cannot be downloaded ({error}); give a file in '
-                                      'torchvision\'s layout (--pretrained FILE) or none (--pretrained "")') from None
+                raise ConnectionError(
+                    f'the ImageNet weights of {self.name} cannot be downloaded ({error}); give a file in the layout of '
+                    'torchvision (--pretrained FILE) or start without (--pretrained "")') from None
         else:
             state = read_checkpoint(source)
         state = {k: v for k, v in state.items() if not k.startswith('fc.')}
@@ -237,7 +236,8 @@ class Neck(nn.Module):
         super().__init__()
         self.light, k = config.light, 1 if config.light else config.compress_kernel
         padding = int(config.recipe == 'released') if config.light else k // 2
-        self.conv = nn.Conv2d(config.neck_channels * (1 if config.light else 5), config.neck_channels, k, padding=padding)
+        inputs = config.neck_channels * (1 if config.light else 5)
+        self.conv = nn.Conv2d(inputs, config.neck_channels, k, padding=padding)
 
     def forward(self, pyramid):                                              # P2..P6, (B, 256, ., .) each
         size = pyramid[0].shape[-2:]
@@ -317,7 +317,7 @@ def correlate(kernels, features, space):
 
 
 class CenterLocator(nn.Module):
-    """H_c = Sigmoid(g_CL(Resize(F_neck, (S, S))))     Eq. (1); the sigmoid is left to the loss and to `find_centers`."""
+    """H_c = Sigmoid(g_CL(Resize(F_neck, (S, S))))     Eq. (1); the sigmoid is left to loss and `find_centers`."""
 
     def __init__(self, config):
         super().__init__()
@@ -402,16 +402,10 @@ class Fusion(nn.Module):
 # The model
 
 
-class Parsing(NamedTuple):
-    """People of one photo, best first. parsing (N, H0, W0) uint8, scores (N,) in 0..1, centers (N, 2) pixels (x, y)."""
-    parsing: np.ndarray
-    scores: np.ndarray
-    centers: np.ndarray
-
-
 class UniParser(nn.Module):
-    """model(images (B, 3, H, W), normalized, H and W multiples of 32) -> dict heatmap, f_ins, k_ins, f_cate, k_cate, fuse;
-    model.predict(photos) -> list of Parsing. class_names[0] is 'background'; flip_pairs are (left, right) ids."""
+    """model(images (B, 3, H, W), normalized, H and W multiples of 32) -> dict of heatmap, f_ins, k_ins, f_cate, k_cate
+    (shapes above) and fuse, the fusion; model.predict(photos) -> list of Parsing. class_names[0] is 'background';
+    flip_pairs are (left, right) ids."""
 
     def __init__(self, config, class_names=None, flip_pairs=()):
         super().__init__()
@@ -471,8 +465,8 @@ class UniParser(nn.Module):
         return dict(heatmap=heatmap, f_ins=f_ins, k_ins=k_ins, f_cate=f_cate, k_cate=k_cate, fuse=self.fusion)
 
     def fuse(self):
-        """Fixes the weights for inference: BatchNorm goes into the convolutions, K_cate is normalized once, the shares of
-        the coordinates are kept. Same numbers, fewer operations; not for training."""
+        """Fixes the weights for inference: BatchNorm goes into the convolutions, K_cate is normalized once, the shares
+        of the coordinates are kept. Same numbers, fewer operations; not for training."""
         self.eval().requires_grad_(False)
         for module in list(self.backbone.modules()):
             for conv, norm in ('conv1', 'bn1'), ('conv2', 'bn2'), ('conv3', 'bn3'), ('0', '1'):
@@ -486,77 +480,10 @@ class UniParser(nn.Module):
                 module.cache = (None, None)
         return self
 
-    # ---- inference
-
-    @torch.no_grad()
     def predict(self, photos, batch_size=8):
-        """People of one photo or of a list of photos -> list of Parsing, each at its photo's own size.
-
-        A photo is a path, a PIL image, an RGB array (H, W, 3) or (H, W) uint8, or a tensor (3, H, W), uint8 or float in
-        0..1. Photos of different size are batched only where they fill the same padded size, so that the result does not
-        depend on the company. Errors: FileNotFoundError, ValueError naming the photo.
-        """
-        single = isinstance(photos, (str, os.PathLike, Image.Image)) or getattr(photos, 'ndim', 4) < 4
-        photos = [to_photo(photo) for photo in ([photos] if single else photos)]
-        groups, results = {}, [None] * len(photos)
-        for i, photo in enumerate(photos):
-            groups.setdefault(self.input_size(photo)[0], []).append(i)
-        for members in groups.values():
-            for start in range(0, len(members), batch_size):
-                chunk = members[start:start + batch_size]
-                out, padded, _ = self.outputs(*(photos[i] for i in chunk))
-                for k, i in enumerate(chunk):
-                    size, photo_size = self.input_size(photos[i])[1], (photos[i].height, photos[i].width)
-                    results[i] = self.decode(out, k, padded, size, photo_size)
-        return results
-
-    def input_size(self, photo):
-        """(H, W) of the network's input for a Pillow image, with and without padding to multiples of 32."""
-        w, h = scaled_size(photo.width, photo.height, self.config.test_short_side, self.config.long_side)
-        return (-(-h // 32) * 32, -(-w // 32) * 32), (h, w)
-
-    @torch.no_grad()
-    def outputs(self, *photos):
-        """Pillow images of one padded size -> what the network returns for them, and `input_size` of the first."""
-        padded, size = self.input_size(photos[0])
-        images = torch.zeros(len(photos), 3, *padded)
-        for image, photo in zip(images, photos):
-            h, w = self.input_size(photo)[1]
-            image[:, :h, :w] = normalize(resize_photo(photo, (w, h), self.config.recipe))
-        self.eval()
-        return self(images.to(self.category_builder.k_cate.device)), padded, size
-
-    @torch.no_grad()
-    def decode(self, out, i, padded, size, photo_size):
-        """Network outputs -> Parsing of image i. padded, size: (H, W) of the input with and without its padding;
-        photo_size: (H0, W0) of the result. No map of N people times K classes is built."""
-        c = self.config
-        cells, scores = find_centers(out['heatmap'][i, 0], c)                              # (N,), (N,)
-        f_ins, f_cate = out['f_ins'][i].float(), out['f_cate'][i].float()
-        k_ins = out['k_ins'][i].float().flatten(1).T[cells]                                # (N, C)
-        q_ins = correlate(k_ins, f_ins, c.space)                                           # (N, h, w)  Eq. (2)
-        q_cate = correlate(out['k_cate'].float(), f_cate, c.space)                         # (K, h, w)  Eq. (3)
-        centers = torch.stack([cells % c.grid * 2 + 1, cells // c.grid * 2 + 1], 1) / (2 * c.grid)
-        scale = [padded[1] / size[1] * photo_size[1], padded[0] / size[0] * photo_size[0]]
-        centers = centers * torch.tensor(scale, device=centers.device)
-
-        parsing = np.zeros((len(cells), *photo_size), np.uint8)
-        if c.fusion == 'index':
-            gate = q_ins > c.theta_mask
-            kept = maskness(gate, q_cate, c.theta_mask) > c.theta_part                     # (N, K)
-        for n in range(len(cells)):
-            if c.fusion == 'index':
-                maps, classes = gate[n] * q_cate[kept[n]], kept[n].nonzero()[:, 0]
-            else:
-                maps = out['fuse'](q_ins[n:n + 1], q_cate, f_cate)[0].float()
-                score = maskness(torch.ones_like(maps[:1], dtype=torch.bool), maps, c.theta_mask)[0]
-                classes = (score > c.theta_part).nonzero()[:, 0]
-                maps = maps[classes]
-            paint(parsing[n], maps, classes, size, c)
-        found = parsing.any(axis=(1, 2)) if c.recipe == 'paper' else np.ones(len(parsing), bool)
-        return Parsing(parsing[found], scores.cpu().numpy()[found], centers.cpu().numpy()[found])
-
-    # ---- files
+        """People of one photo or of several -> list of Parsing; see `predict.predict`."""
+        from predict import predict
+        return predict(self, photos, batch_size)
 
     def save(self, path, **more):
         """Writes weights, config, class names and flip pairs to one file, atomically; `more` is stored beside them."""
@@ -608,93 +535,3 @@ def read_checkpoint(path):
     if not isinstance(state, dict):
         raise ValueError(f'{path} holds a {type(state).__name__}, not a dictionary of weights')
     return state
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# Inference in pieces
-
-
-def find_centers(heatmap, config):
-    """WHERE(H_c > theta_c) of Eq. (2), kept to local maxima of 5x5 cells: the target of a person is a rectangle of cells,
-    so without that each person would be found many times. heatmap (S, S) logits -> cells (N,) = row * S + column,
-    scores (N,) descending, at most max_people."""
-    heat = heatmap.float().sigmoid()
-    peak = heat == F.max_pool2d(heat[None], 5, 1, 2)[0]
-    if config.recipe == 'released':                       # ... and of the 2x2 cells up and left, before the 5x5 test
-        keep = heat == F.max_pool2d(heat[None], 2, 1, 1)[0, :-1, :-1]
-        heat = heat * keep
-        peak = heat == F.max_pool2d(heat[None], 5, 1, 2)[0]
-    scores, cells = (heat * peak).flatten().sort(descending=True, stable=True)
-    found = (scores > config.theta_center).nonzero()[:config.max_people, 0]
-    return cells[found], scores[found]
-
-
-def maskness(gate, q, theta):
-    """Mean correlation of each class inside each person, as the released code has it: sum of the values above theta over
-    the number of values above 0.1. gate (N, h, w) bool, q (K, h, w) -> (N, K)."""
-    gate = gate.flatten(1).float()
-    q = q.flatten(1)
-    return gate @ (q * (q > theta)).T / (gate @ (q > 0.1).float().T + 1e-5)
-
-
-def paint(parsing, maps, classes, size, config):
-    """Writes one person's labels into parsing (H0, W0) uint8. maps (k, h, w): correlations of the given classes
-    (0-based), zero outside the person. A pixel takes the class of largest value where one exceeds theta_mask."""
-    if config.recipe == 'released':
-        return paint_released(parsing, maps, classes, size, config.theta_mask)
-    best = maps.amax(0) > config.theta_mask if len(maps) else maps.new_zeros(maps.shape[1:], dtype=torch.bool)
-    rows, cols = (best.any(axis).nonzero()[:, 0].tolist() for axis in (1, 0))
-    if not rows:
-        return
-    y = bilinear_taps(maps.shape[1], size[0] / 4, parsing.shape[0], rows[0], rows[-1], maps.device)
-    x = bilinear_taps(maps.shape[2], size[1] / 4, parsing.shape[1], cols[0], cols[-1], maps.device)
-    strip = max(1, 2 ** 24 // (len(maps) * len(x[1])))                       # rows at a time: 64 MB
-    for start in range(0, len(y[1]), strip):
-        y0, y1, wy = (tap[start:start + strip] for tap in y[1:])
-        part = torch.lerp(maps[:, y0], maps[:, y1], wy[:, None])
-        value, index = torch.lerp(part[..., x[1]], part[..., x[2]], x[3]).max(0)
-        label = torch.where(value > config.theta_mask, classes[index] + 1, 0).to(torch.uint8).cpu().numpy()
-        parsing[y[0] + start:y[0] + start + len(y0), x[0]:x[0] + len(x[1])] = label
-
-
-def bilinear_taps(cells, used, pixels, first, last, device):
-    """Along one axis: `used` (real) of the feature map's `cells` cover the photo's `pixels`. For the pixels that cells
-    first..last reach: (first pixel, lower cell, upper cell, weight of the upper), centers on centers."""
-    source = (np.arange(pixels) + 0.5) * (used / pixels) - 0.5
-    source = source.clip(0, cells - 1)
-    low = np.floor(source).astype(np.int64)
-    high = np.minimum(low + 1, cells - 1)
-    start, stop = np.searchsorted(high, first), np.searchsorted(low, last, side='right')
-    low, high, weight = low[start:stop], high[start:stop], (source - low)[start:stop].astype(np.float32)
-    return int(start), *(torch.from_numpy(a).to(device) for a in (low, high, weight))
-
-
-def paint_released(parsing, maps, classes, size, theta):
-    """As the released code: x4 bilinear and cropped to the input's size; then bilinear to a smaller photo, or the labels
-    by nearest to a larger one."""
-    if not len(classes):
-        return
-    maps = F.interpolate(maps[None], scale_factor=4, mode='bilinear', align_corners=False)[..., :size[0], :size[1]]
-    (H0, W0), (H, W) = parsing.shape, maps.shape[-2:]
-    if H0 * W0 < H * W:
-        maps = F.interpolate(maps, size=(H0, W0), mode='bilinear', align_corners=False)
-    value, index = maps[0].max(0)
-    label = torch.where(value > theta, classes[index] + 1, 0).to(torch.uint8)
-    if H0 * W0 > H * W:
-        label = F.interpolate(label[None, None], size=(H0, W0), mode='nearest')[0, 0]
-    parsing[:] = label.cpu().numpy()
-
-
-def to_photo(photo):
-    """Path, PIL image, array or tensor -> upright RGB PIL image."""
-    if isinstance(photo, (str, os.PathLike)):
-        return read_photo(photo)
-    if isinstance(photo, Image.Image):
-        return to_rgb(photo)
-    if isinstance(photo, torch.Tensor) and photo.ndim == 3:
-        photo = photo if photo.dtype == torch.uint8 else (photo.clamp(0, 1) * 255).round().to(torch.uint8)
-        photo = photo.permute(1, 2, 0).cpu().numpy()
-    if not isinstance(photo, np.ndarray) or photo.dtype != np.uint8 or photo.shape[2:] not in ((), (3,)):
-        kind = f'{getattr(photo, "dtype", "")} {getattr(photo, "shape", type(photo).__name__)}'
-        raise ValueError(f'a photo is a path, a PIL image, a uint8 array (H, W, 3) or a tensor (3, H, W), not {kind}')
-    return to_rgb(Image.fromarray(photo))
