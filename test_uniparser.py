@@ -1039,7 +1039,7 @@ def test_the_readme_names_flags_and_functions_that_exist():
     parsers = ' '.join(call(module, '--help').stdout for module in (train, infer, data, evaluate))
     for flag in set(re.findall(r'(?<![\w-])--[a-z][a-z-]+', README)) - {'--nproc-per-node'}:
         assert flag in parsers or flag.replace('--no-', '--') in parsers, flag
-    sources = ''.join((HERE / f'{name}.py').read_text() for name in ('uniparser', 'predict', 'losses'))
+    sources = ''.join((HERE / f'{name}.py').read_text() for name in ('uniparser', 'predict', 'losses', 'checkpoints'))
     table = README[README.index('| in the paper | here |'):README.index('Labels are the same everywhere')]
     for line in table.splitlines()[2:]:
         if line.startswith('|'):
@@ -1052,7 +1052,7 @@ def test_the_readme_names_flags_and_functions_that_exist():
     (3, ['CategoryFeatureSpaceBuilder', 'correlate']), (4, ['uniparser_loss']), (5, ['auxiliary_loss']),
     (6, ['metric_loss'])])
 def test_equations_are_tagged(number, names):
-    sources = ''.join((HERE / f'{name}.py').read_text() for name in ('uniparser', 'predict', 'losses'))
+    sources = ''.join((HERE / f'{name}.py').read_text() for name in ('uniparser', 'predict', 'losses', 'checkpoints'))
     for name in names:
         body = re.search(rf'^( *)(class|def) {name}\b.*?(?=^\1(class|def|@) ?|\Z)', sources, re.S | re.M).group(0)
         assert re.search(rf'Eqs?\. (\(\d\)[ ,and]*)*\({number}\)', body), (name, number)

@@ -28,6 +28,7 @@ from torchvision.models.resnet import BasicBlock, ResNet
 from torchvision.ops import deform_conv2d
 from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
 
+from checkpoints import from_released, is_released, load_strictly, read_checkpoint
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -499,21 +500,19 @@ class UniParser(nn.Module):
 
     @classmethod
     def from_pretrained(cls, path, device='cpu', **changes):
-        """The model in a file written by `save`, in eval mode. `changes` are config fields, such as theta_center."""
+        """The model in a file written by `save`, or by the released code, in eval mode. `changes` are config fields, such
+        as theta_center."""
         state = read_checkpoint(path)
+        if is_released(state):
+            state = from_released(state, path)
         if state.get('format') != 'uniparser 1':
-            raise ValueError(f'{path} is not a UniParser checkpoint (it has no "format" of this version); '
-                             'give a .pt file written by train.py')
-        known = {f.name for f in fields(Config)}
-        unknown = sorted(set(state['config']) - known)
+            raise ValueError(f'{path} is not a UniParser checkpoint (it has no "format" of this version); give a file '
+                             'written by train.py, or by the released code')
+        unknown = sorted(set(state['config']) - {f.name for f in fields(Config)})
         if unknown:
             raise ValueError(f'{path} was written by another version: its config has unknown fields {unknown}')
-        config = replace(Config(**state['config']), **changes)
-        model = cls(config, state['class_names'], state['flip_pairs'])
-        try:
-            model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state['model'].items()})
-        except RuntimeError as error:
-            raise ValueError(f'{path} does not fit its own config: {" ".join(str(error).split())[:300]}') from None
+        model = cls(replace(Config(**state['config']), **changes), state['class_names'], state['flip_pairs'])
+        load_strictly(model, state['model'], path)
         return model.to(device).eval()
 
 
@@ -524,14 +523,20 @@ def fold(conv, norm):
     conv.bias = nn.Parameter(norm.bias - norm.running_mean * scale, requires_grad=False)
 
 
-def read_checkpoint(path):
-    """torch.load on the CPU with weights_only, and sentences instead of tracebacks."""
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f'{path} does not exist; give the path of a weights file')
-    try:
-        state = torch.load(path, map_location='cpu', weights_only=True)
-    except Exception as error:                            # torch raises many types on broken files
-        raise ValueError(f'{path} is not a readable weights file: {str(error).splitlines()[0][:200]}') from None
-    if not isinstance(state, dict):
-        raise ValueError(f'{path} holds a {type(state).__name__}, not a dictionary of weights')
-    return state
+def main():
+    """Prints how many parameters each part of each model has."""
+    print(f'{"preset":14} {"changes":25} {"backbone":>11} {"pyramid":>10} {"branches":>10} {"all":>11} {"trained":>11}')
+    r101, light = dict(backbone='resnet101'), dict(light=True)
+    for preset, changes in (*((name, {}) for name in PRESETS), ('mhp', light), ('mhp', r101), ('mhp', {**r101, **light}),
+                            ('mhp_released', r101), ('mhp_released', {**r101, **light})):
+        config = get_config(preset, **changes)
+        model = UniParser(replace(config, pretrained_stages=4 if config.pretrained else 0))
+        parts = [sum(p.numel() for p in m.parameters()) for m in (model.backbone, model.fpn, model)]
+        counts = [parts[0], parts[1], parts[2] - parts[0] - parts[1], parts[2],
+                  sum(p.numel() for p in model.parameters() if p.requires_grad)]
+        words = ' '.join(v if isinstance(v, str) else k for k, v in changes.items())
+        print(f'{preset:14} {words:25} {counts[0]:11,} {counts[1]:10,} {counts[2]:10,} {counts[3]:11,} {counts[4]:11,}')
+
+
+if __name__ == '__main__':
+    main()
