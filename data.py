@@ -445,12 +445,16 @@ def resize_photo(photo, size, recipe='paper'):
 
 
 def resize(image, parsing, ignore, size, recipe='paper'):
-    """size: (width, height). Photo bilinear, labels nearest."""
+    """size: (width, height). Photo bilinear, labels nearest: the pixel under the middle of the new one, in the released
+    code under its upper left corner."""
     if size == image.shape[1::-1]:
         return image, parsing, ignore
+    image = np.asarray(resize_photo(Image.fromarray(image), size, recipe))
+    if recipe == 'released':
+        rows, cols = [np.arange(new) * old // new for new, old in zip(size[::-1], ignore.shape)]
+        return image, parsing[:, rows[:, None], cols], ignore[rows[:, None], cols]
     maps = (Image.fromarray(m).resize(size, Image.NEAREST) for m in (ignore.astype(np.uint8), *parsing))
     ignore, *people = map(np.asarray, maps)
-    image = np.asarray(resize_photo(Image.fromarray(image), size, recipe))
     return image, np.array(people, np.uint8).reshape(-1, *size[::-1]), ignore > 0
 
 

@@ -158,7 +158,7 @@ def auxiliary_loss(out, maps, targets, config):
         q = m['q_cate'].flatten(1)
         masks, known = category_masks(t, config.num_classes, q.dtype)        # (K, hw), (hw,)
         area = masks.sum(1)
-        p = q.clamp(min=0)                                                   # Dice sees no negative correlation
+        p = F.relu(q)                                                        # Dice sees no negative correlation
         dice.append(dice_loss((p * masks).sum(1), p.square() @ known, area))                            # (K,)
         l1.append(q.abs() @ known / known.sum().clamp(min=1))
         high = (q > 0.1) * known
@@ -210,7 +210,7 @@ def parsing_loss(out, maps, targets, config):
         labels = labels * (labels <= K)
         area = known.new_zeros(len(labels), K + 1).scatter_add(1, labels, known)[:, 1:]
         if config.fusion == 'index':
-            q_ins, q_cate = m['q_ins'].flatten(1), m['q_cate'].flatten(1).clamp(min=0)
+            q_ins, q_cate = m['q_ins'].flatten(1), F.relu(m['q_cate'].flatten(1))
             pp = (q_ins.square() * known) @ q_cate.square().T
             if config.recipe == 'released':
                 area, pt = released_part_sums(t['parts'] * t['known'], q_ins, q_cate)
