@@ -720,6 +720,7 @@ def test_resume_equals_uninterrupted(tmp_path, monkeypatch):
     train.main([*SHORT, '--epochs', '2', '--out', str(parts), '--workers', '1'])
     state = torch.load(parts / 'last.pt', weights_only=True)
     assert (state['epoch'], state['position']) == (1, 1) and len(count) == 4
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL                # nobody inherits the run's handler
     train.main(['--resume', str(parts), '--workers', '2', '--device', 'cpu'])
     assert len(count) == 6
     for (name, a), b in zip(weights(whole).items(), weights(parts).values()):
@@ -774,6 +775,8 @@ batch = dict(images=images[share], parsings=[parsing] * len(images[share]), igno
 optimizer = train.make_optimizer(model, replace(model.config, optimizer='sgd'))
 config, scaler = replace(model.config, lambda_center=0.0), torch.amp.GradScaler('cpu', enabled=False)
 train.train_step(net, [batch], optimizer, scaler, config, device, None, 0.1)
+if world > 1:                                     # who got a signal tells the other
+    assert train.told_to_stop([1] if rank else [], 20, world, device) and not train.told_to_stop([], 40, world, device)
 if rank == 0:
     torch.save(model.state_dict(), sys.argv[2])
 if world > 1:

@@ -16,6 +16,7 @@ import os
 import signal
 import sys
 import time
+from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 
@@ -25,9 +26,10 @@ from PIL import Image
 from tqdm import tqdm
 
 import data
+from checkpoints import read_checkpoint
 from evaluate import ParsingMetrics
 from losses import uniparser_loss
-from uniparser import Config, UniParser, describe, get_config, read_checkpoint
+from uniparser import Config, UniParser, describe, get_config
 
 LOG_SECONDS, SAVE_SECONDS, PICTURES = 10, 600, 8
 REPORTED = 'AP50', 'APvol', 'PCP50', 'mIoU'
@@ -268,10 +270,34 @@ def train(args):
     run.log(f'{run.folder}: {len(train_set)} training and {len(val_set)} validation images, {world} x {device}, '
             f'{sum(p.numel() for p in model.parameters()):,} parameters')
     run.log(f'settings: {describe(config)}')
-    return fit(model, config, train_set, val_set, run, state, root, rank, world, device, args.amp)
+    with signals() as seen:
+        return fit(model, config, train_set, val_set, run, state, root, rank, world, device, args.amp, seen)
 
 
-def fit(model, config, train_set, val_set, run, state, root, rank, world, device, amp):
+@contextmanager
+def signals():
+    """A list that is no longer empty after SIGINT or SIGTERM."""
+    seen = []
+    former = {n: signal.signal(n, lambda *_: seen.append(n)) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield seen
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
+def told_to_stop(seen, position, world, device):
+    """Whether this or another process got a signal. All must stop after the same step: they ask every 20th."""
+    if world == 1:
+        return bool(seen)
+    if position % 20:
+        return False
+    flag = torch.tensor(len(seen), device=device)
+    dist.all_reduce(flag)
+    return flag.item() > 0
+
+
+def fit(model, config, train_set, val_set, run, state, root, rank, world, device, amp, seen):
     optimizer = make_optimizer(model, config)
     amp = device.type == 'cuda' if amp is None else amp
     if amp:
@@ -287,9 +313,6 @@ def fit(model, config, train_set, val_set, run, state, root, rank, world, device
         net = torch.nn.parallel.DistributedDataParallel(model, [device.index] if device.type == 'cuda' else None)
     samples = data.Samples(train_set, config)
     loader = data.loader(samples, config, config.batch_size // world // config.accumulate, rank, world, device)
-    stop = []
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.append(1))
 
     def save(name, epoch, position):
         if rank == 0:
@@ -310,8 +333,9 @@ def fit(model, config, train_set, val_set, run, state, root, rank, world, device
             if pending:                                  # one step late, so that the host does not wait for the device
                 check_finite(*pending)
             pending = losses, batches, scaler
-            last = position == steps - 1
-            if last or stop or time.time() - shown[0] > LOG_SECONDS:
+            last, stop = position == steps - 1, told_to_stop(seen, position, world, device)
+            save_now = stop or (not last and time.time() - saved > SAVE_SECONDS)
+            if last or save_now or time.time() - shown[0] > LOG_SECONDS:
                 losses = check_finite(*pending)
                 speed = (position + 1 - shown[1]) * config.batch_size / (time.time() - shown[0])
                 shown = time.time(), position + 1
@@ -319,7 +343,7 @@ def fit(model, config, train_set, val_set, run, state, root, rank, world, device
                         + ' '.join(f'{k} {v:.4f}' for k, v in losses.items())
                         + f' | lr {rate:.2e} | {speed:.1f} images/s | {memory(device):.1f} GB', epoch=epoch + 1,
                         iter=position + 1, lr=rate, images_per_second=speed, memory=memory(device), **losses)
-            if stop or (not last and time.time() - saved > SAVE_SECONDS):
+            if save_now:
                 save('last.pt', epoch, position + 1)
                 saved = time.time()
             if stop:
