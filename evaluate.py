@@ -37,55 +37,26 @@ import sys
 import tempfile
 import time
 from collections import namedtuple
-from copy import copy
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
-from scipy import ndimage
 from tqdm import tqdm
+
+from submissions import (FORMS, Layer, Prediction, PredictionWriter, as_label_maps, as_pair, open_predictions, read_map,
+                         split_map, write_file)
 
 THRESHOLDS = [i / 10 for i in range(1, 10)]          # not np.arange, whose third value is 0.30000000000000004
 HUMAN_THRESHOLDS = [i / 100 for i in range(50, 100, 5)]
-FORMS = ('instances', 'mhp', 'cihp', 'coco')         # of predictions in folders
 
-# parsing: label maps (H, W) uint8, 0..K, one a person; scores (N,). What else a folder may say: semantic, a
-# class map (H, W); parts and humans, (layers, scores) each; how many entries of its lists have no pixel.
-Prediction = namedtuple('Prediction', 'parsing scores semantic parts humans lost', defaults=[None] * 3 + [0])
-# parsing (M, H, W) uint8, ignore (H, W) bool; semantic, parts and humans as above, without scores.
+# parsing (M, H, W) uint8, ignore (H, W) bool; semantic, parts and humans as in Prediction, without scores.
 GroundTruth = namedtuple('GroundTruth', 'parsing ignore semantic parts humans', defaults=(None,) * 4)
 Joint = namedtuple('Joint', 'diag row col shared gts preds')
 
 
 # ------------------------------------------------------------------------------------------------------------
 # One image: integer statistics of every pair of label maps
-
-class Layer:
-    """One label map (H, W) uint8 cut to the box of its labels, and the number of pixels of each label.
-    y0, x0: where the map itself starts, if it is already a piece of the image."""
-
-    def __init__(self, label_map, n, y0=0, x0=0):
-        rows = np.flatnonzero(label_map.max(1))
-        top, bottom = (rows[0], rows[-1] + 1) if len(rows) else (0, 0)
-        cols = np.flatnonzero(label_map[top:bottom].max(0, initial=0))
-        left, right = (cols[0], cols[-1] + 1) if len(cols) else (0, 0)
-        self.y0, self.y1, self.x0, self.x1 = y0 + top, y0 + bottom, x0 + left, x0 + right
-        self.box = slice(self.y0, self.y1), slice(self.x0, self.x1)
-        self.count(label_map[top:bottom, left:right], n)
-
-    def count(self, labels, n):
-        self.labels, self.mask = labels, labels != 0
-        counts = np.bincount(labels[self.mask], minlength=n)
-        self.counts, self.area = counts[:n], int(counts.sum())
-        self.unknown = int(counts[n:].sum())
-
-    def relabel(self, labels, n):
-        """The same box with other labels."""
-        layer = copy(self)
-        layer.count(labels, n)
-        return layer
-
 
 def shared_pixels(g, p, n):
     """Layers -> pixels of equal label (n,), labels of p where g's is >= n (n,), number labelled in both."""
@@ -241,23 +212,6 @@ def true_positives(iou, person, t):
     return tp
 
 
-def as_pair(prediction):
-    """(parsing, scores), or anything with these attributes -> the two."""
-    return (prediction.parsing, prediction.scores) if hasattr(prediction, 'parsing') else prediction
-
-
-def as_label_maps(maps, shape=None):
-    """Anything like label maps, of this shape (H, W) -> uint8 (N, H, W)."""
-    maps = np.asarray(maps)
-    if maps.size == 0 and (shape or maps.ndim == 3):
-        return np.zeros((0, *(shape or maps.shape[1:])), np.uint8)
-    if maps.ndim != 3 or maps.dtype.kind not in 'iub' or maps.min() < 0 or maps.max() > 255:
-        raise ValueError(f'label maps are integers 0..255 of shape (N, H, W), not {maps.dtype} {maps.shape}')
-    if shape and maps.shape[1:] != shape:
-        raise ValueError(f'the predicted label maps are {maps.shape[1:]}, the ground truth is {shape}')
-    return maps.astype(np.uint8, copy=False)
-
-
 class ParsingMetrics:
     """Takes one image at a time, keeps a few kB of it, pickles and merges.
 
@@ -369,246 +323,6 @@ def parsing_metrics(predictions, ground_truths, num_classes, score_threshold=-ma
     for index, pair in enumerate(zip(predictions, ground_truths)):
         metrics.add(index, *pair)
     return metrics.result()
-
-
-# ------------------------------------------------------------------------------------------------------------
-# Predictions in folders
-
-def read_map(path, shape, largest=65535):
-    """Channel 0 of a .png (the indices of a palette image), of this shape (H, W) and labels 0..largest."""
-    try:
-        with Image.open(path) as image:
-            labels = np.asarray(image.getchannel(0) if len(image.getbands()) > 1 else image)
-    except FileNotFoundError:
-        raise FileNotFoundError(f'{path} is missing; write the predictions again') from None
-    except (OSError, SyntaxError, ValueError) as error:
-        raise ValueError(f'{path} cannot be read as an image ({error}); write it again') from None
-    if labels.shape != shape:
-        raise ValueError(f'{path} is {labels.shape[1]}x{labels.shape[0]} pixels, but the ground truth is '
-                         f'{shape[1]}x{shape[0]}; write predictions in the size of the photo')
-    if not labels.max() <= largest:
-        raise ValueError(f'{path} holds the label {labels.max()}, but the labels are 0..{largest}')
-    return labels.astype(np.uint8, copy=False) if largest < 256 else labels
-
-
-def read_rows(path, parse, form):
-    """parse(words) of each line of a text file with spaces or commas between the words."""
-    if not path.is_file():
-        raise FileNotFoundError(f'{path} is missing; write the predictions again')
-    rows = []
-    for i, line in enumerate(path.read_text().splitlines(), 1):
-        try:
-            rows += [parse(line.replace(',', ' ').split())] if line.strip() else []
-        except (ValueError, LookupError):
-            raise ValueError(f'{path}, line {i} is {line[:60]!r}, but should be {form}') from None
-    return rows
-
-
-def split_map(ids, rows, n):
-    """Ids (H, W) and rows [(id, score, label)] -> layers and scores of the ids that have a pixel, and how
-    many have none."""
-    boxes = dict(enumerate(ndimage.find_objects(ids), 1)) | {0: (slice(None), slice(None))}
-    found = [(boxes[i], i, score, label) for i, score, label in rows if boxes.get(i)]
-    found = [(Layer((ids[box] == i) * np.uint8(label), n, box[0].start or 0, box[1].start or 0), score)
-             for box, i, score, label in found]
-    found = [(layer, score) for layer, score in found if layer.area]
-    return [layer for layer, _ in found], [score for _, score in found], len(rows) - len(found)
-
-
-class InstanceMaps:
-    """instances: one full-size label map a person, in instances/, `instances.json` = {image: [{file, score}]}
-    and, if there are class maps, semantic/ID.png. coco: a list of {image_id, score, parsing: file}, where
-    image_id is an id of the data set or, as in UniParser's lists, a place in it, counted from 1."""
-    untold = ()
-
-    def __init__(self, path, ids=()):
-        files = [path] if path.is_file() else [path / 'instances.json', *sorted(path.glob('*.json'))]
-        self.source = next((f for f in files if f.is_file()), files[0])
-        places = {str(i): image for i, image in enumerate(ids, 1)}
-        try:
-            index = json.loads(self.source.read_text())
-            self.rows, rows = {}, index
-            if isinstance(index, dict):
-                self.rows = {image: [] for image in index}
-                rows = [dict(p, image_id=image, parsing=p['file']) for image in index for p in index[image]]
-            if isinstance(index, dict) or {str(row['image_id']) for row in rows} & set(ids):
-                places = {}
-            for row in rows:
-                image = places.get(str(row['image_id']), str(row['image_id']))
-                self.rows.setdefault(image, []).append((row['parsing'], float(row['score'])))
-        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-            raise ValueError(f'{self.source} should be {{image: [{{"file": .., "score": ..}}]}} or a list of '
-                             f'{{"image_id": .., "score": .., "parsing": file}} ({error!r})') from None
-        first, folder = next((p[0][0] for p in self.rows.values() if p), ''), self.source.parent
-        folders = [folder / 'instances', folder, *sorted(folder.iterdir())]
-        self.folder = next((f for f in folders if (f / first).is_file()), folders[0])
-        self.semantic, self.ids = folder / 'semantic', set(self.rows)
-
-    def read(self, image, shape, num_classes):
-        people, path = self.rows.get(image, ()), self.semantic / f'{image}.png'
-        maps = [read_map(self.folder / file, shape, num_classes) for file, _ in people]
-        semantic = read_map(path, shape, num_classes) if path.exists() else None
-        return Prediction(maps, [score for _, score in people], semantic)
-
-
-class MHPSubmission:
-    """mhp: the MHP challenge. global_seg/ID.png (classes), global_tag/ID.png (person ids), results.txt with
-    a line `ID person score person score ...` an image."""
-    untold = ()
-
-    def __init__(self, path, ids=()):
-        self.folder, self.source, self.rows = path, path / 'results.txt', {}
-        for image, people in read_rows(self.source, self.parse, '`ID person score person score ...`'):
-            if image in self.rows:
-                raise ValueError(f'{self.source} lists image {image} twice; write one line an image')
-            self.rows[image] = people
-        self.ids = set(self.rows)
-
-    @staticmethod
-    def parse(words):
-        pairs = zip(words[1::2], words[2::2], strict=True)
-        return words[0], [(int(person), float(score), 1) for person, score in pairs]
-
-    def read(self, image, shape, num_classes):
-        path, rows = self.folder / 'global_seg' / f'{image}.png', self.rows.get(image)
-        classes = read_map(path, shape, num_classes) if rows or path.exists() else None
-        if not rows:
-            return Prediction([], [], classes)
-        # A person without a pixel is dropped; one whose pixels are all of class 0 is a detection.
-        tags, n = read_map(self.folder / 'global_tag' / path.name, shape), num_classes + 1
-        masks, scores, lost = split_map(tags, rows, n)
-        maps = [m.relabel(m.labels * classes[m.box], n) for m in masks]
-        return Prediction(maps, scores, classes, lost=lost)
-
-
-class CIHPSubmission:
-    """cihp: the CIHP challenge. global_parsing/ID.png (classes); instance_parsing/ID.png, whose value i is
-    the part of line i of ID.txt, `class score`; and, for AP^p and AP^h, instance_segmentation or global_tag
-    with a person a line, `score y1 x1 y2 x2`, or CIHP_PGN's `1, area`, where the area serves as score."""
-
-    def __init__(self, path, ids=()):
-        folders = [path / name for name in ('instance_segmentation', 'global_tag', 'instance_parsing')]
-        *people, self.parts = (folder if folder.is_dir() else None for folder in folders)
-        self.people, self.classes, self.source = people[0] or people[1], path / 'global_parsing', path
-        self.ids = {file.stem for file in self.classes.glob('*.png')}
-        if not self.ids:
-            raise FileNotFoundError(f'{self.classes} holds no .png; this form has a class map of every image')
-        self.untold = () if self.people else ('AP', 'PCP', 'APh', *(() if self.parts else ('APr',)))
-
-    def read(self, image, shape, num_classes):
-        if image not in self.ids:
-            return Prediction([], [], parts=([], []) if self.parts else None)
-        name, n, maps, humans, parts, lost = f'{image}.png', num_classes + 1, [], ([], []), None, 0
-        classes = read_map(self.classes / name, shape, num_classes)
-        if self.people:
-            *humans, lost = self.split(self.people / name, shape, n, '`score y1 x1 y2 x2`',
-                                       lambda words: (float(words[len(words) == 2]), 1))
-            maps = [m.relabel(m.labels * classes[m.box], n) for m in humans[0]]
-        if self.parts:
-            labels = {str(label): label for label in range(1, n)}
-            *parts, more = self.split(self.parts / name, shape, n, f'`class score`, class 1..{num_classes}',
-                                      lambda words: (float(words[1]), labels[words[0]]))
-            lost += more
-        return Prediction(maps, humans[1], classes, parts, humans, lost)
-
-    @staticmethod
-    def split(path, shape, n, form, parse):
-        rows = read_rows(path.with_suffix('.txt'), parse, form)
-        return split_map(read_map(path, shape), [(i, *row) for i, row in enumerate(rows, 1)], n)
-
-
-def open_predictions(path, form=None, ids=()):
-    """Folder (or .json) of predictions -> object with `ids`, its images, and read(image, (H, W), num_classes)
-    -> Prediction. ids: the images of the data set in their order. form: one of FORMS; else the files tell."""
-    path, signs = Path(path), ('instances.json', 'results.txt', 'global_parsing', '*.json')
-    if not path.exists():
-        raise FileNotFoundError(f'{path} is missing; --predictions is the folder that holds the predictions')
-    if not form:
-        found = [form for form, sign in zip(FORMS, signs) if path.is_file() or any(path.glob(sign))]
-        if not found:
-            raise ValueError(f'{path} holds no predictions: these are instances.json, results.txt with '
-                             'global_seg and global_tag, global_parsing, or a COCO-style .json')
-        form = found[0]
-    return dict(mhp=MHPSubmission, cihp=CIHPSubmission).get(form, InstanceMaps)(path, ids)
-
-
-class PredictionWriter:
-    """Writes predictions of one image after the other; the index comes last, when all is well.
-
-        with PredictionWriter('results', 'instances') as writer:        # or 'coco', 'mhp', 'cihp'
-            writer.add('0001', (parsing, scores))                       # as for ParsingMetrics.add
-
-    The challenge forms, mhp and cihp, have one class a pixel: where people overlap the higher score wins, and
-    who is hidden vanishes. Files have no palette: other evaluators read palette images wrongly.
-    """
-
-    def __init__(self, folder, form='instances'):
-        if form not in FORMS:
-            raise ValueError(f'there is no form {form!r} of predictions; choose one of {", ".join(FORMS)}')
-        self.folder, self.form, self.index = Path(folder), form, {}
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, error, *_):
-        if error is None:
-            self.close()
-
-    def save(self, name, labels):
-        (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
-        labels = labels.astype(np.uint16 if labels.max() > 255 else np.uint8)
-        Image.fromarray(labels).save(self.folder / name, compress_level=3)
-
-    def add(self, image, prediction):
-        parsing, scores = as_pair(prediction)
-        parsing, scores = as_label_maps(parsing, np.shape(parsing)[1:]), [float(score) for score in scores]
-        if self.form in ('instances', 'coco'):
-            files = [f'{image}_{i:02d}.png' for i in range(len(scores))]
-            for file, labels in zip(files, parsing):
-                self.save(f'instances/{file}', labels)
-            self.index[str(image)] = [dict(file=f, score=s) for f, s in zip(files, scores)]
-            return
-        classes, owner = np.zeros((2, *parsing.shape[1:]), np.uint16)          # owner: 1, 2 .. or 0
-        for i in np.argsort(scores, kind='stable'):
-            mask = parsing[i] > 0
-            classes[mask], owner[mask] = parsing[i][mask], i + 1
-        people = [(i, owner == i, scores[i - 1]) for i in np.unique(owner[owner > 0])]
-        if self.form == 'mhp':
-            self.save(f'global_seg/{image}.png', classes)
-            self.save(f'global_tag/{image}.png', owner)
-            self.index[str(image)] = [f'{i} {score!r}' for i, _, score in people]
-            return
-        humans, parts = [], []
-        for _, mask, score in people:
-            box = Layer(mask.astype(np.uint8), 2)
-            humans.append((mask, f'{score!r} {box.y0} {box.x0} {box.y1 - 1} {box.x1 - 1}\n'))
-            parts += [(mask & (classes == c), f'{c} {score!r}\n') for c in np.unique(classes[mask])]
-        self.save(f'global_parsing/{image}.png', classes)
-        for name, rows in (('instance_segmentation', humans), ('instance_parsing', parts)):
-            ids = sum((i * mask for i, (mask, _) in enumerate(rows, 1)), np.zeros(classes.shape, np.uint16))
-            self.save(f'{name}/{image}.png', ids)
-            (self.folder / name / f'{image}.txt').write_text(''.join(line for _, line in rows))
-
-    def close(self):
-        """Write the index, without which the folder holds no predictions."""
-        if self.form == 'instances':
-            write_file(self.folder / 'instances.json', json.dumps(self.index, indent=0))
-        elif self.form == 'coco':
-            rows = [dict(image_id=image, category_id=1, score=p['score'], parsing=p['file'])
-                    for image, people in self.index.items() for p in people]
-            write_file(self.folder / 'parsing.json', json.dumps(rows, indent=0))
-        elif self.form == 'mhp':
-            lines = [' '.join([image, *people]) + '\n' for image, people in self.index.items()]
-            write_file(self.folder / 'results.txt', ''.join(lines))
-
-
-def write_file(path, content):
-    """Text or bytes, under another name until it is complete."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}')
-    temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-    os.replace(temporary, path)
 
 
 # ------------------------------------------------------------------------------------------------------------

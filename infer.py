@@ -21,8 +21,8 @@ from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
 import data
-from evaluate import FORMS, PredictionWriter
 from predict import find_centers, input_size, outputs
+from submissions import FORMS, PredictionWriter
 from uniparser import UniParser, correlate
 
 WEIGHTS = Path(__file__).parent / 'weights' / 'uniparser_ccp.pt'
