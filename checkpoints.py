@@ -2,6 +2,7 @@
 
     python infer.py photo.jpg --weights UniParser_MHP_r101_light.pth          # a released file as it is
     python checkpoints.py UniParser_MHP_r101_light.pth --out uniparser.pt     # or once, into our own format
+    python checkpoints.py runs/MHP/best.pt --half --out uniparser.pt          # without what only training needs
 
 Of a released file, depth, light or full and the number of classes are read off the shapes.
 """
@@ -10,7 +11,7 @@ import os
 import re
 import sys
 from collections import defaultdict
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import torch
@@ -121,17 +122,19 @@ def read_backbone(shape):
 
 def main(argv=None):
     from uniparser import UniParser, describe
-    parser = argparse.ArgumentParser(description='Turns a checkpoint of the released code into one of ours.')
-    parser.add_argument('weights')
+    parser = argparse.ArgumentParser(description='Writes the weights of a run, or of the released code, to share them.')
+    parser.add_argument('weights', help='a checkpoint of train.py or of the released code')
     parser.add_argument('--out', required=True, metavar='FILE')
+    parser.add_argument('--half', action='store_true', help='in half precision: half the size')
     args = parser.parse_args(argv)
     try:
         model = UniParser.from_pretrained(args.weights)
-        model.save(args.out)
+        model.config = replace(model.config, pretrained=os.path.basename(model.config.pretrained))     # not its folder
+        (model.half() if args.half else model).save(args.out)
     except (OSError, ValueError) as error:
-        print(error, file=sys.stderr)
+        print(f'error: {error}', file=sys.stderr)
         sys.exit(2)
-    print(f'{args.out}: {describe(model.config)}')
+    print(f'{args.out}: {os.path.getsize(args.out) / 1e6:.1f} MB, {describe(model.config)}')
 
 
 if __name__ == '__main__':

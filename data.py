@@ -508,14 +508,14 @@ def normalize(image):
 
 
 class Samples:
-    """Tensors for training, or (train=False) whole images at the size of testing.
+    """Tensors for training.
 
     samples[epoch, index] -> dict: image (3, H, W) float32, parsing (N, H, W) uint8, ignore (H, W) bool, info:
     dict of id, index, size (H0, W0) before resizing. A function of (config.seed, epoch, index) alone.
     """
 
-    def __init__(self, dataset, config, train=True):
-        self.dataset, self.config, self.train = dataset, config, train
+    def __init__(self, dataset, config):
+        self.dataset, self.config = dataset, config
 
     def __len__(self):
         return len(self.dataset)
@@ -525,12 +525,8 @@ class Samples:
         (epoch, index), config = key, self.config
         sample = self.dataset.read(index, config.seed, epoch)
         info = dict(id=self.dataset.ids[index], index=index, size=sample[2].shape)
-        if self.train:
-            rng = np.random.default_rng((4, config.seed, epoch, index))
-            sample = train_transform(*sample, self.dataset.flip_pairs, config, rng)
-        else:
-            size = scaled_size(*info['size'][::-1], config.test_short_side, config.long_side)
-            sample = resize(*sample, size)
+        rng = np.random.default_rng((4, config.seed, epoch, index))
+        sample = train_transform(*sample, self.dataset.flip_pairs, config, rng)
         image, parsing, ignore = (np.array(a) for a in sample)
         parsing, ignore = torch.from_numpy(parsing), torch.from_numpy(ignore)
         return dict(image=normalize(image), parsing=parsing, ignore=ignore, info=info)
@@ -626,17 +622,24 @@ def overlay(image, parsing, class_names=None, ignore=None):
     """Photo (H, W, 3) uint8 or Pillow RGB, parsing (N, H, W) -> Pillow RGB: parts in color, a white line
     around each person, stripes over ignore, and below, given class_names, a legend of what occurs."""
     canvas, colors = np.array(image), palette(len(class_names) - 1 if class_names else 58)
+    width = max(1, round(min(canvas.shape[:2]) / 500))
     for person in np.asarray(parsing):
-        core = inside = person > 0
-        canvas[inside] = 0.45 * canvas[inside] + 0.55 * colors[person[inside]]
-        for _ in range(max(1, round(min(inside.shape) / 500))):
+        rows, cols = np.flatnonzero(person.any(1)), np.flatnonzero(person.any(0))
+        if len(rows) == 0:
+            continue
+        box = slice(rows[0], rows[-1] + 1), slice(cols[0], cols[-1] + 1)
+        part, labels = canvas[box], person[box]              # a view: writing to it paints the canvas
+        core = inside = labels > 0
+        part[inside] = 0.45 * part[inside] + 0.55 * colors[labels[inside]]
+        for _ in range(width):
             wide = np.pad(core, 1)
             core = core & wide[:-2, 1:-1] & wide[2:, 1:-1] & wide[1:-1, :-2] & wide[1:-1, 2:]
-        canvas[inside & ~core] = 255
+        part[inside & ~core] = 255
     if ignore is not None:
         stripes = np.add.outer(*map(np.arange, ignore.shape)) // 4 % 2 > 0
         canvas[ignore & stripes] //= 2
-    image, present = Image.fromarray(canvas), np.unique(parsing)
+    image = Image.fromarray(canvas)
+    present = np.flatnonzero(np.bincount(np.asarray(parsing, np.uint8).ravel(), minlength=1))
     return add_legend(image, colors, class_names, present) if class_names else image
 
 

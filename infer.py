@@ -21,7 +21,7 @@ from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
 import data
-from predict import find_centers, input_size, outputs
+from predict import input_size, outputs
 from submissions import FORMS, PredictionWriter
 from uniparser import UniParser, correlate
 
@@ -43,8 +43,8 @@ def parse_arguments(argv=None):
     parser.add_argument('--maps', action='store_true', help='also draw heat map and correlations, as Fig. 4')
     parser.add_argument('--data', choices=list(data.DATASETS), help='predict a split of this data set instead')
     parser.add_argument('--root', help='with --data: its folder, as downloaded')
-    parser.add_argument('--split', default='val')
-    parser.add_argument('--format', default='instances', choices=FORMS, help='with --data: form of the predictions')
+    parser.add_argument('--split', help='with --data: default val')
+    parser.add_argument('--format', choices=FORMS, help='with --data: form of the predictions, default instances')
     group = parser.add_argument_group('settings (default: those the weights were saved with)')
     for name in SETTINGS:
         group.add_argument('--' + name.replace('_', '-'), type=float if name.startswith('theta') else int,
@@ -72,12 +72,13 @@ def load_model(args):
 # Photos
 
 
-def find_photos(arguments):
-    """Files, folders and globs -> list of paths, each once, in a stable order."""
+def find_photos(arguments, out=None):
+    """Files, folders (but for `out`, which holds results) and globs -> list of paths, each once, in a stable order."""
     paths = []
     for argument in arguments:
         if os.path.isdir(argument):
-            found = sorted(p for p in Path(argument).rglob('*') if p.suffix.lower() in ENDINGS and not p.is_dir())
+            found = sorted(p for p in Path(argument).rglob('*') if p.suffix.lower() in ENDINGS and not p.is_dir()
+                           and not (out and Path(out).resolve() in p.resolve().parents))
             if not found:
                 raise FileNotFoundError(f'{argument} holds no photos ({", ".join(sorted(ENDINGS))})')
         elif os.path.lexists(argument) or not glob.has_magic(argument):
@@ -127,14 +128,16 @@ def box_of(mask):
     return [int(cols[0]), int(rows[0]), int(cols[-1] - cols[0] + 1), int(rows[-1] - rows[0] + 1)]
 
 
-def encode_rle(mask):
-    """COCO's compressed RLE of a mask (H, W): runs down the columns, starting with zeros; each run as the difference to
-    the one before the last, in groups of 5 bits, low first, as characters from '0' on."""
-    flat = np.concatenate([[0], mask.T.reshape(-1).astype(np.int8), [0]])
-    edges = np.flatnonzero(np.diff(flat))
-    runs = np.diff(np.concatenate([[0], edges])).tolist()
-    if edges.size == 0 or edges[-1] < mask.size:
-        runs.append(mask.size - (int(edges[-1]) if edges.size else 0))
+def encode_rle(mask, x, y, size):
+    """COCO's compressed RLE of a mask (h, w) whose corner is at (x, y) of a photo of this size (H, W): runs down the
+    columns, starting with zeros; each run as the difference to the one before the last, in groups of 5 bits, low first,
+    as characters from '0' on."""
+    cols, rows = np.nonzero(mask.T)
+    pixels = (cols + x) * size[0] + rows + y                                 # of the mask, down the columns
+    first = np.flatnonzero(np.diff(pixels, prepend=-2) > 1)                  # of each run of ones
+    edges = np.stack([pixels[first], pixels[np.append(first[1:] - 1, -1)] + 1], 1) if len(first) else pixels
+    runs = np.diff(edges.ravel(), prepend=0, append=size[0] * size[1]).tolist()
+    runs = runs[:-1] if len(runs) > 1 and runs[-1] == 0 else runs
     text = []
     for i, run in enumerate(runs):
         value = run - runs[i - 2] if i > 2 else run
@@ -144,17 +147,24 @@ def encode_rle(mask):
             text.append(chr(48 + group + (0 if last else 32)))
             if last:
                 break
-    return {'size': list(mask.shape), 'counts': ''.join(text)}
+    return {'size': list(size), 'counts': ''.join(text)}
 
 
 def describe_people(found, class_names):
     """Parsing -> list of dictionaries for the JSON file, best person first; ids from 1."""
     people = []
     for n, (labels, score, center) in enumerate(zip(*found), 1):
-        parts = [{'id': int(c), 'name': class_names[c], 'area': int((labels == c).sum()),
-                  'box': box_of(labels == c), 'rle': encode_rle(labels == c)} for c in np.unique(labels) if c]
+        box, parts = box_of(labels), []
+        x, y, w, h = box
+        cut = labels[y:y + h, x:x + w]
+        areas = np.bincount(cut.ravel()).tolist()
+        for c in range(1, len(areas)):
+            if areas[c]:
+                left, top, *sides = box_of(cut == c)
+                parts.append({'id': c, 'name': class_names[c], 'area': areas[c], 'box': [x + left, y + top, *sides],
+                              'rle': encode_rle(cut == c, x, y, labels.shape)})
         people.append({'id': n, 'score': round(float(score), 4), 'center': [round(float(v), 1) for v in center],
-                       'box': box_of(labels > 0), 'area': int((labels > 0).sum()), 'parts': parts})
+                       'box': box, 'area': sum(areas[1:]), 'parts': parts})
     return people
 
 
@@ -214,8 +224,9 @@ def cut_out(photo, mask, box):
 def draw_maps(model, photo, found, height=400):
     """Photo, heat map (Eq. 1), q_ins of the best two people (Eq. 2), q_cate of their largest part (Eq. 3), parsing."""
     out, (padded, size) = outputs(model, [photo]), input_size(photo, model.config)
-    cells, _ = find_centers(out['heatmap'][0, 0], model.config)
-    q_ins = correlate(out['k_ins'][0].flatten(1).T[cells[:2]], out['f_ins'][0], model.config.space)
+    grid = model.config.grid * found.centers[:2] * (size[::-1] / np.array(photo.size) / padded[::-1])
+    cells = grid.astype(int) @ (1, model.config.grid)                        # of the people found: row * S + column
+    q_ins = correlate(out['k_ins'][0].flatten(1).T[cells], out['f_ins'][0], model.config.space)
     areas = np.bincount(found.parsing[:2].ravel(), minlength=256)[1:len(model.class_names)]
     largest = int(areas.argmax())
     q_cate = correlate(out['k_cate'][largest:largest + 1], out['f_cate'][0], model.config.space)
@@ -239,7 +250,7 @@ def draw_maps(model, photo, found, height=400):
 
 def parse_photos(model, args):
     """Parses args.photos; returns how many failed."""
-    paths = find_photos(args.photos)
+    paths = find_photos(args.photos, args.out)
     folder, failed, count = Path(args.out), 0, 0
     folder.mkdir(parents=True, exist_ok=True)
     for path, name in zip(bar := tqdm(paths, disable=len(paths) < 2, unit='photo'), result_names(paths)):
@@ -266,14 +277,16 @@ def parse_photos(model, args):
 
 
 def predict_split(model, args):
-    dataset = data.open_dataset(args.data, args.root, args.split)
+    split = args.split or 'val'
+    dataset = data.open_dataset(args.data, args.root, split)
     if list(dataset.class_names) != list(model.class_names):
         raise ValueError(f'{args.weights} was trained for other classes than {args.data} has; use weights of that set')
-    with PredictionWriter(args.out, args.format) as writer:
+    with PredictionWriter(args.out, args.format or FORMS[0]) as writer:
         for i in tqdm(range(len(dataset)), unit='photo'):
             writer.add(dataset.ids[i], model.predict(dataset.read(i)[0])[0])
-    print(f'{len(dataset)} images -> {args.out}/; next: python evaluate.py --data {args.data} --root {args.root} '
-          f'--split {args.split} --predictions {args.out}')
+    root = f'--root {args.root} ' if args.root else ''
+    print(f'{len(dataset)} images -> {args.out}/; next: python evaluate.py --data {args.data} {root}--split {split} '
+          f'--predictions {args.out}')
     return 0
 
 
@@ -282,6 +295,10 @@ def main(argv=None):
     try:
         if bool(args.photos) == bool(args.data):
             raise ValueError('give photos, or --data with a data set (python infer.py --help)')
+        if args.data and (args.only or args.cutouts or args.maps):
+            raise ValueError('--only, --cutouts and --maps are for photos, not for --data')
+        if args.photos and (args.root or args.split or args.format):
+            raise ValueError('--root, --split and --format go with --data')
         model = load_model(args)
         failed = parse_photos(model, args) if args.photos else predict_split(model, args)
         if failed:

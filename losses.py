@@ -42,14 +42,17 @@ def uniparser_loss(out, parsings, ignores, config):
 def make_targets(parsing, ignore, size, config):
     """What one image should give, at the size (h, w) of the features:
     owner (S, S): 1 + the person whose positive region the cell lies in, 0 none; cells (N,): its barycenter's cell;
-    exists (N,) bool; labels (N, h, w) like parsing; persons (N, h, w) bool; known (h, w) bool; ignored_cells (S, S)."""
+    exists (N,) bool; labels (N, h, w) like parsing; persons (N, h, w) bool; known (h, w) bool; ignored_cells (S, S);
+    present (K,) bool: the categories with a pixel in the image, though a thin one may have none in `labels`."""
     S = config.grid
     owner, cells, exists = center_target(parsing, (4 * size[0], 4 * size[1]), config)
     rows, cols = [(2 * torch.arange(S, device=ignore.device) + 1) * n // (2 * S) for n in ignore.shape]
     first = 2 if config.recipe == 'paper' else 0
     labels = fit(parsing[:, first::4, first::4], size).long()                # nearest: labels cannot be averaged
+    present = parsing.new_zeros(256, dtype=torch.bool).scatter_(0, parsing.flatten().long(), True)
     target = dict(owner=owner, cells=cells, exists=exists, labels=labels, persons=labels > 0,
-                  known=~fit(ignore[first::4, first::4], size), ignored_cells=ignore[rows][:, cols])
+                  known=~fit(ignore[first::4, first::4], size), ignored_cells=ignore[rows][:, cols],
+                  present=present[1:config.num_classes + 1])
     if config.recipe == 'released':
         target.update(released_targets(parsing, size, config.num_classes))
     return target
@@ -64,14 +67,16 @@ def barycenters(parsing):
     """Means of the pixels of each person along y and x, truncated to a pixel: ((N,), (N,)) int64; extents in pixels,
     largest minus smallest: ((N,), (N,)); exists (N,) bool."""
     person = parsing > 0
-    center, extent = [], []
-    for axis in (2, 1):
-        count = person.sum(axis)                                             # (N, H), then (N, W)
-        index = torch.arange(count.shape[1], device=parsing.device)
-        center.append((count * index).sum(1) // count.sum(1).clamp(min=1))
-        some = (count > 0).int()
-        extent.append((len(index) - 1 - some.flip(1).argmax(1) - some.argmax(1)).clamp(min=0))
+    center, extent = zip(*(middle_and_extent(person.sum(axis)) for axis in (2, 1)))        # of (N, H), then (N, W)
     return center, extent, person.flatten(1).any(1)
+
+
+def middle_and_extent(count):
+    """Number of pixels at each of n positions (..., n) -> their mean position, truncated; the largest minus the
+    smallest position."""
+    index, some = torch.arange(count.shape[-1], device=count.device), (count > 0).int()
+    middle = (count * index).sum(-1) // count.sum(-1).clamp(min=1)
+    return middle, (len(index) - 1 - some.flip(-1).argmax(-1) - some.argmax(-1)).clamp(min=0)
 
 
 def center_target(parsing, size, config):
@@ -148,12 +153,12 @@ def auxiliary_loss(out, maps, targets, config):
     """L_aux = 1/N_c sum_i Dice(q_ins^i, q_ins^i*)
              + 1/N_cate sum_{j,k} Dice(q_cate^j, q_cate^j*) + l1(q_cate^k, 0)     Eq. (5)
 
-    i: the positive cells, each with its person's mask; j: the categories in the image, k: the others. Averaged over the
-    images of the batch. Returns the three parts. Released code: the mean over the categories there are, and for the
-    others the mean square of the correlations above 0.1.
+    i: the positive cells of the batch, each with its person's mask; j: the categories in an image, k: the others,
+    averaged over the images. Returns the three parts. Released code: the mean over the categories there are, and for
+    the others the mean square of the correlations above 0.1.
     """
     ins = [instance_dice(out['k_ins'][i], out['f_ins'][i], t, config) for i, t in enumerate(targets)]
-    dice, l1, square, present = [], [], [], []
+    dice, l1, square, visible, absent = [], [], [], [], []
     for m, t in zip(maps, targets):
         q = m['q_cate'].flatten(1)
         masks, known = category_masks(t, config.num_classes, q.dtype)        # (K, hw), (hw,)
@@ -163,30 +168,32 @@ def auxiliary_loss(out, maps, targets, config):
         l1.append(q.abs() @ known / known.sum().clamp(min=1))
         high = (q > 0.1) * known
         square.append(torch.stack([(q.square() * high).sum(1), high.sum(1)]))
-        present.append(area > 0)
-    ins = mean(ins, [t['owner'] > 0 for t in targets])
-    dice, l1, square, present = (torch.stack(x) for x in (dice, l1, square, present))                   # (B, K)
+        visible.append(area > 0)
+        absent.append(~t['present'] if config.recipe == 'paper' else area == 0)
+    ins = mean(*zip(*ins))
+    dice, l1, square, visible, absent = map(torch.stack, (dice, l1, square, visible, absent))           # (B, K)
     if config.recipe == 'released':
-        squares, count = (square * ~present[:, None]).sum((0, 2))
-        return ins, mean([dice], [present]), squares / count.clamp(min=1)
-    return ins, (dice * present).mean(), (l1 * ~present).mean()              # Eq. (5): over all N_cate categories
+        squares, count = (square * absent[:, None]).sum((0, 2))
+        return ins, mean([dice], [visible]), squares / count.clamp(min=1)
+    return ins, (dice * visible).mean(), (l1 * absent).mean()                # Eq. (5): over all N_cate categories
 
 
 def instance_dice(k_ins, f_ins, target, config):
-    """Dice of every cell's map q = k . F_ins with the mask of the person that owns the cell -> (S*S,); cells without an
-    owner get a number without meaning. For q linear in k, and none negative after the branch's last ReLU:
-    sum(q q) = k . (F F^T) k  and  sum(q t) = k . F t, so no map is made."""
+    """Dice of every cell's map q = k . F_ins with the mask of the person that owns the cell -> (S*S,), and where that
+    means something, (S*S,) bool: the cell has an owner, of whom a pixel is known. For q linear in k, and none negative
+    after the branch's last ReLU: sum(q q) = k . (F F^T) k  and  sum(q t) = k . F t, so no map is made."""
     k, f = k_ins.flatten(1).T, f_ins.flatten(1)                              # (S*S, C), (C, hw)
     known = target['known'].flatten().to(f.dtype)
     masks = target['persons'].flatten(1) * known                             # (N, hw)
     masks = F.pad(masks, (0, 0, 1, 0))                                       # row 0: no owner
     owner = target['owner'].flatten()
+    area = masks.sum(1)[owner]
     if config.space == 'sigmoid_after':                                      # not linear: 25 times the memory
         q = (k @ f).sigmoid()
-        return dice_loss((q * masks[owner]).sum(1), q.square() @ known, masks.sum(1)[owner])
+        return dice_loss((q * masks[owner]).sum(1), q.square() @ known, area), area > 0
     pt = (k @ (f @ masks.T)).gather(1, owner[:, None])[:, 0]
     pp = (k @ ((f * known) @ f.T) * k).sum(1)
-    return dice_loss(pt, pp, masks.sum(1)[owner])
+    return dice_loss(pt, pp, area), area > 0
 
 
 def category_masks(target, num_classes, dtype):
@@ -268,19 +275,22 @@ def released_targets(parsing, size, num_classes):
     """Its masks at stride 4, from the 4x4 pixels of a cell: a person where the middle 2x2 are all its own; a part where
     two of them are, or, for a part that this leaves without a cell, where any of the 16 is. Parts one pixel wide or
     high are left out. Returns persons (N, h, w), parts (N, K, h, w) bool, middles (N, K): the cell of a part's mean."""
-    def middle(mask):
-        return sum(mask[:, y::4, x::4].int() for y in (1, 2) for x in (1, 2))
-
-    parts, middles, w = [], [], size[1]
-    for c in range(1, num_classes + 1):
-        mask = parsing == c
-        part, some = middle(mask) >= 2, F.max_pool2d(mask[:, None].float(), 4)[:, 0] > 0
-        part = torch.where(part.flatten(1).any(1)[:, None, None], part, some)
-        (y, x), (tall, wide), _ = barycenters(mask)
-        parts.append(fit(part & (tall * wide >= 1)[:, None, None], size))
-        middles.append((y // 4) * w + x // 4)
-    persons = fit(middle(parsing > 0) == 4, size)
-    return dict(persons=persons, parts=torch.stack(parts, 1), middles=torch.stack(middles, 1))
+    N, (h, w), K = len(parsing), (n // 4 for n in parsing.shape[1:]), num_classes
+    labels = torch.where(parsing > K, K + 1, parsing.long())
+    blocks = labels.view(N, h, 4, w, 4).permute(0, 2, 4, 1, 3)               # (N, 4, 4, h, w)
+    middle, part = blocks[:, 1:3, 1:3].flatten(1, 2), labels.new_zeros(N, K + 2, h, w, dtype=torch.uint8)
+    part = part.scatter_add(1, middle, torch.ones_like(middle, dtype=torch.uint8))[:, 1:-1] >= 2        # (N, K, h, w)
+    some = labels.new_zeros(N, K + 2, h, w, dtype=torch.bool).scatter(1, blocks.flatten(1, 2), True)[:, 1:-1]
+    part = torch.where(part.flatten(2).any(2)[:, :, None, None], part, some)
+    middles, extents = [], []
+    for axis, n in ((1, 4 * h), (2, 4 * w)):
+        position = torch.arange(n, device=labels.device).view((-1, 1) if axis == 1 else (1, -1))
+        where = (torch.arange(N, device=labels.device).view(-1, 1, 1) * (K + 2) + labels) * n + position
+        count = labels.new_zeros(N * (K + 2) * n).scatter_add(0, where.flatten(), torch.ones_like(labels).flatten())
+        mean_position, extent = middle_and_extent(count.view(N, K + 2, n)[:, 1:-1])
+        middles.append(mean_position // 4), extents.append(extent)
+    parts = fit(part & (extents[0] * extents[1] >= 1)[:, :, None, None], size)
+    return dict(persons=fit((middle > 0).all(1), size), parts=parts, middles=middles[0] * size[1] + middles[1])
 
 
 def released_q_ins(k_ins, f_ins, target, config):

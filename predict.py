@@ -168,9 +168,11 @@ def to_photo(photo):
     if isinstance(photo, Image.Image):
         return to_rgb(photo)
     if isinstance(photo, torch.Tensor) and photo.ndim == 3:
-        photo = photo if photo.dtype == torch.uint8 else (photo.clamp(0, 1) * 255).round().to(torch.uint8)
+        if photo.is_floating_point() and photo.numel() and 0 <= photo.min() and photo.max() <= 1:
+            photo = (photo * 255).round().to(torch.uint8)
         photo = photo.permute(1, 2, 0).cpu().numpy()
     if not isinstance(photo, np.ndarray) or photo.dtype != np.uint8 or photo.shape[2:] not in ((), (3,)):
         kind = f'{getattr(photo, "dtype", "")} {getattr(photo, "shape", type(photo).__name__)}'
-        raise ValueError(f'a photo is a path, a PIL image, a uint8 array (H, W, 3) or a tensor (3, H, W), not {kind}')
+        raise ValueError('a photo is a path, a PIL image, an array (H, W, 3) uint8 or a tensor (3, H, W) uint8 or '
+                         f'float in 0..1, not {kind}')
     return to_rgb(Image.fromarray(photo))

@@ -411,9 +411,6 @@ def test_samples_depend_on_seed_epoch_and_index_alone():
     assert torch.equal(first[2, 9]['image'], again[2, 9]['image'])
     others = first[3, 9], first[2, 8], data.Samples(dataset, settings(seed=4))[2, 9]
     assert all(not torch.equal(first[2, 9]['image'], other['image']) for other in others)
-    test = data.Samples(dataset, config, train=False)[0, 1]
-    assert test['image'].shape == (3, 48, 64) and np.array_equal(
-        test['parsing'], data.resize(*dataset.read(1, config.seed, 0), (64, 48))[1])
 
 
 def test_batches_are_alike_disjoint_and_equally_many():

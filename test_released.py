@@ -85,7 +85,8 @@ def load_model(name):
     else:
         config = replace(config, neck_channels=32, channels=32, backbone='resnet10', dcn=False)
         model, inputs = Head(config), fixture['feats']
-        found = model.load_state_dict(checkpoints.rename({'mask_head.' + k: v for k, v in weights.items()}), strict=False)
+        weights = checkpoints.rename({'mask_head.' + k: v for k, v in weights.items()})
+        found = model.load_state_dict(weights, strict=False)
         assert not found.unexpected_keys and all(k.startswith(('backbone', 'fpn')) for k in found.missing_keys)
     return fixture, model, inputs
 

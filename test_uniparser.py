@@ -26,6 +26,7 @@ import data
 import evaluate
 import infer
 import losses
+import predict
 import train
 import uniparser
 from evaluate import parsing_metrics
@@ -397,7 +398,8 @@ def test_paths_images_arrays_and_tensors_are_the_same_photo(tmp_path):
     for kind in kinds:
         assert np.array_equal(model.predict(kind)[0].parsing, model.predict(kinds)[0].parsing)
     assert len(model.predict(torch.stack([tensor, tensor]))) == 2 and model.predict([]) == []
-    for wrong, message in ((np.zeros((4, 4, 7), np.uint8), 'array'), (np.zeros((4, 4)), 'array'), ('no.jpg', 'no.jpg')):
+    for wrong, message in ((np.zeros((4, 4, 7), np.uint8), 'array'), (np.zeros((4, 4)), 'array'), ('no.jpg', 'no.jpg'),
+                           (tensor.float(), '0..1'), (tensor.long(), 'int64')):
         with pytest.raises((ValueError, FileNotFoundError), match=message):
             model.predict(wrong)
 
@@ -408,9 +410,9 @@ def test_training_and_inference_see_the_same_tensor():
     seen = []
     model.forward = lambda x: seen.append(x) or UniParser.forward(model, x)
     model.predict(image)
-    ours = data.Samples([0], model.config, train=False)
+    ours = data.Samples([0], replace(model.config, short_side=(30, 30), flip=0.0, color_jitter=0.0))
     ours.dataset = type('One', (), dict(read=lambda *_: (image, np.zeros((0, 37, 53), np.uint8), np.zeros((37, 53), bool)),
-                                        ids=['a']))()
+                                        ids=['a'], flip_pairs=()))()
     assert torch.equal(data.collate([ours[0, 0]])['images'], seen[0])
 
 
@@ -464,7 +466,9 @@ def slow_terms(out, parsings, ignores, config):
         if config.space == 'sigmoid_after':
             maps, q_cate = maps.sigmoid(), q_cate.sigmoid()
         for row, col in owner.nonzero().tolist():
-            terms['aux_ins'].append(dice(maps[row, col], labels[owner[row, col] - 1] > 0, certain))
+            person = labels[owner[row, col] - 1] > 0
+            if (person & certain).any():
+                terms['aux_ins'].append(dice(maps[row, col], person, certain))
         known = certain & ~(labels == 255).any(0)
         cate = neg = 0
         for c in range(K):
@@ -473,7 +477,7 @@ def slow_terms(out, parsings, ignores, config):
                 cate = cate + dice(q_cate[c].clamp(min=0), t, known)
                 f = out['f_cate'][i][:, t]
                 terms['pull'].append(1 - (f.T @ f).mean())
-            else:
+            elif not (parsing == c + 1).any():
                 neg = neg + q_cate[c][known].abs().mean()
         terms['aux_cate'].append(torch.as_tensor(cate / K)), terms['aux_neg'].append(torch.as_tensor(neg / K))
         people = [n for n in range(len(parsing)) if exists[n]]
@@ -602,6 +606,25 @@ def test_nothing_to_learn_is_exactly_zero_with_finite_gradients(case, recipe):
     assert all(loss[k] == 0 for k in silent), loss
     if case == 'nobody':
         assert loss['center'] > 0                        # that nobody is there is worth learning
+
+
+def test_what_falls_between_the_pixels_of_stride_4_is_not_taught_as_absent():
+    """A part two pixels wide lies between the sampled columns: its category is neither learnt nor denied. So a person
+    of one pixel, or all under `ignore`, pulls no kernel."""
+    config = tiny_config('cihp', num_classes=5, lambda_neg=3.0)
+    parsing, ignore = torch.zeros(1, 64, 96, dtype=torch.uint8), torch.zeros(64, 96, dtype=torch.bool)
+    parsing[0, 20:40, 40:60] = 1
+    wide = uniparser_loss(random_out(1, 64, 96, config), [parsing], ignore[None], config)
+    parsing[0, 20:40, 43:45] = 2
+    out = random_out(1, 64, 96, config)
+    thin = uniparser_loss(out, [parsing], ignore[None], config)
+    q = uniparser.correlate(out['k_cate'], out['f_cate'][0], 'cosine').abs().mean((1, 2))
+    assert torch.allclose(thin['aux_neg'], q[2:].sum() / 5) and thin['aux_neg'] < wide['aux_neg']
+    assert thin['aux_cate'] == wide['aux_cate']
+    dot = torch.zeros_like(parsing)
+    dot[0, 21, 33] = 1
+    assert uniparser_loss(out, [dot], ignore[None], config)['aux_ins'] == 0
+    assert uniparser_loss(out, [parsing], ~ignore[None], config)['aux_ins'] == 0
 
 
 def test_ignored_and_unknown_pixels_teach_nothing_about_what_is_unknown():
@@ -792,12 +815,6 @@ if world > 1:
 
 
 def test_a_loss_that_is_not_finite_stops_and_names_terms_and_images(tmp_path, monkeypatch, capsys):
-    read = data.Synthetic.read
-
-    def poisoned(self, i, seed=0, epoch=0):
-        image, parsing, ignore = read(self, i, seed, epoch)
-        return image, parsing, ignore
-    monkeypatch.setattr(data.Synthetic, 'read', poisoned)
     monkeypatch.setattr(data, 'normalize', lambda image: torch.full((3, *np.asarray(image).shape[:2]), float('nan')))
     with pytest.raises(SystemExit) as stop:
         train.main([*SHORT, '--epochs', '1', '--out', str(tmp_path / 'run')])
@@ -809,7 +826,9 @@ def test_a_loss_that_is_not_finite_stops_and_names_terms_and_images(tmp_path, mo
 @pytest.mark.parametrize('arguments, message', [
     (['--data', 'MHP'], '--root'), (['--data', 'MHP', '--root', 'nowhere'], 'nowhere'),
     (['--batch-size', '3', '--accumulate', '2'], 'multiple of 2'), (['--backbone', 'vgg'], 'unknown backbone'),
-    (['--resume', 'nowhere'], 'nowhere'), (['--pretrained', 'nowhere.pth'], 'nowhere.pth')])
+    (['--batch-size', '0'], 'at least 1'), (['--short-side'], 'short_side'),
+    (['--samples', '3', '--batch-size', '8', '--accumulate', '8'], 'too few'), (['--resume', 'nowhere'], 'nowhere'),
+    (['--pretrained', 'nowhere.pth'], 'nowhere.pth')])
 def test_mistakes_get_one_sentence(tmp_path, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as stop:
@@ -819,13 +838,29 @@ def test_mistakes_get_one_sentence(tmp_path, monkeypatch, capsys, arguments, mes
     assert not (tmp_path / 'runs').exists()
 
 
+@pytest.mark.parametrize('changes', [dict(space='cosin'), dict(fusion='idx'), dict(optimizer='adam'), dict(recipe='mine'),
+                                     dict(schedule='cos'), dict(epochs=0)])
+def test_settings_that_cannot_be_are_refused(changes):
+    with pytest.raises(ValueError, match=next(iter(changes))):
+        get_config(**changes)
+
+
+@pytest.mark.parametrize('change', [['--lr', '1'], ['--optimizer', 'sgd'], ['--data', 'synthetic'], ['--out', 'x']])
+def test_resume_keeps_the_settings_of_the_run(checkpoint, tmp_path, capsys, change):
+    torch.save(dict(torch.load(checkpoint, weights_only=True), optimizer={}), tmp_path / 'last.pt')
+    with pytest.raises(SystemExit):
+        train.main(['--resume', str(tmp_path), *change])
+    assert f'{change[0]} cannot change' in capsys.readouterr().err
+
+
 def test_every_setting_is_a_flag():
     flags = vars(train.parse_arguments(['--short-side', '10', '20', '--no-dcn', '--light', '--lr', '0.1', '--epochs', '7']))
     config, *_ = train.prepare(train.parse_arguments(['--short-side', '10', '20', '--no-dcn', '--light', '--lr', '0.1']))
     assert config.short_side == (10, 20) and config.light and not config.dcn and config.lr == 0.1 and flags['epochs'] == 7
+    help_text = call(train, '--help').stdout.replace(',', ' ').replace('\n', ' ')
     for field in fields(Config):
         if field.name not in ('data', 'recipe', 'num_classes', 'pretrained_stages'):
-            assert f'--{field.name.replace("_", "-")}' in train.__doc__ or train.parse_arguments([]) is not None
+            assert f'--{field.name.replace("_", "-")} ' in help_text, field.name
 
 
 # ---- checkpoints -----------------------------------------------------------------------------------------------
@@ -848,6 +883,12 @@ def test_saving_and_loading_gives_the_same_model(checkpoint):
     assert UniParser.from_pretrained(checkpoint, max_people=1).predict(image)[0].parsing.shape[0] <= 1
 
 
+def test_a_fused_model_is_not_saved(checkpoint, tmp_path):
+    model = UniParser.from_pretrained(checkpoint).fuse().fuse()
+    with pytest.raises(ValueError, match='fused'):
+        model.save(tmp_path / 'a.pt')
+
+
 def test_broken_checkpoints_are_refused(checkpoint, tmp_path):
     state = torch.load(checkpoint, weights_only=True)
     cases = {'cut.pt': checkpoint.read_bytes()[:500], 'text.pt': b'no weights'}
@@ -860,7 +901,7 @@ def test_broken_checkpoints_are_refused(checkpoint, tmp_path):
     torch.save(dict(state, model={**state['model'], 'extra': torch.zeros(1)}), tmp_path / 'extra.pt')
     torch.save(dict(state, config=dict(state['config'], channels=16)), tmp_path / 'shape.pt')
     torch.save(dict(state, config=dict(state['config'], warp=9)), tmp_path / 'newer.pt')
-    for name, message in dict(other='not a UniParser', list='not a dictionary', extra='extra', shape='size mismatch',
+    for name, message in dict(other='not a UniParser', list='not a dictionary', extra='extra', shape='of another shape',
                               newer='warp').items():
         with pytest.raises(ValueError, match=message):
             UniParser.from_pretrained(tmp_path / f'{name}.pt')
@@ -928,8 +969,35 @@ def test_run_lengths_are_those_of_coco(seed):
         mask = rng.random((37, 53)) < share
         if share == 0.02:
             mask = np.kron(mask, np.ones((9, 9))) > 0
-        rle = infer.encode_rle(mask)
-        assert np.array_equal(data.decode_rle(rle['counts'], mask.shape[1], mask.shape[0]), mask)
+        for y, x, photo in (0, 0, mask), (3, 5, np.pad(mask, ((3, 9), (5, 0)))):
+            rle = infer.encode_rle(mask, x, y, photo.shape)
+            assert rle['size'] == list(photo.shape)
+            assert np.array_equal(data.decode_rle(rle['counts'], photo.shape[1], photo.shape[0]), photo)
+
+
+def test_maps_show_the_people_that_were_found(monkeypatch):
+    """The panels of two people are drawn from the cells of their own peaks, whoever else the heat map shows."""
+    model = tiny_model(theta_center=0.0, theta_part=0.0, theta_mask=0.1, test_short_side=96)
+    torch.nn.init.normal_(model.center_locator.heatmap.weight)
+    photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8))
+    found = model.predict(photo)[0]
+    assert len(found.scores) > 2
+    kept = type(found)(*(field[1:] for field in found))                      # as if the best had no part
+    out = predict.outputs(model, [photo])
+    cells, scores = find_centers(out['heatmap'][0, 0], model.config)
+    seen = []
+    monkeypatch.setattr(infer, 'correlate', lambda k, f, space: seen.append(k) or correlate(k, f, space))
+    infer.draw_maps(model, photo, kept)
+    own = [cells[np.isclose(scores, score)][0] for score in kept.scores[:2]]
+    assert torch.equal(seen[0], out['k_ins'][0].flatten(1).T[torch.stack(own)])
+    assert infer.draw_maps(model, photo, type(found)(*(field[:0] for field in found))).width > 0
+
+
+def test_results_among_the_photos_are_not_photos(checkpoint, tmp_path):
+    write_photo(tmp_path / 'a.png')
+    for _ in range(2):
+        done = call(infer, tmp_path, '--weights', checkpoint, '--out', tmp_path / 'results')
+        assert done.returncode == 0 and '1 of 1 photos' in done.stdout
 
 
 def test_only_keeps_the_named_parts(checkpoint, tmp_path):

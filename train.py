@@ -26,20 +26,21 @@ from PIL import Image
 from tqdm import tqdm
 
 import data
-from checkpoints import read_checkpoint
+from checkpoints import load_strictly, read_checkpoint
 from evaluate import ParsingMetrics
 from losses import uniparser_loss
-from uniparser import Config, UniParser, describe, get_config
+from uniparser import CHOICES, Config, UniParser, describe, get_config
 
 LOG_SECONDS, SAVE_SECONDS, PICTURES = 10, 600, 8
 REPORTED = 'AP50', 'APvol', 'PCP50', 'mIoU'
+RESUMABLE = 'epochs', 'milestones', 'workers', 'val_every', 'val_images'      # what --resume may change
 
 
 def parse_arguments(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--data', default='synthetic', choices=list(data.DATASETS))
+    parser.add_argument('--data', choices=list(data.DATASETS), help='default: synthetic')
     parser.add_argument('--root', help='folder of the data set, as downloaded')
-    parser.add_argument('--recipe', default='paper', choices=['paper', 'released'])
+    parser.add_argument('--recipe', choices=CHOICES['recipe'], help='default: paper')
     parser.add_argument('--out', help='folder of the run; default runs/NAME, the first that is free')
     parser.add_argument('--resume', metavar='RUN', help='folder of a run to continue')
     parser.add_argument('--device', default='auto', choices=['auto', 'cpu', 'cuda', 'mps'])
@@ -54,7 +55,8 @@ def parse_arguments(argv=None):
         elif kind is tuple:
             group.add_argument(flag, type=int, nargs='*', default=argparse.SUPPRESS, metavar='N')
         else:
-            group.add_argument(flag, type=kind, default=argparse.SUPPRESS, metavar=kind.__name__.upper())
+            group.add_argument(flag, type=kind, default=argparse.SUPPRESS, choices=CHOICES.get(field.name),
+                               metavar=None if field.name in CHOICES else kind.__name__.upper())
     return parser.parse_args(argv)
 
 
@@ -133,11 +135,14 @@ def check_finite(losses, batches, scaler):
 # Validation
 
 
-def validate(model, dataset, config, rank=0, world=1, pictures=None):
-    """AP^p, PCP and mIoU on the data set, each process its share; pictures: folder for the first few."""
+def validate(model, dataset, config, rank=0, world=1, pictures=None, seen=()):
+    """AP^p, PCP and mIoU on the data set, each process its share; pictures: folder for the first few. None where a lone
+    process has `seen` a signal."""
     count = min(len(dataset), config.val_images or len(dataset))
     metrics = ParsingMetrics(config.num_classes)
     for i in tqdm(range(rank, count, world), desc='validation', leave=False, disable=rank > 0):
+        if seen and world == 1:
+            return None
         image, parsing, ignore = dataset.read(i)
         prediction = model.predict(image)[0]
         metrics.add(i, prediction, (parsing, ignore))
@@ -221,9 +226,13 @@ def prepare(args):
         state = read_checkpoint(os.path.join(args.resume, 'last.pt'))
         if 'optimizer' not in state:
             raise ValueError(f'{args.resume}/last.pt holds no training state to resume from')
+        fixed = [k for k in ('data', 'recipe', 'out') if getattr(args, k)] + [k for k in changes if k not in RESUMABLE]
+        if fixed:
+            flag = fixed[0].replace('_', '-')
+            raise ValueError(f'--resume goes on with the settings of the run: --{flag} cannot change')
         config = replace(Config(**state['config']), **changes)
         return config, Path(args.resume), state, args.root or state['root']
-    preset = args.data.lower() + ('_released' if args.recipe == 'released' else '')
+    preset = (args.data or 'synthetic').lower() + ('_released' if args.recipe == 'released' else '')
     config = get_config(preset, **changes)
     if args.out and os.path.exists(os.path.join(args.out, 'last.pt')):
         raise ValueError(f'{args.out} holds a run already; go on with --resume {args.out} or choose another --out')
@@ -234,7 +243,10 @@ def memory(device):
     """Gigabytes: peak on CUDA, resident set elsewhere."""
     if device.type == 'cuda':
         return torch.cuda.max_memory_allocated(device) / 2 ** 30
-    import resource
+    try:
+        import resource                                  # Unix alone has it
+    except ImportError:
+        return 0.0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2 ** 30 if sys.platform == 'darwin' else 2 ** 20)
 
@@ -245,13 +257,24 @@ def train(args):
     if config.batch_size % (world * config.accumulate):
         raise ValueError(f'--batch-size {config.batch_size} cannot be shared by {world} processes with '
                          f'--accumulate {config.accumulate}; choose a multiple of {world * config.accumulate}')
+    if state and state['world'] != world:
+        raise ValueError(f'{folder} was trained by {state["world"]} processes; go on with as many')
+    if args.amp and device.type == 'cpu' and config.dcn:
+        raise ValueError('--amp: on a CPU deformable convolution has no bfloat16; add --no-dcn')
     torch.manual_seed(config.seed)
     drawn = dict(long_side=config.long_side, samples=config.samples) if config.data in ('CCP', 'synthetic') else {}
+    if config.data == 'CCP':
+        drawn['backgrounds'] = config.backgrounds
     train_set = data.open_dataset(config.data, root, 'train', **drawn)
     val_set = data.open_dataset(config.data, root, 'val')
+    samples = data.Samples(train_set, config)
+    loader = data.loader(samples, config, config.batch_size // world // config.accumulate, rank, world, device)
+    if loader.batch_sampler.total() < config.accumulate:
+        raise ValueError(f'{len(train_set)} training images are too few for --batch-size {config.batch_size} with '
+                         f'--accumulate {config.accumulate}')
     model = UniParser(config, train_set.class_names, train_set.flip_pairs)
     if state:
-        model.load_state_dict(state['model'])
+        load_strictly(model, state['model'], folder / 'last.pt')
     elif config.pretrained:
         model.load_imagenet()
         config = model.config
@@ -271,7 +294,7 @@ def train(args):
             f'{sum(p.numel() for p in model.parameters()):,} parameters')
     run.log(f'settings: {describe(config)}')
     with signals() as seen:
-        return fit(model, config, train_set, val_set, run, state, root, rank, world, device, args.amp, seen)
+        return fit(model, config, loader, val_set, run, state, root, rank, world, device, args.amp, seen)
 
 
 @contextmanager
@@ -287,17 +310,17 @@ def signals():
 
 
 def told_to_stop(seen, position, world, device):
-    """Whether this or another process got a signal. All must stop after the same step: they ask every 20th."""
+    """Whether this or another process got a signal. All must stop after the same step: they ask every fifth."""
     if world == 1:
         return bool(seen)
-    if position % 20:
+    if position % 5:
         return False
     flag = torch.tensor(len(seen), device=device)
     dist.all_reduce(flag)
     return flag.item() > 0
 
 
-def fit(model, config, train_set, val_set, run, state, root, rank, world, device, amp, seen):
+def fit(model, config, loader, val_set, run, state, root, rank, world, device, amp, seen):
     optimizer = make_optimizer(model, config)
     amp = device.type == 'cuda' if amp is None else amp
     if amp:
@@ -311,18 +334,16 @@ def fit(model, config, train_set, val_set, run, state, root, rank, world, device
     net = model
     if world > 1:
         net = torch.nn.parallel.DistributedDataParallel(model, [device.index] if device.type == 'cuda' else None)
-    samples = data.Samples(train_set, config)
-    loader = data.loader(samples, config, config.batch_size // world // config.accumulate, rank, world, device)
+    steps = loader.batch_sampler.total() // config.accumulate
 
-    def save(name, epoch, position):
+    def save(epoch, position):
         if rank == 0:
-            model.save(run.folder / name, optimizer=optimizer.state_dict(), scaler=scaler.state_dict(), root=root,
-                       best=run.best, epoch=epoch, position=position)
+            model.save(run.folder / 'last.pt', optimizer=optimizer.state_dict(), scaler=scaler.state_dict(), root=root,
+                       world=world, best=run.best, epoch=epoch, position=position)
 
     result, saved = {}, time.time()
     for epoch in range(epoch, config.epochs):
         loader.batch_sampler.set_epoch(epoch, start=position * config.accumulate)
-        steps = loader.batch_sampler.total() // config.accumulate
         net.train()
         iterator, shown, pending = iter(loader), (time.time(), position), None
         for position in tqdm(range(position, steps), initial=position, total=steps, desc=f'epoch {epoch + 1}',
@@ -344,19 +365,24 @@ def fit(model, config, train_set, val_set, run, state, root, rank, world, device
                         + f' | lr {rate:.2e} | {speed:.1f} images/s | {memory(device):.1f} GB', epoch=epoch + 1,
                         iter=position + 1, lr=rate, images_per_second=speed, memory=memory(device), **losses)
             if save_now:
-                save('last.pt', epoch, position + 1)
+                save(epoch, position + 1)
                 saved = time.time()
             if stop:
                 run.log(f'stopped; continue with --resume {run.folder}')
                 return result
         position = 0
         if (epoch + 1) % config.val_every == 0 or epoch + 1 == config.epochs:
-            result = validate(model, val_set, config, rank, world, run.folder / 'val')
+            save(epoch, steps)                           # who stops it now resumes with the validation
+            result = validate(model, val_set, config, rank, world, run.folder / 'val', seen)
+            if result is None:
+                run.log(f'stopped; continue with --resume {run.folder}')
+                return {}
             run.log(f'epoch {epoch + 1}: {summary(result)}', epoch=epoch + 1, **{k: result[k] for k in REPORTED})
             if result['AP50'] > run.best:
                 run.best = result['AP50']
-                save('best.pt', epoch + 1, 0)
-        save('last.pt', epoch + 1, 0)
+                if rank == 0:
+                    model.save(run.folder / 'best.pt')
+        save(epoch + 1, 0)
     run.log(f'{run.folder}: ' + (summary(result) if result else 'complete; a larger --epochs goes on'))
     return result
 

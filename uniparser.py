@@ -92,12 +92,26 @@ class Config:
     weight_decay: float = 1e-4
     clip: float = 35.0                  # largest gradient norm
     samples: int = 0                    # training images of an epoch, for sets that are drawn; 0 = their default
+    backgrounds: str = ''               # CCP: folder of photos without people, for half of the scenes
     val_every: int = 1                  # epochs
     val_images: int = 0                 # 0 = all
     workers: int = 4
     seed: int = 0
 
 
+    def __post_init__(self):
+        for name, allowed in CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f'{name} is {getattr(self, name)!r}; choose one of {", ".join(allowed)}')
+        for name in ('batch_size', 'accumulate', 'epochs', 'grid', 'max_people'):
+            if getattr(self, name) < 1:
+                raise ValueError(f'{name} is {getattr(self, name)}; it is at least 1')
+        if not self.short_side:
+            raise ValueError('short_side is empty; give a range, such as 640 800, or some values')
+
+
+CHOICES = dict(recipe=('paper', 'released'), space=('cosine', 'inner', 'sigmoid_after', 'sigmoid_before'),
+               fusion=('index', 'convs', 'multi'), optimizer=('sgd', 'adamw'), schedule=('step', 'cosine'))
 SCALES = (640, 672, 704, 736, 768, 800)
 RELEASED = dict(recipe='released', short_side=SCALES, compress_kernel=3, share_compression=False, depth=4,
                 category_coords=True, center_radius=1, lambda_neg=2.0)
@@ -294,10 +308,10 @@ class ConvTower(nn.Module):
     def forward(self, x):                                                    # (B, 256, h, w) -> (B, C, h, w)
         share = None
         if self.coords:
-            key = (x.shape[-2:], x.device, x.dtype)
-            if self.cache is not None and self.cache[0] != key:
-                self.cache = (key, self.coordinate_share(x))
-            share = self.coordinate_share(x) if self.cache is None else self.cache[1]
+            key, cache = (x.shape[-2:], x.device, x.dtype), self.cache
+            share = cache[1] if cache and cache[0] == key else self.coordinate_share(x)
+            if cache:
+                self.cache = key, share
         x = self.convs[0](x, share)
         for conv in self.convs[1:]:
             x = conv(x)
@@ -425,10 +439,12 @@ class UniParser(nn.Module):
         self.instance_builder = InstanceFeatureSpaceBuilder(config)
         self.category_builder = CategoryFeatureSpaceBuilder(config)
         self.fusion = Fusion(config)
+        self.fused = False
         self.init_weights()
 
     def init_weights(self):
-        """As the released code: FPN Xavier-uniform; the rest normal(0, 0.01), bias 0; heat map starts at 0.01."""
+        """As the released code: FPN Xavier-uniform; the rest normal(0, 0.01), bias 0; the heat map starts at 0.01, and
+        with recipe `released` the category branch's compression too."""
         for module in self.fpn.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.xavier_uniform_(module.weight)
@@ -440,6 +456,8 @@ class UniParser(nn.Module):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
         nn.init.constant_(self.center_locator.heatmap.bias, float(np.log(0.01 / 0.99)))
+        if self.config.recipe == 'released':
+            nn.init.constant_(self.category_neck.conv.bias, float(np.log(0.01 / 0.99)))
 
     def load_imagenet(self):
         """Loads config.pretrained into the backbone."""
@@ -468,6 +486,9 @@ class UniParser(nn.Module):
     def fuse(self):
         """Fixes the weights for inference: BatchNorm goes into the convolutions, K_cate is normalized once, the shares
         of the coordinates are kept. Same numbers, fewer operations; not for training."""
+        if self.fused:
+            return self
+        self.fused = True
         self.eval().requires_grad_(False)
         for module in list(self.backbone.modules()):
             for conv, norm in ('conv1', 'bn1'), ('conv2', 'bn2'), ('conv3', 'bn3'), ('0', '1'):
@@ -488,6 +509,8 @@ class UniParser(nn.Module):
 
     def save(self, path, **more):
         """Writes weights, config, class names and flip pairs to one file, atomically; `more` is stored beside them."""
+        if self.fused:
+            raise ValueError('a fused model cannot be saved; save it before fuse()')
         state = dict(format='uniparser 1', config=asdict(self.config), class_names=self.class_names,
                      flip_pairs=self.flip_pairs, model=self.state_dict(), **more)
         temporary = f'{path}.tmp{os.getpid()}'
@@ -500,8 +523,8 @@ class UniParser(nn.Module):
 
     @classmethod
     def from_pretrained(cls, path, device='cpu', **changes):
-        """The model in a file written by `save`, or by the released code, in eval mode. `changes` are config fields, such
-        as theta_center."""
+        """The model in a file written by `save` or by the released code, in eval mode. `changes` are config fields,
+        such as theta_center."""
         state = read_checkpoint(path)
         if is_released(state):
             state = from_released(state, path)
@@ -527,8 +550,9 @@ def main():
     """Prints how many parameters each part of each model has."""
     print(f'{"preset":14} {"changes":25} {"backbone":>11} {"pyramid":>10} {"branches":>10} {"all":>11} {"trained":>11}')
     r101, light = dict(backbone='resnet101'), dict(light=True)
-    for preset, changes in (*((name, {}) for name in PRESETS), ('mhp', light), ('mhp', r101), ('mhp', {**r101, **light}),
-                            ('mhp_released', r101), ('mhp_released', {**r101, **light})):
+    models = [*((name, {}) for name in PRESETS), ('mhp', light), ('mhp', r101), ('mhp', {**r101, **light}),
+              ('mhp_released', r101), ('mhp_released', {**r101, **light})]
+    for preset, changes in models:
         config = get_config(preset, **changes)
         model = UniParser(replace(config, pretrained_stages=4 if config.pretrained else 0))
         parts = [sum(p.numel() for p in m.parameters()) for m in (model.backbone, model.fpn, model)]
