@@ -17,11 +17,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
 import data
-from predict import input_size, outputs
+from losses import category_masks, make_targets
+from predict import decode, input_size, outputs
 from submissions import FORMS, PredictionWriter
 from uniparser import UniParser, correlate
 
@@ -36,7 +38,8 @@ def parse_arguments(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('photos', nargs='*', help='files, folders (searched through) and globs')
     parser.add_argument('--out', default='results', help='folder for the results (default: results)')
-    parser.add_argument('--weights', default=str(WEIGHTS), help='a checkpoint of train.py')
+    parser.add_argument('--weights', default=str(WEIGHTS),
+                        help='a checkpoint of train.py or of the authors (default: weights/uniparser_ccp.pt)')
     parser.add_argument('--device', default='auto', choices=['auto', 'cpu', 'cuda', 'mps'])
     parser.add_argument('--only', metavar='NAMES', help='keep these parts, e.g. hair,dress')
     parser.add_argument('--cutouts', action='store_true', help='also write each person and part as an RGBA picture')
@@ -45,6 +48,8 @@ def parse_arguments(argv=None):
     parser.add_argument('--root', help='with --data: its folder, as downloaded')
     parser.add_argument('--split', help='with --data: default val')
     parser.add_argument('--format', choices=FORMS, help='with --data: form of the predictions, default instances')
+    parser.add_argument('--oracle', choices=['centers', 'people', 'classes'],
+                        help='with --data: put the truth in place of a part of the network, to see what the rest costs')
     group = parser.add_argument_group('settings (default: those the weights were saved with)')
     for name in SETTINGS:
         group.add_argument('--' + name.replace('_', '-'), type=float if name.startswith('theta') else int,
@@ -62,8 +67,7 @@ def find_device(name):
 
 def load_model(args):
     if args.weights == str(WEIGHTS) and not WEIGHTS.exists():
-        raise FileNotFoundError('no weights ship with this version; train some (python train.py) and give them with '
-                                '--weights runs/NAME/best.pt')
+        raise FileNotFoundError(f'{WEIGHTS} is missing; clone the repository again, or give other weights with --weights')
     changes = {name: getattr(args, name) for name in SETTINGS if hasattr(args, name)}
     return UniParser.from_pretrained(args.weights, find_device(args.device), **changes).fuse()
 
@@ -276,6 +280,32 @@ def parse_photos(model, args):
     return failed
 
 
+@torch.no_grad()
+def predict_with_truth(model, kind, image, parsing, ignore):
+    """Parsing of one image where the ground truth stands in for a part of the network: the heat map (centers), that and
+    the correlations with people (people), or the correlations with categories (classes). What is still wrong is the
+    rest's fault."""
+    config, photo = model.config, Image.fromarray(image)
+    out, (padded, size) = outputs(model, [photo]), input_size(photo, config)
+    _, parsing, ignore = data.resize(image, parsing, ignore, size[::-1], config.recipe)
+    below = (0, padded[1] - size[1], 0, padded[0] - size[0])
+    parsing, ignore = (F.pad(torch.from_numpy(np.array(x)), below) for x in (parsing, ignore))
+    truth = make_targets(parsing, ignore, out['f_ins'].shape[-2:], config)
+    if kind == 'classes':
+        masks, _ = category_masks(truth, config.num_classes, torch.float32)
+        out['f_cate'] = masks.view(1, -1, *out['f_cate'].shape[-2:])
+        out['k_cate'] = torch.eye(config.num_classes)
+    else:
+        cells, heat = truth['cells'][truth['exists']], torch.full((config.grid ** 2,), -9.0)
+        heat[cells] = 9.0
+        out['heatmap'] = heat.view(1, 1, config.grid, config.grid)
+    if kind == 'people':
+        out['f_ins'] = truth['persons'][truth['exists']].float()[None]                     # (1, N, h, w)
+        out['k_ins'] = torch.zeros(1, len(cells), config.grid ** 2)
+        out['k_ins'][0, torch.arange(len(cells)), cells] = 1
+    return decode({k: v.cpu() if torch.is_tensor(v) else v for k, v in out.items()}, 0, photo, config)
+
+
 def predict_split(model, args):
     split = args.split or 'val'
     dataset = data.open_dataset(args.data, args.root, split)
@@ -283,7 +313,9 @@ def predict_split(model, args):
         raise ValueError(f'{args.weights} was trained for other classes than {args.data} has; use weights of that set')
     with PredictionWriter(args.out, args.format or FORMS[0]) as writer:
         for i in tqdm(range(len(dataset)), unit='photo'):
-            writer.add(dataset.ids[i], model.predict(dataset.read(i)[0])[0])
+            sample = dataset.read(i)
+            found = predict_with_truth(model, args.oracle, *sample) if args.oracle else model.predict(sample[0])[0]
+            writer.add(dataset.ids[i], found)
     root = f'--root {args.root} ' if args.root else ''
     print(f'{len(dataset)} images -> {args.out}/; next: python evaluate.py --data {args.data} {root}--split {split} '
           f'--predictions {args.out}')
@@ -297,8 +329,8 @@ def main(argv=None):
             raise ValueError('give photos, or --data with a data set (python infer.py --help)')
         if args.data and (args.only or args.cutouts or args.maps):
             raise ValueError('--only, --cutouts and --maps are for photos, not for --data')
-        if args.photos and (args.root or args.split or args.format):
-            raise ValueError('--root, --split and --format go with --data')
+        if args.photos and (args.root or args.split or args.format or args.oracle):
+            raise ValueError('--root, --split, --format and --oracle go with --data')
         model = load_model(args)
         failed = parse_photos(model, args) if args.photos else predict_split(model, args)
         if failed:
