@@ -242,7 +242,7 @@ class CIHP(Photos):
         category, human = read_labels(self.maps[0][i], 19), read_labels(self.maps[1][i])
         if category.shape != human.shape:
             raise ValueError(f'{self.maps[0][i]} and {self.maps[1][i]} differ in size; unpack them again')
-        people = [category * (human == h) for h in np.unique(human) if h]
+        people = [category * (human == h) for h in np.flatnonzero(np.bincount(human.ravel())) if h]
         return stack_people(people, human.shape[::-1]), (category > 0) & (human == 0)
 
 

@@ -1120,7 +1120,8 @@ def test_every_command_of_the_readme_runs(tmp_path):
         assert done.returncode == 0, (command, done.stderr[-2000:])          # python -m pytest is running just now
     with contextlib.chdir(tmp_path):
         found = {}
-        exec(re.search(r'```python\n(.*?)```', README, re.S).group(1), found)
+        for code in re.findall(r'```python\n(.*?)```', README, re.S):
+            exec(code, found)
     assert found['hair'].shape == found['parsing'].shape and found['hair'].dtype == bool
 
 
