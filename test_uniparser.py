@@ -3,6 +3,7 @@
 The data sets are tested in test_data.py, the metrics in test_evaluate.py.
 """
 import contextlib
+import hashlib
 import io
 import json
 import os
@@ -1158,3 +1159,22 @@ def test_code_is_ascii_and_not_wide():
         for number, line in enumerate(path.read_text().splitlines(), 1):
             test = path.name.startswith('test_')
             assert len(line) <= (130 if test else 120) and (test or line.isascii()), f'{path.name}:{number}'
+
+
+def test_the_weights_are_those_of_their_card():
+    card = (HERE / 'weights' / 'README.md').read_text()
+    weights = HERE / 'weights' / 'uniparser_ccp.pt'
+    assert hashlib.sha256(weights.read_bytes()).hexdigest() in card and weights.stat().st_size < 45e6
+    config = UniParser.from_pretrained(weights).config
+    assert config.data == 'CCP' and not os.path.dirname(config.pretrained)
+
+
+def test_the_weights_that_ship_parse_the_demo_photo():
+    found = UniParser.from_pretrained(HERE / 'weights' / 'uniparser_ccp.pt').fuse().predict(HERE / 'assets' / 'street.jpg')[0]
+    names = data.CIHP.class_names
+    person = found.parsing[0]
+    assert len(found.scores) == 3 and found.parsing.shape == (3, 640, 480)
+    columns = {side: np.nonzero(person == names.index(f'{side}-leg'))[1] for side in ('left', 'right')}
+    hair, pants = (np.nonzero(found.parsing.max(0) == names.index(name))[0] for name in ('hair', 'pants'))
+    assert hair.mean() < pants.mean() or not len(pants)                      # heads up
+    assert not all(map(len, columns.values())) or columns['right'].mean() < columns['left'].mean()     # own left
