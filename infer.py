@@ -67,7 +67,7 @@ def find_device(name):
 
 def load_model(args):
     if args.weights == str(WEIGHTS) and not WEIGHTS.exists():
-        raise FileNotFoundError(f'{WEIGHTS} is missing; clone the repository again, or give other weights with --weights')
+        raise FileNotFoundError(f'{WEIGHTS} is missing; clone the repository again, or give others with --weights')
     changes = {name: getattr(args, name) for name in SETTINGS if hasattr(args, name)}
     return UniParser.from_pretrained(args.weights, find_device(args.device), **changes).fuse()
 
