@@ -47,7 +47,7 @@ def read_checkpoint(path):
                 f'{path} holds {foreign[1]}, which could run code, so it is not loaded; if you trust its author, keep '
                 f'its weights alone: python -c "import torch; s = torch.load({str(path)!r}, weights_only=False); '
                 'torch.save(s[\'state_dict\'], \'weights.pt\')"') from None
-        raise ValueError(f'{path} is not a readable weights file: {str(error).splitlines()[0][:200]}') from None
+        raise ValueError(f'{path} is not a readable weights file; give one of train.py or of the authors') from None
     if not isinstance(state, dict):
         raise ValueError(f'{path} holds a {type(state).__name__}, not a dictionary of weights')
     return state

@@ -43,7 +43,8 @@ def parse_arguments(argv=None):
     parser.add_argument('--device', default='auto', choices=['auto', 'cpu', 'cuda', 'mps'])
     parser.add_argument('--only', metavar='NAMES', help='keep these parts, e.g. hair,dress')
     parser.add_argument('--cutouts', action='store_true', help='also write each person and part as an RGBA picture')
-    parser.add_argument('--maps', action='store_true', help='also draw heat map and correlations, as Fig. 4')
+    parser.add_argument('--maps', action='store_true',
+                        help='also draw heat map and correlations of two people and a part, as Fig. 4')
     parser.add_argument('--data', choices=list(data.DATASETS), help='predict a split of this data set instead')
     parser.add_argument('--root', help='with --data: its folder, as downloaded')
     parser.add_argument('--split', help='with --data: default val')
@@ -257,7 +258,7 @@ def parse_photos(model, args):
     paths = find_photos(args.photos, args.out)
     folder, failed, count = Path(args.out), 0, 0
     folder.mkdir(parents=True, exist_ok=True)
-    for path, name in zip(bar := tqdm(paths, disable=len(paths) < 2, unit='photo'), result_names(paths)):
+    for path, name in zip(bar := tqdm(paths, disable=len(paths) < 2 or None, unit='photo'), result_names(paths)):
         try:
             photo = data.read_photo(path)
         except (OSError, ValueError) as error:
@@ -275,7 +276,7 @@ def parse_photos(model, args):
         count += len(found.scores)
         number = len(found.scores)
         bar.write(f'{path}: ' + (f'{number} {"person" if number == 1 else "people"}' if number else
-                                 f'nobody found; a lower --theta-center than {model.config.theta_center} finds more'))
+                                 f'nobody found; lower --theta-center ({model.config.theta_center}) or --theta-part'))
     print(f'{len(paths) - failed} of {len(paths)} photos, {count} people -> {folder}/')
     return failed
 
@@ -334,7 +335,7 @@ def main(argv=None):
         model = load_model(args)
         failed = parse_photos(model, args) if args.photos else predict_split(model, args)
         if failed:
-            raise ValueError(f'{failed} photos could not be read')
+            raise ValueError(f'{failed} photo{"s" * (failed > 1)} could not be read')
     except (OSError, ValueError) as error:
         print(f'error: {error}', file=sys.stderr)
         sys.exit(2)

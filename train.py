@@ -140,7 +140,7 @@ def validate(model, dataset, config, rank=0, world=1, pictures=None, seen=()):
     process has `seen` a signal."""
     count = min(len(dataset), config.val_images or len(dataset))
     metrics = ParsingMetrics(config.num_classes)
-    for i in tqdm(range(rank, count, world), desc='validation', leave=False, disable=rank > 0):
+    for i in tqdm(range(rank, count, world), desc='validation', leave=False, disable=rank > 0 or None):
         if seen and world == 1:
             return None
         image, parsing, ignore = dataset.read(i)
@@ -347,7 +347,7 @@ def fit(model, config, loader, val_set, run, state, root, rank, world, device, a
         net.train()
         iterator, shown, pending = iter(loader), (time.time(), position), None
         for position in tqdm(range(position, steps), initial=position, total=steps, desc=f'epoch {epoch + 1}',
-                             leave=False, disable=rank > 0):
+                             leave=False, disable=rank > 0 or None):
             batches = [next(iterator) for _ in range(config.accumulate)]
             rate = learning_rate(epoch * steps + position, steps, config)
             losses = train_step(net, batches, optimizer, scaler, config, device, amp, rate)

@@ -106,6 +106,9 @@ class Config:
         for name in ('batch_size', 'accumulate', 'epochs', 'grid', 'max_people'):
             if getattr(self, name) < 1:
                 raise ValueError(f'{name} is {getattr(self, name)}; it is at least 1')
+        for name in ('theta_center', 'theta_mask', 'theta_part'):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f'{name} is {getattr(self, name)}; it is between 0 and 1')
         if not self.short_side:
             raise ValueError('short_side is empty; give a range, such as 640 800, or some values')
 
