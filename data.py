@@ -116,6 +116,14 @@ def pick_files(folder, ids, endings=PHOTOS):
     return [files[i] for i in ids]
 
 
+def pick_all(folder):
+    """index_folder; FileNotFoundError where there is no photo."""
+    files = index_folder(folder)
+    if not files:
+        raise FileNotFoundError(f'{folder} holds no photos ({", ".join(PHOTOS)})')
+    return files
+
+
 def read_list(path):
     with naming(path), open(path) as f:
         return list(dict.fromkeys(f.read().split()))
@@ -334,13 +342,15 @@ class CCP(Photos):
     train_photos and val_photos are the photos as they are, one labelled person each. train and val are
     scenes: people cut out of photos join another photo's person, or stand where that person was removed. val
     is always the same 100 scenes. Faces, limbs, left and right, and the bystanders to ignore are pseudo
-    labels: see README.txt in CCP_LAYERS. Options for train: long_side of the scenes in pixels; backgrounds: a
-    folder of photos without people, for half of the scenes; samples: scenes in an epoch, 0 = one a photo.
+    labels: see README.txt in CCP_LAYERS. Options for train: long_side of the scenes in pixels; samples: scenes
+    in an epoch, 0 = one a photo; and photos to stand in, backgrounds: a folder of some without people, for a
+    fifth of the scenes; people: a folder of images/ID.jpg and instances/ID.png (0 = nobody, 255 = crowd, else
+    a person, whose parts are unknown), for a tenth.
     """
     class_names, flip_pairs = CIHP.class_names, CIHP.flip_pairs
     splits = 'train', 'val', 'train_photos', 'val_photos'
 
-    def __init__(self, root, split, long_side=640, backgrounds=None, samples=0):
+    def __init__(self, root, split, long_side=640, backgrounds=None, people=None, samples=0):
         root, kind = inside(root, 'clothing-co-parsing'), split.split('_')[0]
         with naming(CCP_LAYERS), zipfile.ZipFile(CCP_LAYERS) as archive:
             self.files = {name: archive.read(name) for name in archive.namelist()}
@@ -352,7 +362,13 @@ class CCP(Photos):
         self.table = np.array([[row.get(part, UNKNOWN) if isinstance(row, dict) else row
                                 for part in mapping['parts']] for row in rows], np.uint8)         # (59, 13)
         self.val, self.long_side = split == 'val', 640 if split == 'val' else long_side
-        self.backgrounds = list(index_folder(backgrounds).values()) if backgrounds and not self.val else []
+        self.backgrounds = self.crowds = []
+        if backgrounds and not self.val:
+            self.backgrounds = list(pick_all(backgrounds).values())
+        if people and not self.val:
+            crowds = pick_all(os.path.join(people, 'images'))
+            ids = pick_files(os.path.join(people, 'instances'), list(crowds), ('.png',))
+            self.crowds = list(zip(crowds.values(), ids))
         scenes = range(samples if samples and not self.val else len(self.names))
         self.ids = [f'{split}_{i:04d}' for i in scenes] if split == kind else self.names
 
@@ -390,15 +406,23 @@ class CCP(Photos):
         return read_photo(self.photos[k], draft)
 
     def background(self, rng):
-        """One of the photos without people, Pillow, for half of the scenes; else None."""
-        if self.backgrounds and rng.random() < 0.5:
-            return read_photo(self.backgrounds[rng.integers(len(self.backgrounds))])
+        """For some scenes another photo to stand in, and the ids of its people: Pillow RGB and L; else None."""
+        if self.crowds and rng.random() < 0.1:
+            photo, ids = self.crowds[rng.integers(len(self.crowds))]
+            image, people = read_photo(photo), Image.fromarray(read_labels(ids))
+            if image.size != people.size:
+                raise ValueError(f'{photo} and {ids} differ in size; get them again')
+            return image, people
+        if self.backgrounds and rng.random() < 0.2:
+            photo = read_photo(self.backgrounds[rng.integers(len(self.backgrounds))])
+            return photo, Image.new('L', photo.size)
 
     def compose(self, i, seed=0, epoch=0, paint=True):
         """Scene i, of (seed, epoch, i) alone -> image (H, W, 3) uint8 (only if paint), parsing, ignore."""
         rng = np.random.default_rng((1, i, 0, 0) if self.val else (0, seed, epoch, i))
         image, people, ignore = scenes.compose(self, len(self.names), self.size(i), rng, paint)
         return image, stack_people(people, ignore.shape[::-1]), ignore
+
 
 class Synthetic(Photos):
     """Drawn people of six parts on textured backgrounds. They face the camera: left arms are on the right.
@@ -618,16 +642,22 @@ def palette(num_classes):
     return colors
 
 
+def box_of(mask):
+    """Smallest box [x, y, width, height] in pixels around a mask (H, W) that is not empty."""
+    rows, cols = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    return [int(cols[0]), int(rows[0]), int(cols[-1] - cols[0] + 1), int(rows[-1] - rows[0] + 1)]
+
+
 def overlay(image, parsing, class_names=None, ignore=None):
     """Photo (H, W, 3) uint8 or Pillow RGB, parsing (N, H, W) -> Pillow RGB: parts in color, a white line
     around each person, stripes over ignore, and below, given class_names, a legend of what occurs."""
     canvas, colors = np.array(image), palette(len(class_names) - 1 if class_names else 58)
     width = max(1, round(min(canvas.shape[:2]) / 500))
     for person in np.asarray(parsing):
-        rows, cols = np.flatnonzero(person.any(1)), np.flatnonzero(person.any(0))
-        if len(rows) == 0:
+        if not person.any():
             continue
-        box = slice(rows[0], rows[-1] + 1), slice(cols[0], cols[-1] + 1)
+        x, y, w, h = box_of(person)
+        box = slice(y, y + h), slice(x, x + w)
         part, labels = canvas[box], person[box]              # a view: writing to it paints the canvas
         core = inside = labels > 0
         part[inside] = 0.45 * part[inside] + 0.55 * colors[labels[inside]]

@@ -2,7 +2,8 @@
 
 `compose` knows no files. `source` gives it, for photo k: annotation(k) -> three Pillow images, who or what is where
 (0 = background), body parts, bystanders to ignore; labels(annotation, parts, flip) -> uint8 label map; photo(k, draft)
--> Pillow RGB, possibly decoded smaller; and background(rng) -> a photo without people, or None.
+-> Pillow RGB, possibly decoded smaller; and background(rng) -> another photo to stand in and who is in it (Pillow
+RGB and L, ids as in `data.CCP`), or None.
 All that is random comes from `rng`, so a scene is a function of its seed.
 """
 from collections import namedtuple
@@ -27,7 +28,7 @@ def compose(source, count, size, rng, paint=True):
     look = rng.spawn(1)[0]                        # of its own: places are the same with and without painting
     cast, background = rng.choice(count, 13, replace=False), source.background(rng)
     if background:
-        stage = open_background(background, size, rng, paint)
+        stage = open_background(*background, size, rng, paint)
     else:
         stage = open_photo(source, cast[0], size, rng, look, paint)
     layers = stage.layers + add_people(source, stage, cast[1:], size, rng, look)
@@ -35,11 +36,16 @@ def compose(source, count, size, rng, paint=True):
     return paint and np.asarray(paint_layers(stage.image, layers)), *flatten_layers(layers, stage.ignore)
 
 
-def open_background(photo, size, rng, paint):
-    """A photo without people as stage; where its ground lies is a guess."""
+def open_background(photo, ids, size, rng, paint):
+    """A photo as stage whose people, if any, have no parts; where its ground lies is a guess."""
     image = ImageOps.fit(photo, size, Image.BILINEAR) if paint else None
     horizon, tall = rng.uniform((0.3, 0.6), (0.5, 1.0)) * size[1]
-    return Stage(image, np.zeros(size[::-1], bool), [], horizon, rng.uniform(0.5, 0.62), tall, [])
+    ids, layers = np.asarray(ImageOps.fit(ids, size, Image.NEAREST)), []
+    for person in np.flatnonzero(np.bincount(ids.ravel(), minlength=256)[1:255]) + 1:
+        label = (ids == person) * np.uint8(255)
+        feet = np.flatnonzero(label.any(1))[-1] + 1
+        layers.append(Layer(label, Image.fromarray(label), image, 0, 0, feet, False))
+    return Stage(image, ids == 255, layers, horizon, rng.uniform(0.5, 0.62), tall, [])
 
 
 def open_photo(source, k, size, rng, look, paint):
@@ -79,7 +85,7 @@ def add_people(source, stage, cast, size, rng, look):
     taken = [layer.x + np.mean(layer.alpha.getbbox()[::2]) for layer in stage.layers]
     nearest, farthest = (1.08, 0.92) if rng.random() < 0.5 else (1.1, 0.5 if stage.layers else 0.7)
     for k in cast:
-        if len(layers) == count:
+        if len(layers) >= count:
             break
         tall = np.clip(stage.tall * rng.uniform(farthest, nearest), 0.25 * size[1], 1.5 * size[1])
         feet = stage.horizon + stage.camera * tall            # all stand on one ground

@@ -484,6 +484,37 @@ def test_scenes_are_functions_of_seed_epoch_and_index(tmp_path, monkeypatch):
         assert (parsing > 0).sum(0).max(initial=0) <= 1 and not (ignore & (parsing > 0).any(0)).any()
 
 
+def test_scenes_stand_in_other_photos(tmp_path, monkeypatch):
+    write_ccp(tmp_path, monkeypatch)
+    photo(tmp_path / 'empty' / 'a.jpg', 60, 90, 1)
+    photo(tmp_path / 'coco' / 'images' / 'b.jpg', 60, 90, 2)
+    ids = np.zeros((60, 90), np.uint8)
+    ids[10:50, 10:30], ids[10:50, 40:60], ids[:, 80:] = 1, 7, 255
+    (tmp_path / 'coco' / 'instances').mkdir()
+    Image.fromarray(ids).save(tmp_path / 'coco' / 'instances' / 'b.png')
+    options = dict(backgrounds=tmp_path / 'empty', people=tmp_path / 'coco')
+    train = data.open_dataset('CCP', tmp_path, 'train', long_side=90, samples=200, **options)
+    kinds = [train.background(np.random.default_rng(i)) for i in range(1000)]
+    crowds = [kind for kind in kinds if kind and kind[1].getextrema() == (0, 255)]
+    assert 60 < len(crowds) < 140 and 130 < sum(map(bool, kinds)) - len(crowds) < 230
+    monkeypatch.setattr(scenes, 'NUM_PEOPLE', (1, 0, 0, 0, 0, 0))      # one or two are in the photo: nobody joins
+    monkeypatch.setattr(train, 'background', lambda rng: crowds[0])
+    image, parsing, ignore = train.read(0)                             # 4:3 of a 3:2 photo: its sides are cut
+    assert parsing.shape == (2, 68, 90) and set(np.unique(parsing)) == {0, 255} and not ignore[:, :80].any()
+    assert ignore[:, -5:].all() and (parsing[0] > 0).sum() == pytest.approx(20 * 40 * (68 / 60) ** 2, rel=0.1)
+    assert same((parsing, ignore), train.read_parsing(0))
+    monkeypatch.setattr(scenes, 'NUM_PEOPLE', (0, 0, 0, 0, 0, 1))
+    assert {255} < set(np.unique(train.read(4)[1])) - {0}
+    val = data.open_dataset('CCP', tmp_path, 'val', **options)
+    assert not any(val.background(np.random.default_rng(i)) for i in range(50))
+    with pytest.raises(FileNotFoundError, match='holds no photos'):
+        data.CCP(tmp_path, 'train', backgrounds=tmp_path)
+    Image.fromarray(ids[:50]).save(tmp_path / 'coco' / 'instances' / 'b.png')
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match='b.jpg.*b.png differ in size'):
+        [train.background(np.random.default_rng(i)) for i in range(50)]
+
+
 def test_hidden_people_are_ignored_not_labelled():
     def layer(x, value, size=20):
         label = np.full((size, size), value, np.uint8)

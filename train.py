@@ -29,7 +29,7 @@ import data
 from checkpoints import load_strictly, read_checkpoint
 from evaluate import ParsingMetrics
 from losses import uniparser_loss
-from uniparser import CHOICES, Config, UniParser, describe, get_config
+from uniparser import CHOICES, Config, UniParser, describe, find_device, get_config
 
 LOG_SECONDS, SAVE_SECONDS, PICTURES = 10, 600, 8
 REPORTED = 'AP50', 'APvol', 'PCP50', 'mIoU'
@@ -205,10 +205,7 @@ def free_folder(name):
 
 def set_up_processes(wanted):
     """(rank, number of processes, device) from torchrun's environment and --device."""
-    if wanted == 'auto':
-        wanted = 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
-    if wanted == 'cuda' and not torch.cuda.is_available():
-        raise ValueError('--device cuda: this machine or this torch has no CUDA; use --device cpu')
+    wanted = find_device(wanted)
     if 'RANK' not in os.environ:
         return 0, 1, torch.device(wanted)
     device = torch.device(wanted, int(os.environ['LOCAL_RANK']) if wanted == 'cuda' else None)
@@ -264,7 +261,7 @@ def train(args):
     torch.manual_seed(config.seed)
     drawn = dict(long_side=config.long_side, samples=config.samples) if config.data in ('CCP', 'synthetic') else {}
     if config.data == 'CCP':
-        drawn['backgrounds'] = config.backgrounds
+        drawn.update(backgrounds=config.backgrounds, people=config.people)
     train_set = data.open_dataset(config.data, root, 'train', **drawn)
     val_set = data.open_dataset(config.data, root, 'val')
     samples = data.Samples(train_set, config)

@@ -92,12 +92,12 @@ class Config:
     weight_decay: float = 1e-4
     clip: float = 35.0                  # largest gradient norm
     samples: int = 0                    # training images of an epoch, for sets that are drawn; 0 = their default
-    backgrounds: str = ''               # CCP: folder of photos without people, for half of the scenes
+    backgrounds: str = ''               # CCP: folder of photos without people, for a fifth of the scenes
+    people: str = ''                    # CCP: folder of images/ and instances/, people without parts, for a tenth
     val_every: int = 1                  # epochs
     val_images: int = 0                 # 0 = all
     workers: int = 4
     seed: int = 0
-
 
     def __post_init__(self):
         for name, allowed in CHOICES.items():
@@ -126,10 +126,10 @@ PRESETS = {
     'mhp_released': dict(RELEASED, epochs=36, theta_center=0.2),
     'cihp_released': dict(CIHP, **dict(RELEASED, lambda_neg=0.0), backbone='resnet101', light=True, lambda_center=0.2,
                           lr=2.25e-4, warmup=0, theta_part=0.275),
-    'ccp': dict(data='CCP', num_classes=19, short_side=(240, 320), long_side=320, test_short_side=320,
+    'ccp': dict(data='CCP', num_classes=19, short_side=(200, 264), long_side=352, test_short_side=352,
                 color_jitter=0.3, backbone='resnet18', dcn=False, neck_channels=128, channels=64, depth=3,
-                center_depth=3, center_radius=1, epochs=20, optimizer='adamw', lr=1.25e-4, backbone_lr=0.3,
-                schedule='cosine', warmup=100, val_every=5, workers=1),
+                center_depth=3, center_radius=1, epochs=18, batch_size=4, optimizer='adamw', lr=1.75e-4,
+                backbone_lr=0.3, schedule='cosine', warmup=200, val_every=6, workers=1),
     'synthetic': dict(data='synthetic', num_classes=6, short_side=(96,), long_side=128, test_short_side=96,
                       backbone='resnet10', pretrained='', dcn=False, neck_channels=64, channels=32, depth=3,
                       center_depth=3, center_radius=1, epochs=2, optimizer='adamw', lr=3.75e-4, schedule='cosine',
@@ -305,8 +305,8 @@ class ConvTower(nn.Module):
 
     def coordinate_share(self, x):
         y = torch.linspace(-1, 1, x.shape[-2], device=x.device).view(1, 1, -1, 1).expand(1, 1, *x.shape[-2:])
-        z = torch.linspace(-1, 1, x.shape[-1], device=x.device).expand(1, 1, *x.shape[-2:])
-        return F.conv2d(torch.cat([z, y], dim=1), self.convs[0].conv.weight[:, -2:], padding=1)
+        x = torch.linspace(-1, 1, x.shape[-1], device=x.device).expand_as(y)
+        return F.conv2d(torch.cat([x, y], dim=1), self.convs[0].conv.weight[:, -2:], padding=1)
 
     def forward(self, x):                                                    # (B, 256, h, w) -> (B, C, h, w)
         share = None
@@ -391,7 +391,7 @@ class CategoryFeatureSpaceBuilder(nn.Module):
 class Fusion(nn.Module):
     """g_fusion (Sec. 3.4, Tab. 4 d): the parsing of each person from its map q_ins and the categories.
 
-    index   q_ins * q_cate: no weights; in inference q_ins > theta_mask selects from q_cate (`UniParser.decode`)
+    index   q_ins * q_cate: no weights; in inference q_ins > theta_mask selects from q_cate (`predict.decode`)
     convs   convolutions over q_ins concatenated with f_cate
     multi   convolutions over q_ins times f_cate
     The number of convolutions is in the paper's Fig. 5, which its text does not give: here one module and an output.
@@ -540,6 +540,15 @@ class UniParser(nn.Module):
         model = cls(replace(Config(**state['config']), **changes), state['class_names'], state['flip_pairs'])
         load_strictly(model, state['model'], path)
         return model.to(device).eval()
+
+
+def find_device(name):
+    """'auto', 'cpu', 'cuda' or 'mps' -> one that this machine has, or ValueError."""
+    if name == 'auto':
+        return 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
+    if name == 'cuda' and not torch.cuda.is_available() or name == 'mps' and not torch.backends.mps.is_available():
+        raise ValueError(f'--device {name}: this machine or this torch has none; use --device cpu')
+    return name
 
 
 def fold(conv, norm):
