@@ -76,7 +76,7 @@ def load_strictly(module, weights, path):
 
 def is_released(state):
     """Whether a checkpoint is the released code's: {meta, state_dict, optimizer}, or the state_dict alone."""
-    return any(str(k).endswith('mask_head.seg_kernels') for k in state.get('state_dict', state))
+    return any(str(k).removeprefix('module.') == 'mask_head.seg_kernels' for k in state.get('state_dict', state))
 
 
 def from_released(state, path):

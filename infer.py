@@ -10,6 +10,7 @@ a whole split, for evaluate.py.
 """
 import argparse
 import glob
+import io
 import json
 import os
 import sys
@@ -24,8 +25,8 @@ from tqdm import tqdm
 import data
 from losses import category_masks, make_targets
 from predict import decode, input_size, outputs
-from submissions import FORMS, PredictionWriter
-from uniparser import UniParser, correlate
+from submissions import FORMS, PredictionWriter, write_file
+from uniparser import UniParser, correlate, find_device
 
 WEIGHTS = Path(__file__).parent / 'weights' / 'uniparser_ccp.pt'
 ENDINGS = {'.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif', '.tif', '.tiff'}
@@ -56,14 +57,6 @@ def parse_arguments(argv=None):
         group.add_argument('--' + name.replace('_', '-'), type=float if name.startswith('theta') else int,
                            default=argparse.SUPPRESS)
     return parser.parse_args(argv)
-
-
-def find_device(name):
-    if name == 'auto':
-        return 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
-    if name == 'cuda' and not torch.cuda.is_available() or name == 'mps' and not torch.backends.mps.is_available():
-        raise ValueError(f'--device {name} is not available on this machine; use --device cpu')
-    return name
 
 
 def load_model(args):
@@ -127,12 +120,6 @@ def keep_parts(parsing, class_names, only):
 # Results
 
 
-def box_of(mask):
-    """Smallest box (x, y, width, height) in pixels around a mask that is not empty."""
-    rows, cols = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    return [int(cols[0]), int(rows[0]), int(cols[-1] - cols[0] + 1), int(rows[-1] - rows[0] + 1)]
-
-
 def encode_rle(mask, x, y, size):
     """COCO's compressed RLE of a mask (h, w) whose corner is at (x, y) of a photo of this size (H, W): runs down the
     columns, starting with zeros; each run as the difference to the one before the last, in groups of 5 bits, low first,
@@ -159,13 +146,13 @@ def describe_people(found, class_names):
     """Parsing -> list of dictionaries for the JSON file, best person first; ids from 1."""
     people = []
     for n, (labels, score, center) in enumerate(zip(*found), 1):
-        box, parts = box_of(labels), []
+        box, parts = data.box_of(labels), []
         x, y, w, h = box
         cut = labels[y:y + h, x:x + w]
         areas = np.bincount(cut.ravel()).tolist()
         for c in range(1, len(areas)):
             if areas[c]:
-                left, top, *sides = box_of(cut == c)
+                left, top, *sides = data.box_of(cut == c)
                 parts.append({'id': c, 'name': class_names[c], 'area': areas[c], 'box': [x + left, y + top, *sides],
                               'rle': encode_rle(cut == c, x, y, labels.shape)})
         people.append({'id': n, 'score': round(float(score), 4), 'center': [round(float(v), 1) for v in center],
@@ -189,32 +176,28 @@ def indexed(labels, colors):
     return image
 
 
-def write(path, content):
-    """Image or text to a file, under a temporary name first: a broken run leaves no half file."""
-    temporary = path.with_name(path.name + '.tmp')
-    if isinstance(content, str):
-        temporary.write_text(content)
-    else:
-        content.save(temporary, format='PNG')
-    os.replace(temporary, path)
+def write_png(path, image):
+    png = io.BytesIO()
+    image.save(png, format='PNG')
+    write_file(path, png.getvalue())
 
 
 def write_results(folder, name, path, photo, found, class_names, cutouts):
     parts, people = flatten(found.parsing)
     colors = data.palette(256)
-    write(folder / f'{name}_parts.png', indexed(parts, colors))
-    write(folder / f'{name}_people.png', indexed(people, colors))
-    write(folder / f'{name}_overlay.png', data.overlay(np.asarray(photo), found.parsing, class_names))
+    write_png(folder / f'{name}_parts.png', indexed(parts, colors))
+    write_png(folder / f'{name}_people.png', indexed(people, colors))
+    write_png(folder / f'{name}_overlay.png', data.overlay(np.asarray(photo), found.parsing, class_names))
     record = {'photo': str(path), 'width': photo.width, 'height': photo.height,
               'people': describe_people(found, class_names)}
     if cutouts:
         for person, labels in zip(record['people'], found.parsing):
             stem = f'{name}_person{person["id"]}'
-            write(folder / f'{stem}.png', cut_out(photo, labels > 0, person['box']))
+            write_png(folder / f'{stem}.png', cut_out(photo, labels > 0, person['box']))
             for part in person['parts']:
                 file = f'{stem}_{part["name"].replace("/", "-").replace(" ", "-")}.png'
-                write(folder / file, cut_out(photo, labels == part['id'], part['box']))
-    write(folder / f'{name}.json', json.dumps(record))   # last: where it exists, the photo is done
+                write_png(folder / file, cut_out(photo, labels == part['id'], part['box']))
+    write_file(folder / f'{name}.json', json.dumps(record))   # last: where it exists, the photo is done
 
 
 def cut_out(photo, mask, box):
@@ -272,7 +255,7 @@ def parse_photos(model, args):
             found = type(found)(kept[some], found.scores[some], found.centers[some])
         write_results(folder, name, path, photo, found, model.class_names, args.cutouts)
         if args.maps:
-            write(folder / f'{name}_maps.png', draw_maps(model, photo, found))
+            write_png(folder / f'{name}_maps.png', draw_maps(model, photo, found))
         count += len(found.scores)
         number = len(found.scores)
         bar.write(f'{path}: ' + (f'{number} {"person" if number == 1 else "people"}' if number else

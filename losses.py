@@ -158,24 +158,27 @@ def auxiliary_loss(out, maps, targets, config):
     the others the mean square of the correlations above 0.1.
     """
     ins = [instance_dice(out['k_ins'][i], out['f_ins'][i], t, config) for i, t in enumerate(targets)]
-    dice, l1, square, visible, absent = [], [], [], [], []
+    dice, other, visible, absent = [], [], [], []
     for m, t in zip(maps, targets):
         q = m['q_cate'].flatten(1)
         masks, known = category_masks(t, config.num_classes, q.dtype)        # (K, hw), (hw,)
         area = masks.sum(1)
         p = F.relu(q)                                                        # Dice sees no negative correlation
         dice.append(dice_loss((p * masks).sum(1), p.square() @ known, area))                            # (K,)
-        l1.append(q.abs() @ known / known.sum().clamp(min=1))
-        high = (q > 0.1) * known
-        square.append(torch.stack([(q.square() * high).sum(1), high.sum(1)]))
         visible.append(area > 0)
-        absent.append(~t['present'] if config.recipe == 'paper' else area == 0)
+        if config.recipe == 'released':
+            high = (q > 0.1) * known
+            other.append(torch.stack([(q.square() * high).sum(1), high.sum(1)]))
+            absent.append(area == 0)
+        else:
+            other.append(q.abs() @ known / known.sum().clamp(min=1))                                    # l1
+            absent.append(~t['present'])
     ins = mean(*zip(*ins))
-    dice, l1, square, visible, absent = map(torch.stack, (dice, l1, square, visible, absent))           # (B, K)
+    dice, other, visible, absent = map(torch.stack, (dice, other, visible, absent))                     # (B, K)
     if config.recipe == 'released':
-        squares, count = (square * absent[:, None]).sum((0, 2))
+        squares, count = (other * absent[:, None]).sum((0, 2))
         return ins, mean([dice], [visible]), squares / count.clamp(min=1)
-    return ins, (dice * visible).mean(), (l1 * absent).mean()                # Eq. (5): over all N_cate categories
+    return ins, (dice * visible).mean(), (other * absent).mean()             # Eq. (5): over all N_cate categories
 
 
 def instance_dice(k_ins, f_ins, target, config):

@@ -99,11 +99,9 @@ def find_centers(heatmap, config):
     is a rectangle of cells, so without that each would be found many times. heatmap (S, S) logits -> cells (N,) =
     row * S + column, scores (N,) descending, at most max_people."""
     heat = heatmap.float().sigmoid()
-    peak = heat == F.max_pool2d(heat[None], 5, 1, 2)[0]
     if config.recipe == 'released':                       # ... and of the 2x2 cells up and left, before the 5x5 test
-        keep = heat == F.max_pool2d(heat[None], 2, 1, 1)[0, :-1, :-1]
-        heat = heat * keep
-        peak = heat == F.max_pool2d(heat[None], 5, 1, 2)[0]
+        heat = heat * (heat == F.max_pool2d(heat[None], 2, 1, 1)[0, :-1, :-1])
+    peak = heat == F.max_pool2d(heat[None], 5, 1, 2)[0]
     scores, cells = (heat * peak).flatten().sort(descending=True, stable=True)
     found = (scores > config.theta_center).nonzero()[:config.max_people, 0]
     return cells[found], scores[found]
