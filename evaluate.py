@@ -506,15 +506,17 @@ def draw_panel(canvas, left, title, x_name, y_name, curves):
 # ------------------------------------------------------------------------------------------------------------
 # Command line
 
-def draw_benchmark(root, num_images):
+def draw_benchmark(root, num_images, split='val'):
     """Files as MHPv2 has them, 600 x 800 with 3 people of 12 parts, and predictions a few pixels off."""
-    for folder in ('list', 'val/images', 'val/parsing_annos'):
-        (root / folder).mkdir(parents=True)
-    (root / 'list' / 'val.txt').write_text('\n'.join(map(str, range(num_images))))
+    for folder in ('images', 'parsing_annos'):
+        (root / split / folder).mkdir(parents=True)
+    (root / 'list').mkdir(exist_ok=True)
+    (root / 'list' / f'{split}.txt').write_text('\n'.join(map(str, range(num_images))))
     rng, angle = np.random.default_rng(0), np.arange(0, 6.28, 0.05)
     with PredictionWriter(root / 'pred') as writer:
         for image in range(num_images):
-            Image.new('RGB', (800, 600)).save(root / 'val' / 'images' / f'{image}.jpg')
+            coarse = Image.fromarray(rng.integers(0, 256, (60, 80, 3), np.uint8))
+            coarse.resize((800, 600), Image.BICUBIC).save(root / split / 'images' / f'{image}.jpg', quality=90)
             people = [Image.new('L', (800, 600)) for _ in range(3)]
             for k, person in enumerate(people):
                 center = rng.uniform(100, 220) + 230 * k, rng.uniform(240, 360)
@@ -524,7 +526,7 @@ def draw_benchmark(root, num_images):
                     outline = zip(x + radius * np.cos(angle), y + radius * np.sin(angle))
                     ImageDraw.Draw(person).polygon(list(outline), fill=int(label))
                 rgb = Image.merge('RGB', [person] * 3)                  # as the released labels are
-                rgb.save(root / 'val' / 'parsing_annos' / f'{image}_03_{k + 1:02d}.png')
+                rgb.save(root / split / 'parsing_annos' / f'{image}_03_{k + 1:02d}.png')
             maps = [np.roll(person, rng.integers(-9, 9, 2), (0, 1)) for person in people]
             writer.add(image, (maps, rng.random(3)))
 

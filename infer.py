@@ -14,6 +14,8 @@ import io
 import json
 import os
 import sys
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -23,15 +25,19 @@ from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
 import data
+from benchmark import benchmark_inference
+from export import export
 from losses import category_masks, make_targets
-from predict import decode, input_size, outputs
+from predict import decode, input_size, prepare, run
 from submissions import FORMS, PredictionWriter, write_file
-from uniparser import UniParser, correlate, find_device
+from uniparser import PRESETS, UniParser, correlate, find_device, get_config
 
 WEIGHTS = Path(__file__).parent / 'weights' / 'uniparser_ccp.pt'
+PHOTO = Path(__file__).parent / 'assets' / 'street.jpg'
 ENDINGS = {'.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif', '.tif', '.tiff'}
 RAMP = np.stack([np.interp(np.arange(256), (0, 96, 176, 255), c) for c in      # dark blue, violet, orange, yellow
                  ((10, 110, 235, 255), (10, 25, 110, 250), (50, 120, 40, 200))], 1).astype(np.uint8)
+AHEAD = 4                                                # photos read before, and written after, their turn
 SETTINGS = ('theta_center', 'theta_mask', 'theta_part', 'max_people', 'test_short_side', 'long_side')
 
 
@@ -50,6 +56,11 @@ def parse_arguments(argv=None):
     parser.add_argument('--root', help='with --data: its folder, as downloaded')
     parser.add_argument('--split', help='with --data: default val')
     parser.add_argument('--format', choices=FORMS, help='with --data: form of the predictions, default instances')
+    parser.add_argument('--export', metavar='FILE.onnx', help='write the network as ONNX (needs onnx and onnxscript)')
+    parser.add_argument('--benchmark', action='store_true', help='measure the speed on this machine')
+    parser.add_argument('--preset', choices=list(PRESETS), help='with --benchmark: an untrained network, no weights')
+    parser.add_argument('--size', type=int, nargs=2, metavar=('H', 'W'), help='with --benchmark: of the photo, pixels')
+    parser.add_argument('--people', type=int, default=10, help='with --benchmark: people to decode (default: 10)')
     parser.add_argument('--oracle', choices=['centers', 'people', 'classes'],
                         help='with --data: put the truth in place of a part of the network, to see what the rest costs')
     group = parser.add_argument_group('settings (default: those the weights were saved with)')
@@ -59,11 +70,17 @@ def parse_arguments(argv=None):
     return parser.parse_args(argv)
 
 
-def load_model(args):
+def load_model(args, device):
+    changes = {name: getattr(args, name) for name in SETTINGS if hasattr(args, name)}
+    if args.benchmark and args.size:
+        changes.update(test_short_side=min(args.size), long_side=max(args.size))
+    if args.preset:
+        torch.manual_seed(0)
+        model = UniParser(get_config(args.preset, pretrained='', **changes))
+        return model.to(find_device(device)).fuse()
     if args.weights == str(WEIGHTS) and not WEIGHTS.exists():
         raise FileNotFoundError(f'{WEIGHTS} is missing; clone the repository again, or give others with --weights')
-    changes = {name: getattr(args, name) for name in SETTINGS if hasattr(args, name)}
-    return UniParser.from_pretrained(args.weights, find_device(args.device), **changes).fuse()
+    return UniParser.from_pretrained(args.weights, find_device(device), **changes).fuse()
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -178,7 +195,7 @@ def indexed(labels, colors):
 
 def write_png(path, image):
     png = io.BytesIO()
-    image.save(png, format='PNG')
+    image.save(png, format='PNG', compress_level=1)      # a third of the time, 6 % more bytes
     write_file(path, png.getvalue())
 
 
@@ -211,7 +228,7 @@ def cut_out(photo, mask, box):
 @torch.no_grad()
 def draw_maps(model, photo, found, height=400):
     """Photo, heat map (Eq. 1), q_ins of the best two people (Eq. 2), q_cate of their largest part (Eq. 3), parsing."""
-    out, (padded, size) = outputs(model, [photo]), input_size(photo, model.config)
+    out, (padded, size) = run(model, prepare(photo, model.config)), input_size(photo, model.config)
     grid = model.config.grid * found.centers[:2] * (size[::-1] / np.array(photo.size) / padded[::-1])
     cells = grid.astype(int) @ (1, model.config.grid)                        # of the people found: row * S + column
     q_ins = correlate(out['k_ins'][0].flatten(1).T[cells], out['f_ins'][0], model.config.space)
@@ -236,32 +253,64 @@ def draw_maps(model, photo, found, height=400):
 # The two jobs
 
 
+def ahead(pool, function, items):
+    """function(item) of each item, in their order; threads work on the next AHEAD meanwhile."""
+    futures = deque()
+    for item in items:
+        futures.append(pool.submit(function, item))
+        if len(futures) > AHEAD:
+            yield futures.popleft().result()
+    while futures:
+        yield futures.popleft().result()
+
+
 def parse_photos(model, args):
-    """Parses args.photos; returns how many failed."""
-    paths = find_photos(args.photos, args.out)
-    folder, failed, count = Path(args.out), 0, 0
+    """Parses args.photos; returns how many failed. While the network is at work, threads read the next photos and write
+    the last results. Under torchrun each process takes its share."""
+    paths, folder = find_photos(args.photos, args.out), Path(args.out)
+    rank, world = int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))
+    jobs = list(zip(paths, result_names(paths)))[rank::world]
     folder.mkdir(parents=True, exist_ok=True)
-    for path, name in zip(bar := tqdm(paths, disable=len(paths) < 2 or None, unit='photo'), result_names(paths)):
+
+    def read(job):
         try:
-            photo = data.read_photo(path)
+            photo = data.read_photo(job[0])
+            return job, photo, prepare(photo, model.config)
         except (OSError, ValueError) as error:
-            failed += 1
-            bar.write(f'error: {error}', file=sys.stderr)
-            continue
-        found = model.predict(photo)[0]
-        if args.only:
-            kept = keep_parts(found.parsing, model.class_names, args.only)
-            some = kept.any((1, 2))
-            found = type(found)(kept[some], found.scores[some], found.centers[some])
+            return job, error, None
+
+    def parse(photos):
+        for (path, name), photo, image in photos:
+            if image is None:
+                yield path, name, photo, None, None
+                continue
+            found = decode(run(model, image), 0, photo, model.config)
+            if args.only:
+                kept = keep_parts(found.parsing, model.class_names, args.only)
+                some = kept.any((1, 2))
+                found = type(found)(kept[some], found.scores[some], found.centers[some])
+            yield path, name, photo, found, draw_maps(model, photo, found) if args.maps else None
+
+    def write(result):
+        path, name, photo, found, maps = result
+        if found is None:
+            return f'error: {photo}', None
+        if maps:
+            write_png(folder / f'{name}_maps.png', maps)
         write_results(folder, name, path, photo, found, model.class_names, args.cutouts)
-        if args.maps:
-            write_png(folder / f'{name}_maps.png', draw_maps(model, photo, found))
-        count += len(found.scores)
         number = len(found.scores)
-        bar.write(f'{path}: ' + (f'{number} {"person" if number == 1 else "people"}' if number else
-                                 f'nobody found; lower --theta-center ({model.config.theta_center}) or --theta-part'))
-    print(f'{len(paths) - failed} of {len(paths)} photos, {count} people -> {folder}/')
-    return failed
+        return f'{path}: ' + (f'{number} {"person" if number == 1 else "people"}' if number else 'nobody found; lower '
+                              f'--theta-center ({model.config.theta_center}) or --theta-part'), number
+
+    counts = []
+    with ThreadPoolExecutor(4) as pool, tqdm(total=len(jobs), disable=len(jobs) < 2 or None, unit='photo') as bar:
+        for message, number in ahead(pool, write, parse(ahead(pool, read, jobs))):
+            bar.write(message, file=sys.stderr if number is None else None)
+            bar.update()
+            counts.append(number)
+    good = [number for number in counts if number is not None]
+    print(f'{len(good)} of {len(jobs)} photos, {sum(good)} people -> {folder}/')
+    return len(jobs) - len(good)
 
 
 @torch.no_grad()
@@ -270,7 +319,7 @@ def predict_with_truth(model, kind, image, parsing, ignore):
     the correlations with people (people), or the correlations with categories (classes). What is still wrong is the
     rest's fault."""
     config, photo = model.config, Image.fromarray(image)
-    out, (padded, size) = outputs(model, [photo]), input_size(photo, config)
+    out, (padded, size) = run(model, prepare(photo, config)), input_size(photo, config)
     _, parsing, ignore = data.resize(image, parsing, ignore, size[::-1], config.recipe)
     below = (0, padded[1] - size[1], 0, padded[0] - size[0])
     parsing, ignore = (F.pad(torch.from_numpy(np.array(x)), below) for x in (parsing, ignore))
@@ -306,20 +355,36 @@ def predict_split(model, args):
     return 0
 
 
+def benchmark(args):
+    model, device = load_model(args, args.device), find_device(args.device)
+
+    def save(folder, photo, found):
+        write_results(folder, 'photo', 'photo.jpg', photo, found, model.class_names, args.cutouts)
+
+    benchmark_inference(model, device, (args.photos or [PHOTO])[0], args.size, args.people, save, args.export)
+
+
 def main(argv=None):
     args = parse_arguments(argv)
     try:
+        if args.export:
+            export(load_model(args, 'cpu'), args.export)
+            print(f'{args.export}: {os.path.getsize(args.export) / 1e6:.1f} MB, of H and W that are multiples of 32')
+        if args.benchmark:
+            benchmark(args)
+        if args.export or args.benchmark:
+            return
         if bool(args.photos) == bool(args.data):
             raise ValueError('give photos, or --data with a data set (python infer.py --help)')
         if args.data and (args.only or args.cutouts or args.maps):
             raise ValueError('--only, --cutouts and --maps are for photos, not for --data')
         if args.photos and (args.root or args.split or args.format or args.oracle):
             raise ValueError('--root, --split, --format and --oracle go with --data')
-        model = load_model(args)
+        model = load_model(args, args.device)
         failed = parse_photos(model, args) if args.photos else predict_split(model, args)
         if failed:
             raise ValueError(f'{failed} photo{"s" * (failed > 1)} could not be read')
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ModuleNotFoundError) as error:
         print(f'error: {error}', file=sys.stderr)
         sys.exit(2)
 

@@ -43,7 +43,7 @@ def predict(model, photos, batch_size=8):
     for members in groups.values():
         for start in range(0, len(members), batch_size):
             chunk = members[start:start + batch_size]
-            out = outputs(model, [photos[i] for i in chunk])
+            out = run(model, torch.cat([prepare(photos[i], model.config) for i in chunk]))
             for k, i in enumerate(chunk):
                 results[i] = decode(out, k, photos[i], model.config)
     return results
@@ -55,14 +55,18 @@ def input_size(photo, config):
     return (-(-h // 32) * 32, -(-w // 32) * 32), (h, w)
 
 
+def prepare(photo, config):
+    """Pillow image -> the network's input (1, 3, H, W) float32, padded with zeros."""
+    padded, (h, w) = input_size(photo, config)
+    image = torch.zeros(1, 3, *padded)
+    image[0, :, :h, :w] = normalize(resize_photo(photo, (w, h), config.recipe))
+    return image
+
+
 @torch.no_grad()
-def outputs(model, photos):
-    """What the network returns for Pillow images of one padded size, as float32."""
-    images = torch.zeros(len(photos), 3, *input_size(photos[0], model.config)[0])
-    for image, photo in zip(images, photos):
-        h, w = input_size(photo, model.config)[1]
-        image[:, :h, :w] = normalize(resize_photo(photo, (w, h), model.config.recipe))
-    out = model.eval()(images.to(model.category_builder.k_cate.device))
+def run(model, images):
+    """What the network returns for its input (B, 3, H, W), as float32."""
+    out = model.eval()(images.to(model.category_builder.k_cate.device, memory_format=torch.channels_last))
     return {k: v.float() if torch.is_tensor(v) else v for k, v in out.items()}
 
 
@@ -98,13 +102,16 @@ def find_centers(heatmap, config):
     """Sigmoid of Eq. (1) and WHERE(H_c > theta_c) of Eq. (2), kept to local maxima of 5x5 cells: the target of a person
     is a rectangle of cells, so without that each would be found many times. heatmap (S, S) logits -> cells (N,) =
     row * S + column, scores (N,) descending, at most max_people."""
-    heat = heatmap.float().sigmoid()
-    if config.recipe == 'released':                       # ... and of the 2x2 cells up and left, before the 5x5 test
-        heat = heat * (heat == F.max_pool2d(heat[None], 2, 1, 1)[0, :-1, :-1])
-    peak = heat == F.max_pool2d(heat[None], 5, 1, 2)[0]
-    scores, cells = (heat * peak).flatten().sort(descending=True, stable=True)
+    scores, cells = keep_peaks(heatmap.float().sigmoid(), config).flatten().sort(descending=True, stable=True)
     found = (scores > config.theta_center).nonzero()[:config.max_people, 0]
     return cells[found], scores[found]
+
+
+def keep_peaks(heat, config):
+    """Heat map (S, S) -> the same, 0 where it is not the maximum of 5x5 cells."""
+    if config.recipe == 'released':                       # ... and of the 2x2 cells up and left, before the 5x5 test
+        heat = heat * (heat == F.max_pool2d(heat[None], 2, 1, 1)[0, :-1, :-1])
+    return heat * (heat == F.max_pool2d(heat[None], 5, 1, 2)[0])
 
 
 def part_scores(gate, q, theta):

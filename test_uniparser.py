@@ -984,7 +984,7 @@ def test_maps_show_the_people_that_were_found(monkeypatch):
     found = model.predict(photo)[0]
     assert len(found.scores) > 2
     kept = type(found)(*(field[1:] for field in found))                      # as if the best had no part
-    out = predict.outputs(model, [photo])
+    out = predict.run(model, predict.prepare(photo, model.config))
     cells, scores = find_centers(out['heatmap'][0, 0], model.config)
     seen = []
     monkeypatch.setattr(infer, 'correlate', lambda k, f, space: seen.append(k) or correlate(k, f, space))
@@ -1063,7 +1063,7 @@ def test_with_the_truth_for_people_and_classes_little_is_left_to_get_wrong(monke
             patch.setattr(infer, 'decode', lambda out, *_: out)
             out = infer.predict_with_truth(model, 'classes', *sample)
             patch.undo()
-            patch.setattr(infer, 'outputs', lambda *_: out)
+            patch.setattr(infer, 'run', lambda *_: out)
             found.append(infer.predict_with_truth(model, 'people', *sample))
     metrics = parsing_metrics(found, [parsing for _, parsing, _ in samples], 6)
     assert metrics['people'] > 4 and metrics['AP50'] == 1.0 and metrics['APvol'] > 0.75

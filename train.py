@@ -15,6 +15,7 @@ import math
 import os
 import signal
 import sys
+import tempfile
 import time
 from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
@@ -26,8 +27,9 @@ from PIL import Image
 from tqdm import tqdm
 
 import data
+from benchmark import benchmark_training, memory
 from checkpoints import load_strictly, read_checkpoint
-from evaluate import ParsingMetrics
+from evaluate import ParsingMetrics, draw_benchmark
 from losses import uniparser_loss
 from uniparser import CHOICES, Config, UniParser, describe, find_device, get_config
 
@@ -45,6 +47,8 @@ def parse_arguments(argv=None):
     parser.add_argument('--resume', metavar='RUN', help='folder of a run to continue')
     parser.add_argument('--device', default='auto', choices=['auto', 'cpu', 'cuda', 'mps'])
     parser.add_argument('--amp', action=argparse.BooleanOptionalAction, help='half precision; default: on CUDA')
+    parser.add_argument('--benchmark', action='store_true',
+                        help='measure the speed of data and steps on this machine; MHP without --root: on drawn files')
     group = parser.add_argument_group('settings (the defaults are those of the preset)')
     for field in fields(Config):
         if field.name in ('data', 'recipe', 'num_classes', 'pretrained_stages'):
@@ -236,18 +240,6 @@ def prepare(args):
     return config, args.out and Path(args.out), None, args.root
 
 
-def memory(device):
-    """Gigabytes: peak on CUDA, resident set elsewhere."""
-    if device.type == 'cuda':
-        return torch.cuda.max_memory_allocated(device) / 2 ** 30
-    try:
-        import resource                                  # Unix alone has it
-    except ImportError:
-        return 0.0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2 ** 30 if sys.platform == 'darwin' else 2 ** 20)
-
-
 def train(args):
     config, folder, state, root = prepare(args)
     rank, world, device = set_up_processes(args.device)
@@ -256,8 +248,6 @@ def train(args):
                          f'--accumulate {config.accumulate}; choose a multiple of {world * config.accumulate}')
     if state and state['world'] != world:
         raise ValueError(f'{folder} was trained by {state["world"]} processes; go on with as many')
-    if args.amp and device.type == 'cpu' and config.dcn:
-        raise ValueError('--amp: on a CPU deformable convolution has no bfloat16; add --no-dcn')
     torch.manual_seed(config.seed)
     drawn = dict(long_side=config.long_side, samples=config.samples) if config.data in ('CCP', 'synthetic') else {}
     if config.data == 'CCP':
@@ -272,12 +262,16 @@ def train(args):
     model = UniParser(config, train_set.class_names, train_set.flip_pairs)
     if state:
         load_strictly(model, state['model'], folder / 'last.pt')
+    elif args.benchmark:
+        model.backbone.freeze(4 if config.pretrained else 0)
     elif config.pretrained:
         model.load_imagenet()
         config = model.config
         if config.pretrained_stages < 4 and rank == 0:
             print(f'{config.pretrained} ends at stage {config.pretrained_stages}; the rest starts from scratch')
     model.to(device, memory_format=torch.channels_last)
+    if args.benchmark:
+        return benchmark_training(model, loader, config, device, choose_amp(args.amp, device))
     if folder is None:
         folder = [free_folder(config.data)]
         if world > 1:
@@ -317,11 +311,16 @@ def told_to_stop(seen, position, world, device):
     return flag.item() > 0
 
 
+def choose_amp(amp, device):
+    """--amp, --no-amp or None -> the type of half precision, or False."""
+    if not (device.type == 'cuda' if amp is None else amp):
+        return False
+    return torch.float16 if device.type == 'cuda' and not torch.cuda.is_bf16_supported() else torch.bfloat16
+
+
 def fit(model, config, loader, val_set, run, state, root, rank, world, device, amp, seen):
     optimizer = make_optimizer(model, config)
-    amp = device.type == 'cuda' if amp is None else amp
-    if amp:
-        amp = torch.float16 if device.type == 'cuda' and not torch.cuda.is_bf16_supported() else torch.bfloat16
+    amp = choose_amp(amp, device)
     scaler = torch.amp.GradScaler(device.type, enabled=amp == torch.float16)
     epoch, position = 0, 0
     if state:
@@ -386,7 +385,13 @@ def fit(model, config, loader, val_set, run, state, root, rank, world, device, a
 
 def main(argv=None):
     try:
-        train(parse_arguments(argv))
+        args = parse_arguments(argv)
+        with tempfile.TemporaryDirectory() as drawn:
+            if args.benchmark and args.data == 'MHP' and not args.root:
+                args.root = drawn
+                for split, count in ('train', 64), ('val', 1):
+                    draw_benchmark(Path(drawn), count, split)
+            train(args)
     except (OSError, ValueError, NonFinite) as error:
         print(f'error: {error}', file=sys.stderr)
         sys.exit(2)

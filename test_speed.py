@@ -1,0 +1,206 @@
+"""Every fast path gives what the slow one gives; the benchmarks and the ONNX export run. python -m pytest"""
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torchvision.ops import deform_conv2d
+
+import benchmark
+import data
+import infer
+import predict
+import train
+from predict import decode, prepare
+from test_uniparser import tiny_model
+from uniparser import deform_conv2d_cpu
+
+torch.set_num_threads(1)
+HERE = Path(__file__).resolve().parent
+
+
+# ---- deformable convolution ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('stride, spread, memory_format', [
+    (1, 2, torch.contiguous_format), (2, 2, torch.channels_last), (1, 30, torch.channels_last), (2, 0, torch.contiguous_format)])
+def test_deformable_convolution_and_its_gradients_are_those_of_torchvision(stride, spread, memory_format):
+    """spread 30: most taps are outside the image; 0: all are on a pixel."""
+    torch.manual_seed(0)
+    x = torch.randn(2, 8, 11, 14).to(memory_format=memory_format).requires_grad_()
+    weight, bias = torch.randn(5, 8, 3, 3).to(memory_format=memory_format).requires_grad_(), torch.randn(5)
+    size = (11 + stride - 1) // stride, (14 + stride - 1) // stride
+    offset = (spread * torch.randn(2, 18, *size)).requires_grad_()
+    mask = torch.rand(2, 9, *size).requires_grad_()
+    leaves = (x, mask, weight) + (offset,) * (spread > 0)                    # on a pixel the slope has two values
+    theirs = deform_conv2d(x, offset, weight, bias, (stride, stride), (1, 1), mask=mask)
+    ours = deform_conv2d_cpu(x, offset, mask, weight, bias, stride)
+    assert torch.allclose(ours, theirs, atol=1e-5) and theirs.abs().max() > 1
+    change = torch.randn_like(theirs)
+    for a, b in zip(torch.autograd.grad(ours, leaves, change), torch.autograd.grad(theirs, leaves, change)):
+        assert torch.allclose(a, b, atol=1e-4 * b.abs().max())
+
+
+def test_broken_offsets_spoil_their_own_pixel_alone():
+    torch.manual_seed(0)
+    x, weight, mask = torch.randn(1, 4, 6, 7), torch.randn(3, 4, 3, 3), torch.ones(1, 9, 6, 7)
+    offset = torch.zeros(1, 18, 6, 7)
+    plain = deform_conv2d_cpu(x, offset, mask, weight, None, 1)
+    offset[0, 0, 2, 3], offset[0, 1, 4, 4], offset[0, 2, 5, 5] = float('nan'), float('inf'), 1e30
+    out = deform_conv2d_cpu(x, offset, mask, weight, None, 1)
+    changed = (out != plain).any(1)[0].nonzero().tolist()
+    assert changed == [[2, 3], [4, 4], [5, 5]] and out[0, :, 2, 3].isnan().all()
+
+
+def test_deformable_convolution_trains_in_bfloat16_on_a_cpu():
+    model = tiny_model(dcn=True)
+    optimizer, scaler = train.make_optimizer(model, model.config), torch.amp.GradScaler('cpu', enabled=False)
+    dataset = data.open_dataset('synthetic')
+    batch = data.collate([data.Samples(dataset, model.config)[0, i] for i in range(2)])
+    before = model.backbone.layer2[0].conv2.conv_offset.weight.clone()
+    losses = train.train_step(model.train(), [batch], optimizer, scaler, model.config, torch.device('cpu'),
+                              train.choose_amp(True, torch.device('cpu')), 1e-3)
+    assert losses['total'].isfinite() and not torch.equal(before, model.backbone.layer2[0].conv2.conv_offset.weight)
+
+
+# ---- data ------------------------------------------------------------------------------------------------------
+
+
+def test_normalized_images_are_those_of_arithmetic():
+    image = np.random.default_rng(0).integers(0, 256, (9, 256, 3), np.uint8)[:, ::-1]
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (data.MEAN, data.STD))
+    assert torch.equal(data.normalize(image), (torch.from_numpy(image.copy()).permute(2, 0, 1) / 255 - mean) / std)
+
+
+# ---- folders ---------------------------------------------------------------------------------------------------
+
+
+def write_photos(folder, count):
+    rng = np.random.default_rng(0)
+    for i in range(count):
+        size = (60, 80, 3) if i % 3 else (80, 50, 3)
+        Image.fromarray(rng.integers(0, 256, size, np.uint8)).save(folder / f'{i:02d}.png')
+    (folder / '04.png').write_bytes(b'no photo')
+
+
+def parse_folder(checkpoint, folder, out, **environment):
+    command = [sys.executable, HERE / 'infer.py', folder, '--weights', checkpoint, '--out', out, '--device', 'cpu']
+    environment = {**os.environ, 'OMP_NUM_THREADS': '1', **environment}
+    return subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment)
+
+
+def test_a_folder_gives_what_each_photo_gives_and_processes_share_it(tmp_path):
+    model, photos = tiny_model(theta_center=0.0, theta_part=0.0, test_short_side=64), tmp_path / 'photos'
+    model.save(tmp_path / 'w.pt')
+    photos.mkdir()
+    write_photos(photos, 9)
+    done = parse_folder(tmp_path / 'w.pt', photos, tmp_path / 'all')
+    assert done.returncode == 2 and '8 of 9 photos' in done.stdout and '04.png' in done.stderr, done.stderr
+    lines = [line for line in done.stdout.splitlines() if line.startswith(str(photos))]
+    assert [Path(line.split(':')[0]).stem for line in lines] == [f'{i:02d}' for i in range(9) if i != 4]
+    for i in 0, 1, 8:
+        found = model.predict(photos / f'{i:02d}.png')[0]
+        record = json.loads((tmp_path / 'all' / f'{i:02d}.json').read_text())
+        people = np.asarray(Image.open(tmp_path / 'all' / f'{i:02d}_people.png'))
+        assert len(record['people']) == len(found.scores) > 0
+        assert (people == infer.flatten(found.parsing)[1]).mean() > 0.99      # fused: rounded otherwise
+    codes = [parse_folder(tmp_path / 'w.pt', photos, tmp_path / 'two', RANK=str(k), WORLD_SIZE='2').returncode
+             for k in range(2)]
+    assert codes == [2, 0]                                                   # 04.png is the first's
+    first, second = ({p.name: p.read_bytes() for p in (tmp_path / name).iterdir()} for name in ('all', 'two'))
+    assert first == second and len(first) == 8 * 4
+
+
+def test_what_goes_ahead_comes_in_order_and_never_far_ahead():
+    from concurrent.futures import ThreadPoolExecutor
+    started = []
+    with ThreadPoolExecutor(4) as pool:
+        for i, value in enumerate(infer.ahead(pool, lambda v: started.append(v) or v * v, iter(range(50)))):
+            assert value == i * i and max(started) <= i + infer.AHEAD + 1
+    assert sorted(started) == list(range(50))
+
+
+# ---- benchmarks ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('preset, people', [('mhp', 1), ('mhp', 10), ('mhp_released', 7), ('ccp', 30)])
+def test_planted_people_are_decoded(preset, people):
+    model = tiny_model(preset, grid=40, channels=64, test_short_side=96, long_side=128).fuse()
+    photo = Image.new('RGB', (128, 96))
+    out = benchmark.plant_people(predict.run(model, prepare(photo, model.config)), people, model.config)
+    found = decode(out, 0, photo, model.config)
+    assert len(found.scores) == people
+    assert all(len(np.unique(p)) == 1 + benchmark.BANDS for p in found.parsing)
+    left = [np.nonzero(p.any(0))[0].min() for p in found.parsing]
+    assert left == sorted(left) and (found.parsing > 0).sum(0).max() == 1     # side by side, the first leftmost
+
+
+def test_benchmark_of_inference_counts_and_measures(capsys):
+    infer.main(['--benchmark', '--preset', 'synthetic', '--size', '64', '96', '--people', '3', '--device', 'cpu'])
+    table = {line[:16].strip(): line[16:].split() for line in capsys.readouterr().out.splitlines()}
+    assert {'load', 'preprocess', 'backbone', 'FPN', 'heads', 'network', 'decode 1', 'decode 3', 'save'} < set(table)
+    adds = {name: float(table[name][4]) for name in ('backbone', 'FPN', 'heads', 'network', 'plain ResNet-50')}
+    assert adds['network'] == pytest.approx(adds['backbone'] + adds['FPN'] + adds['heads'], abs=0.2)
+    assert float(table['network'][3]) == pytest.approx(float(table['backbone'][3]) + float(table['FPN'][3])
+                                                       + float(table['heads'][3]), abs=0.02)
+    assert float(table['plain ResNet-50'][2]) == 1 and float(table['plain ResNet-50'][3]) == 25.56
+
+
+def test_multiply_adds_are_counted():
+    conv = torch.nn.Conv2d(3, 5, 3, padding=1)
+    assert benchmark.multiply_adds(conv, torch.zeros(1, 3, 6, 7)) == 3 * 5 * 9 * 6 * 7
+    assert benchmark.multiply_adds(torch.mm, torch.zeros(2, 3), torch.zeros(3, 4)) == 24
+
+
+def test_benchmark_of_training_measures(capsys):
+    train.main(['--benchmark', '--backbone', 'resnet10', '--samples', '12', '--batch-size', '4', '--device', 'cpu'])
+    printed = capsys.readouterr().out
+    assert printed.count('images/s') == 3 and 'both' in printed and 'batches of 4x3x96x128' in printed
+
+
+def test_drawn_files_feed_the_benchmark_of_training(capsys, monkeypatch):
+    monkeypatch.setattr(train, 'benchmark_training', lambda model, loader, config, *_: print(
+        model.backbone.stages, config.pretrained, *next(iter(loader))['images'].shape))
+    train.main(['--benchmark', '--data', 'MHP', '--backbone', 'resnet18', '--workers', '0', '--batch-size', '2',
+                '--short-side', '64', '--device', 'cpu'])
+    assert capsys.readouterr().out == '4 imagenet 2 3 64 96\n'
+
+
+# ---- ONNX ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('preset, changes', [
+    ('mhp', dict(dcn=True)), ('mhp', dict(light=True)), ('mhp_released', dict(dcn=True)), ('mhp_released', dict(light=True))])
+def test_onnx_runtime_gets_the_same_correlations(preset, changes, tmp_path):
+    pytest.importorskip('onnxscript', reason='the export needs onnx and onnxscript')
+    runtime = pytest.importorskip('onnxruntime', reason='the check of the export needs onnxruntime')
+    from export import Correlations, export
+    model = tiny_model(preset, max_people=9, channels=64, **changes).fuse()      # of few channels lengths are near 0
+    if model.config.dcn:
+        torch.nn.init.normal_(model.backbone.layer3[0].conv2.conv_offset.weight, std=0.05)
+    export(model, tmp_path / 'm.onnx')
+    assert os.listdir(tmp_path) == ['m.onnx']
+    session = runtime.InferenceSession(tmp_path / 'm.onnx', providers=['CPUExecutionProvider'])
+    for size in (256, 320), (96, 64), (128, 288):
+        image = torch.randn(1, 3, *size)
+        with torch.no_grad():
+            slow = Correlations(model)(image)
+        for name, ours, theirs in zip(('scores', 'centers', 'q_ins', 'q_cate'), slow,
+                                      session.run(None, dict(image=image.numpy()))):
+            sure = slow[0].numpy() > 0 if len(ours) == 9 else slice(None)             # no peak: any cell may stand there
+            assert ours.shape == theirs.shape and np.abs(ours.numpy() - theirs)[sure].max() < 1e-3, name
+        assert (slow[0] > 0).any()
+
+
+def test_missing_packages_for_the_export_are_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, 'onnxscript', None)
+    with pytest.raises(SystemExit) as stopped:
+        infer.main(['--export', str(tmp_path / 'm.onnx'), '--device', 'cpu'])
+    assert stopped.value.code == 2 and 'pip install onnx onnxscript' in capsys.readouterr().err
+    assert not os.listdir(tmp_path)
