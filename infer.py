@@ -14,6 +14,7 @@ import io
 import json
 import os
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ from tqdm import tqdm
 import data
 from losses import category_masks, make_targets
 from predict import decode, input_size, outputs
-from submissions import FORMS, PredictionWriter, write_file
+from submissions import FORMS, PredictionWriter, make_folder, write_file
 from uniparser import UniParser, correlate, find_device
 
 WEIGHTS = Path(__file__).parent / 'weights' / 'uniparser_ccp.pt'
@@ -76,11 +77,10 @@ def find_photos(arguments, out=None):
     for argument in arguments:
         if os.path.isdir(argument):
             found = sorted(p for p in Path(argument).rglob('*') if p.suffix.lower() in ENDINGS and not p.is_dir()
-                           and not (out and Path(out).resolve() in p.resolve().parents))
-            if not found:
-                raise FileNotFoundError(f'{argument} holds no photos ({", ".join(sorted(ENDINGS))})')
+                           and not (out and Path(out).resolve() in Path(os.path.realpath(p)).parents))
+            found = found or [Path(argument)]            # like a missing file, reported when its turn comes
         elif os.path.lexists(argument) or not glob.has_magic(argument):
-            found = [Path(argument)]                     # a missing file is reported when its turn comes
+            found = [Path(argument)]
         else:
             found = sorted(Path(p) for p in glob.glob(argument, recursive=True) if not os.path.isdir(p))
             if not found:
@@ -91,15 +91,18 @@ def find_photos(arguments, out=None):
 
 def result_names(paths):
     """A name for each photo's results: its stem, or where several have that stem, told apart by folder or number."""
-    names, taken = [], set()
-    stems = [p.stem for p in paths]
-    for p, stem in zip(paths, stems):
-        name = stem if stems.count(stem) == 1 else f'{p.parent.name}_{stem}{p.suffix.replace(".", "_")}'.lstrip('_')
+    names, taken = [], set()                             # in small letters: some file systems know no others
+    stems = Counter(p.stem.casefold() for p in paths)
+    for p in paths:
+        several = stems[p.stem.casefold()] > 1
+        name = f'{p.parent.name}_{p.stem}{p.suffix.replace(".", "_")}'.lstrip('_') if several else p.stem
+        while len(os.fsencode(name)) > 150:              # of 255 bytes that a name may have: `_person1_..` follows
+            name = name[:-1]
         unique, n = name, 1
-        while unique in taken:
+        while unique.casefold() in taken:
             n += 1
             unique = f'{name}_{n}'
-        taken.add(unique)
+        taken.add(unique.casefold())
         names.append(unique)
     return names
 
@@ -224,7 +227,7 @@ def draw_maps(model, photo, found, height=400):
         image = Image.fromarray((values.clamp(0, 1) * 255).byte().cpu().numpy()).resize(padded[::-1], Image.BILINEAR)
         panels.append((name, Image.fromarray(RAMP[np.asarray(image)[:size[0], :size[1]]])))
     panels.append(('parsing', data.overlay(photo, found.parsing)))
-    width = round(photo.width * height / photo.height)
+    width = min(max(1, round(photo.width * height / photo.height)), 10 * height)
     sheet = Image.new('RGB', (len(panels) * (width + 6) - 6, height + 24), 'white')
     for k, (name, image) in enumerate(panels):
         sheet.paste(image.resize((width, height), Image.BILINEAR), (k * (width + 6), 24))
@@ -240,7 +243,7 @@ def parse_photos(model, args):
     """Parses args.photos; returns how many failed."""
     paths = find_photos(args.photos, args.out)
     folder, failed, count = Path(args.out), 0, 0
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     for path, name in zip(bar := tqdm(paths, disable=len(paths) < 2 or None, unit='photo'), result_names(paths)):
         try:
             photo = data.read_photo(path)
@@ -258,7 +261,7 @@ def parse_photos(model, args):
             write_png(folder / f'{name}_maps.png', draw_maps(model, photo, found))
         count += len(found.scores)
         number = len(found.scores)
-        bar.write(f'{path}: ' + (f'{number} {"person" if number == 1 else "people"}' if number else
+        bar.write(f'{data.printable(path)}: ' + (f'{number} {"person" if number == 1 else "people"}' if number else
                                  f'nobody found; lower --theta-center ({model.config.theta_center}) or --theta-part'))
     print(f'{len(paths) - failed} of {len(paths)} photos, {count} people -> {folder}/')
     return failed
@@ -325,4 +328,5 @@ def main(argv=None):
 
 
 if __name__ == '__main__':
+    sys.stdout.reconfigure(errors='backslashreplace')    # a terminal need not know the letters of a file's name
     main()

@@ -293,10 +293,22 @@ class PredictionWriter:
             write_file(self.folder / 'results.txt', ''.join(lines))
 
 
+def make_folder(path):
+    try:
+        os.makedirs(path, exist_ok=True)
+    except OSError as error:
+        raise OSError(f'{path} cannot be made a folder ({error.strerror}); choose another --out') from None
+
+
 def write_file(path, content):
     """Text or bytes, under another name until it is complete."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     temporary = path.with_name(f'.{path.name}.{os.getpid()}')
-    temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-    os.replace(temporary, path)
+    try:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise OSError(f'{path} cannot be written ({error.strerror}); make room or choose another folder') from None
+    finally:
+        temporary.unlink(missing_ok=True)

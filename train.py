@@ -29,6 +29,7 @@ import data
 from checkpoints import load_strictly, read_checkpoint
 from evaluate import ParsingMetrics
 from losses import uniparser_loss
+from submissions import make_folder
 from uniparser import CHOICES, Config, UniParser, describe, find_device, get_config
 
 LOG_SECONDS, SAVE_SECONDS, PICTURES = 10, 600, 8
@@ -45,6 +46,7 @@ def parse_arguments(argv=None):
     parser.add_argument('--resume', metavar='RUN', help='folder of a run to continue')
     parser.add_argument('--device', default='auto', choices=['auto', 'cpu', 'cuda', 'mps'])
     parser.add_argument('--amp', action=argparse.BooleanOptionalAction, help='half precision; default: on CUDA')
+    parser.add_argument('--skip-bad', action='store_true', help='leave out images that cannot be read, and name them')
     group = parser.add_argument_group('settings (the defaults are those of the preset)')
     for field in fields(Config):
         if field.name in ('data', 'recipe', 'num_classes', 'pretrained_stages'):
@@ -143,7 +145,13 @@ def validate(model, dataset, config, rank=0, world=1, pictures=None, seen=()):
     for i in tqdm(range(rank, count, world), desc='validation', leave=False, disable=rank > 0 or None):
         if seen and world == 1:
             return None
-        image, parsing, ignore = dataset.read(i)
+        try:
+            image, parsing, ignore = dataset.read(i)
+        except (OSError, ValueError) as error:
+            if not dataset.skip_bad:
+                raise
+            tqdm.write(f'skipped: {error}', file=sys.stderr)
+            continue
         prediction = model.predict(image)[0]
         metrics.add(i, prediction, (parsing, ignore))
         if pictures and i < PICTURES:
@@ -183,7 +191,7 @@ class Run:
 
     def __init__(self, folder, rank):
         self.folder, self.rank, self.best = Path(folder), rank, -1.0
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
 
     def log(self, text, **record):
         if self.rank:
@@ -264,6 +272,7 @@ def train(args):
         drawn.update(backgrounds=config.backgrounds, people=config.people)
     train_set = data.open_dataset(config.data, root, 'train', **drawn)
     val_set = data.open_dataset(config.data, root, 'val')
+    train_set.skip_bad = val_set.skip_bad = args.skip_bad
     samples = data.Samples(train_set, config)
     loader = data.loader(samples, config, config.batch_size // world // config.accumulate, rank, world, device)
     if loader.batch_sampler.total() < config.accumulate:
@@ -290,7 +299,7 @@ def train(args):
     run.log(f'{run.folder}: {len(train_set)} training and {len(val_set)} validation images, {world} x {device}, '
             f'{sum(p.numel() for p in model.parameters()):,} parameters')
     run.log(f'settings: {describe(config)}')
-    with signals() as seen:
+    with signals() as seen, data.workers_of(loader):
         return fit(model, config, loader, val_set, run, state, root, rank, world, device, args.amp, seen)
 
 
@@ -342,7 +351,7 @@ def fit(model, config, loader, val_set, run, state, root, rank, world, device, a
     for epoch in range(epoch, config.epochs):
         loader.batch_sampler.set_epoch(epoch, start=position * config.accumulate)
         net.train()
-        iterator, shown, pending = iter(loader), (time.time(), position), None
+        iterator, shown, pending = data.read_batches(loader), (time.time(), position), None
         for position in tqdm(range(position, steps), initial=position, total=steps, desc=f'epoch {epoch + 1}',
                              leave=False, disable=rank > 0 or None):
             batches = [next(iterator) for _ in range(config.accumulate)]
