@@ -29,7 +29,7 @@ import data
 from checkpoints import load_strictly, read_checkpoint
 from evaluate import ParsingMetrics
 from losses import uniparser_loss
-from submissions import make_folder
+from submissions import make_folder, write_file, writing
 from uniparser import CHOICES, Config, UniParser, describe, find_device, get_config
 
 LOG_SECONDS, SAVE_SECONDS, PICTURES = 10, 600, 8
@@ -174,8 +174,9 @@ def save_picture(path, image, truth, found, dataset):
     for panel in panels:
         sheet.paste(panel, (x, 0))
         x += panel.width
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path)
+    make_folder(path.parent)
+    with writing(path):
+        sheet.save(path)
 
 
 def summary(result):
@@ -199,7 +200,7 @@ class Run:
         tqdm.write(text, file=sys.stdout)
         sys.stdout.flush()
         if record:
-            with open(self.folder / 'log.jsonl', 'a') as f:
+            with writing(self.folder / 'log.jsonl'), open(self.folder / 'log.jsonl', 'a') as f:
                 f.write(json.dumps(record) + '\n')
 
 
@@ -295,7 +296,7 @@ def train(args):
     run = Run(folder, rank)
     run.best = state['best'] if state else -1.0
     if rank == 0:
-        (run.folder / 'config.json').write_text(json.dumps(asdict(config), indent=1) + '\n')
+        write_file(run.folder / 'config.json', json.dumps(asdict(config), indent=1) + '\n')
     run.log(f'{run.folder}: {len(train_set)} training and {len(val_set)} validation images, {world} x {device}, '
             f'{sum(p.numel() for p in model.parameters()):,} parameters')
     run.log(f'settings: {describe(config)}')

@@ -516,10 +516,16 @@ class UniParser(nn.Module):
             raise ValueError('a fused model cannot be saved; save it before fuse()')
         state = dict(format='uniparser 1', config=asdict(self.config), class_names=self.class_names,
                      flip_pairs=self.flip_pairs, model=self.state_dict(), **more)
-        temporary = f'{path}.tmp{os.getpid()}'
+        temporary = f'{path}.tmp'                         # one name, so that kills leave one file at most
         try:
-            torch.save(state, temporary)
+            with open(temporary, 'wb') as f:
+                torch.save(state, f)
+                f.flush()
+                os.fsync(f.fileno())
             os.replace(temporary, path)
+        except (OSError, RuntimeError) as error:          # torch makes its own of a full disk
+            reason = getattr(error, 'strerror', None) or 'probably the disk is full'
+            raise OSError(f'{path} cannot be written ({reason}); make room: what it held before is kept') from None
         finally:
             if os.path.exists(temporary):
                 os.remove(temporary)
