@@ -26,7 +26,7 @@ from PIL import Image
 from tqdm import tqdm
 
 import data
-from checkpoints import load_strictly, read_checkpoint
+from checkpoints import load_strictly, read_checkpoint, reading
 from evaluate import ParsingMetrics
 from losses import uniparser_loss
 from submissions import make_folder, write_file, writing
@@ -236,8 +236,8 @@ def prepare(args):
         if fixed:
             flag = fixed[0].replace('_', '-')
             raise ValueError(f'--resume goes on with the settings of the run: --{flag} cannot change')
-        config = replace(Config(**state['config']), **changes)
-        return config, Path(args.resume), state, args.root or state['root']
+        with reading(os.path.join(args.resume, 'last.pt')):
+            return replace(Config(**state['config']), **changes), Path(args.resume), state, args.root or state['root']
     preset = (args.data or 'synthetic').lower() + ('_released' if args.recipe == 'released' else '')
     config = get_config(preset, **changes)
     if args.out and os.path.exists(os.path.join(args.out, 'last.pt')):
@@ -394,11 +394,25 @@ def fit(model, config, loader, val_set, run, state, root, rank, world, device, a
     return result
 
 
+def explain(error):
+    """A sentence about an error that is no mistake of the program; None about others."""
+    if isinstance(error, (OSError, ValueError, NonFinite)):
+        return str(error)
+    if isinstance(error, KeyboardInterrupt):
+        return 'stopped before training began'
+    if isinstance(error, torch.OutOfMemoryError):
+        return f'{str(error).split(".")[0]}; the same step in less memory: a larger --accumulate'
+    if isinstance(error, dist.DistError) or '/gloo/' in str(error):
+        return 'another process of this run has ended or cannot be reached; its own message says why; go on with --resume'
+
+
 def main(argv=None):
     try:
         train(parse_arguments(argv))
-    except (OSError, ValueError, NonFinite) as error:
-        print(f'error: {error}', file=sys.stderr)
+    except (Exception, KeyboardInterrupt) as error:
+        if not explain(error):
+            raise
+        print(f'error: {explain(error)}', file=sys.stderr)
         sys.exit(2)
     finally:
         if dist.is_initialized():
