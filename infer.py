@@ -325,6 +325,9 @@ def main(argv=None):
     except (OSError, ValueError) as error:
         print(f'error: {error}', file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print(f'stopped; every photo with a .json in {args.out} is done', file=sys.stderr)
+        sys.exit(130)
 
 
 if __name__ == '__main__':

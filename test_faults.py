@@ -1,0 +1,305 @@
+"""Bad input, faults and hostile files: what SECURITY.md promises. python -m pytest test_faults.py
+
+The long versions, in one process each, print what they saw:
+
+    python test_faults.py --headers 10000     # mutated JPEG and PNG headers through data.read_photo
+    python test_faults.py --fuzz 2000         # drawn shapes, modes, labels and configurations, photo to metric
+    python test_faults.py --soak 2000         # photos of mixed sizes through infer.py
+    python test_faults.py --kills 50          # kill -9 of a training at random moments, resumed to the end
+"""
+import argparse
+import io
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import struct
+import sys
+import tempfile
+import threading
+import time
+import zlib
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageOps
+
+import data
+import infer
+import train
+import uniparser
+from checkpoints import read_checkpoint
+from evaluate import ParsingMetrics
+from losses import uniparser_loss
+from submissions import write_file
+from test_uniparser import SHORT, call, run, tiny_config, tiny_model, weights, write_photo, write_tiny_mhp
+from uniparser import UniParser
+
+torch.set_num_threads(1)
+HERE = Path(__file__).resolve().parent
+STREET = HERE / 'assets' / 'street.jpg'
+RGB = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8))
+
+
+def resident():
+    """MB of memory that this process holds."""
+    return int(Path('/proc/self/statm').read_text().split()[1]) * os.sysconf('SC_PAGE_SIZE') / 1e6
+
+
+@pytest.fixture(scope='module')
+def checkpoint(tmp_path_factory):
+    """Weights that find somebody everywhere."""
+    path = tmp_path_factory.mktemp('weights') / 'model.pt'
+    tiny_model(theta_center=0.0, theta_part=0.0, theta_mask=0.1, max_people=4, test_short_side=48).save(path)
+    return path
+
+
+# ---- photos ------------------------------------------------------------------------------------------------------------
+
+
+def modes(folder):
+    """Every mode that Pillow writes to a format of photos -> {name: path}"""
+    deep = Image.fromarray(np.random.default_rng(1).integers(0, 65536, (40, 60)).astype(np.uint16))
+    real = Image.fromarray(np.random.default_rng(2).random((40, 60)).astype(np.float32) * 255)
+    files, other = {}, {'F': real, 'I;16': deep, 'I': deep.convert('I')}
+    for ending, names in dict(png='1 L LA P RGB RGBA I;16', jpg='L RGB CMYK YCbCr', bmp='1 L P RGB', gif='1 L P RGB',
+                              webp='RGB RGBA', tif='1 L LA P PA RGB RGBA CMYK YCbCr LAB I I;16 F').items():
+        for mode in names.split():
+            path = folder / f'{mode.replace(";", "")}.{ending}'
+            (other.get(mode) or RGB.convert(mode)).save(path)
+            files[path.name] = path
+    return files
+
+
+def test_every_mode_becomes_rgb(tmp_path):
+    files = modes(tmp_path)
+    assert len(files) == 34
+    for name, path in files.items():
+        photo = data.read_photo(path)
+        assert photo.mode == 'RGB' and photo.size == data.photo_size(path) == (60, 40), name
+        assert np.asarray(photo).std() > 20, name                            # something is to be seen
+    for name in 'RGB.png', 'RGBA.png', 'RGB.tif':
+        assert np.array_equal(data.read_photo(files[name]), RGB), name
+    gray = np.asarray(RGB.convert('L'))
+    for name in 'L.png', 'LA.png', 'L.bmp', 'L.tif':
+        assert np.array_equal(np.asarray(data.read_photo(files[name]))[..., 1], gray), name
+
+
+def test_transparency_is_dropped_and_the_color_below_it_stays(tmp_path):
+    clear = RGB.convert('RGBA')
+    clear.putalpha(0)
+    clear.save(tmp_path / 'a.png'), clear.save(tmp_path / 'a.webp', lossless=True, exact=True)
+    colors = RGB.convert('P')
+    colors.save(tmp_path / 'b.png', transparency=3), colors.save(tmp_path / 'c.png', transparency=bytes(range(256)))
+    for name in 'a.png', 'a.webp':
+        assert np.array_equal(data.read_photo(tmp_path / name), RGB), name
+    for name in 'b.png', 'c.png':
+        assert np.array_equal(data.read_photo(tmp_path / name), colors.convert('RGB')), name
+
+
+@pytest.mark.parametrize('orientation', [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 65535])
+def test_photos_are_turned_as_their_tag_says(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    for name in 'a.jpg', 'a.png':
+        RGB.save(tmp_path / name, exif=exif)
+        photo = data.read_photo(tmp_path / name)
+        assert photo.size == data.photo_size(tmp_path / name) == ((40, 60) if 5 <= orientation <= 8 else (60, 40))
+    how = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}
+    assert np.array_equal(photo, RGB.transpose(how[orientation]) if orientation in how else RGB)
+
+
+def test_a_tag_that_is_no_number_turns_nothing(tmp_path):
+    for name, exif in ('a', b'Exif\0\0MM\0\x2a' + bytes(range(200))), ('b', b'Exif\0\0no tags'):
+        RGB.save(tmp_path / f'{name}.jpg', exif=exif)
+        assert data.read_photo(tmp_path / f'{name}.jpg').size == data.photo_size(tmp_path / f'{name}.jpg') == (60, 40)
+
+
+@pytest.mark.parametrize('size', [(1, 1), (2, 1), (20000, 1), (1, 20000), (20000, 7), (7, 20000)])
+def test_the_smallest_and_the_longest_photos_parse(checkpoint, tmp_path, size):
+    Image.new('RGB', size, 'red').save(tmp_path / 'a.png')
+    done = call(infer, tmp_path / 'a.png', '--weights', checkpoint, '--out', tmp_path / 'out', '--maps', '--cutouts')
+    assert done.returncode == 0, done.stderr
+    assert Image.open(tmp_path / 'out' / 'a_parts.png').size == size
+    assert Image.open(tmp_path / 'out' / 'a_maps.png').width <= 6 * 4006     # not 400 times as wide as the photo
+
+
+def test_of_several_pictures_the_first_is_taken(tmp_path):
+    frames = [Image.fromarray(np.full((20, 30, 3), v, np.uint8)) for v in (60, 120, 180)]
+    for name in 'a.gif', 'a.webp', 'a.png', 'a.tif':
+        options = dict(lossless=True) if name == 'a.webp' else {}
+        frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:], **options)
+        assert Image.open(tmp_path / name).n_frames == 3
+        assert np.unique(data.read_photo(tmp_path / name)).tolist() == [60], name
+
+
+def png(width, height, content=zlib.compress(bytes(1000))):
+    chunks = (b'IHDR', struct.pack('>IIBBBBB', width, height, 8, 2, 0, 0, 0)), (b'IDAT', content), (b'IEND', b'')
+    return b'\x89PNG\r\n\x1a\n' + b''.join(
+        struct.pack('>I', len(body)) + kind + body + struct.pack('>I', zlib.crc32(kind + body)) for kind, body in chunks)
+
+
+EPS = b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 40 40\n%%EndComments\n(ran) print\n%%EOF\n'
+
+
+def write_bad(folder):
+    """Photos that cannot be parsed -> {name: a part of its sentence}"""
+    folder.mkdir(parents=True)
+    jpg, whole = io.BytesIO(), io.BytesIO()
+    RGB.save(jpg, 'JPEG'), RGB.save(whole, 'PNG')
+    jpg, whole = jpg.getvalue(), whole.getvalue()
+    files = {'cut.jpg': (jpg[:len(jpg) // 2], 'truncated'), 'cut.png': (whole[:len(whole) // 2], 'truncated'),
+             'head.jpg': (jpg[:30], 'cannot be read'), 'empty.jpg': (b'', 'is empty'), 'text.jpg': (b'hello', 'no JPEG'),
+             'page.jpg': (EPS, 'no JPEG'), 'bomb.png': (png(30000, 30000), 'more than 178 million pixels'),
+             'endless.png': (png(2 ** 31 - 1, 2 ** 31 - 1), 'more than 178'), 'flat.png': (png(0, 9), 'cannot be read'),
+             'large.png': (png(12000, 9000), 'truncated'), 'two\nlines.jpg': (b'', 'is empty')}
+    for name, (content, _) in files.items():
+        (folder / name).write_bytes(content)
+    os.mkfifo(folder / 'pipe.jpg')
+    (folder / 'broken.jpg').symlink_to('nowhere'), (folder / 'loop.jpg').symlink_to('loop.jpg')
+    return {name: part for name, (_, part) in files.items()} | {
+        'pipe.jpg': 'no regular file', 'broken.jpg': 'does not exist', 'loop.jpg': 'symbolic links'}
+
+
+def test_each_bad_photo_gets_one_sentence_and_the_others_are_parsed(checkpoint, tmp_path):
+    bad = write_bad(tmp_path / 'in')
+    names = ['-dash.jpg', '--out.jpg', 'sp ace.jpg', 'h\u00e9 \u4e2d\u6587 \U0001f600.jpg', '[x]*?.jpg', 'a.jpg', 'sub/a.jpg', 'sub/A.png',
+             'sub2/a.jpg', 'l' * 250 + '.jpg', '\u4e2d' * 83 + '.jpg', os.fsdecode(b'latin\xe9.jpg'), 'dir.jpg/b.JPEG']
+    for k, name in enumerate(names):
+        write_photo(tmp_path / 'in' / name, k)
+    done = call(infer, 'in', '--weights', checkpoint, '--out', 'out', '--cutouts', cwd=tmp_path)
+    lines = done.stderr.splitlines()
+    assert done.returncode == 2 and f'{len(names)} of {len(names) + len(bad)} photos' in done.stdout
+    assert len(lines) == len(bad) + 1 and lines[-1] == f'error: {len(bad)} photos could not be read'
+    for name, part in bad.items():
+        sentence, = [line for line in lines if line.startswith(f'error: in/{data.printable(name)} ')]
+        assert part in sentence, sentence
+    records = [json.loads(p.read_text()) for p in (tmp_path / 'out').glob('*.json')]
+    assert sorted(r['photo'] for r in records) == sorted(f'in/{name}' for name in names)
+    for record in records:
+        whole = Image.open(tmp_path / record['photo'])
+        assert (record['width'], record['height']) == whole.size and record['people']
+
+
+def test_arguments_that_are_no_photos_stop_nobody(checkpoint, tmp_path):
+    """An empty folder, a missing file, a name that looks like a flag."""
+    (tmp_path / 'empty').mkdir(), write_photo(tmp_path / '-dash.jpg'), write_photo(tmp_path / 'b.jpg')
+    done = call(infer, '--weights', checkpoint, '--out', 'out', '--', 'empty', 'no.jpg', '-dash.jpg', 'b.jpg', cwd=tmp_path)
+    assert done.returncode == 2 and '2 of 4 photos' in done.stdout and '2 photos could not be read' in done.stderr
+    assert 'empty cannot be read (it is a folder that holds no photos)' in done.stderr and done.stderr.count('\n') == 3
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason='root may read everything')
+def test_a_photo_that_may_not_be_read(checkpoint, tmp_path):
+    write_photo(tmp_path / 'a.jpg'), write_photo(tmp_path / 'b.jpg')
+    (tmp_path / 'a.jpg').chmod(0)
+    done = call(infer, tmp_path, '--weights', checkpoint, '--out', tmp_path / 'out')
+    assert done.returncode == 2 and 'a.jpg cannot be read (Permission denied); check it' in done.stderr
+
+
+def test_a_photo_refused_by_the_system_is_named(checkpoint, tmp_path, monkeypatch):
+    """What a permission does to users who are not root."""
+    write_photo(tmp_path / 'a.jpg'), write_photo(tmp_path / 'b.jpg')
+    opened = Image.open
+
+    def refuse(path, **options):
+        if str(path).endswith('a.jpg'):
+            raise PermissionError(13, 'Permission denied', str(path))
+        return opened(path, **options)
+    monkeypatch.setattr(Image, 'open', refuse)
+    done = call(infer, tmp_path, '--weights', checkpoint, '--out', tmp_path / 'out')
+    assert done.returncode == 2 and 'a.jpg cannot be read (Permission denied); check it' in done.stderr
+    assert '1 of 2 photos' in done.stdout
+
+
+def test_a_terminal_that_lacks_letters_stops_nothing(checkpoint, tmp_path, monkeypatch):
+    write_photo(tmp_path / 'h\u00e9.jpg')
+    monkeypatch.setenv('PYTHONIOENCODING', 'ascii')
+    done = run('python', HERE / 'infer.py', tmp_path / 'h\u00e9.jpg', '--weights', checkpoint, '--out', tmp_path / 'out')
+    assert done.returncode == 0 and 'h\\xe9.jpg: 4 people' in done.stdout, done.stderr
+
+
+def full(*_):
+    raise OSError(28, 'No space left on device')
+
+
+def test_a_full_disk_leaves_no_half_files(checkpoint, tmp_path, monkeypatch):
+    write_photo(tmp_path / 'a.jpg')
+    done = call(infer, tmp_path / 'a.jpg', '--weights', checkpoint, '--out', tmp_path / 'out')
+    before = {p.name: p.read_bytes() for p in (tmp_path / 'out').iterdir()}
+
+    def half(path, content):
+        with open(path, 'wb') as f:
+            f.write(content[:len(content) // 2])
+        full()
+    monkeypatch.setattr(Path, 'write_bytes', half)
+    done = call(infer, tmp_path / 'a.jpg', '--weights', checkpoint, '--out', tmp_path / 'out')
+    assert done.returncode == 2 and 'a_parts.png cannot be written (No space left on device)' in done.stderr
+    assert {p.name: Path.read_bytes(p) for p in (tmp_path / 'out').iterdir()} == before and len(before) == 4
+
+
+def test_results_that_have_no_place(checkpoint, tmp_path):
+    write_photo(tmp_path / 'a.jpg'), (tmp_path / 'file').write_text('')
+    for program, arguments in (infer, (tmp_path / 'a.jpg', '--weights', checkpoint)), (train, SHORT):
+        done = call(program, *arguments, '--out', tmp_path / 'file')
+        assert done.returncode == 2 and 'file cannot be made a folder (File exists); choose another --out' in done.stderr
+
+
+# ---- a soak: photos of mixed sizes through infer.py in one process -----------------------------------------------------
+
+
+def soak(count, folder, weights, largest):
+    """(MB before, MB at the end of every tenth of the photos, results)"""
+    rng, photos, out, sizes, done = np.random.default_rng(0), folder / 'photos', folder / 'out', [], threading.Event()
+    photos.mkdir()
+    with Image.open(STREET) as street:
+        for i in range(count):
+            size = np.exp(rng.uniform(np.log(16), np.log(largest), 2)).astype(int).tolist()
+            x, y = rng.integers(0, 200, 2).tolist()
+            street.crop((x, y, x + 280, y + 440)).resize(size).save(photos / f'{i:05d}.{("jpg", "png", "webp")[i % 3]}')
+            sizes.append(size)
+    marks = [count * k // 10 - 1 for k in range(1, 11)]
+
+    def watch(found=()):
+        while not done.wait(0.05):
+            if marks[len(samples):] and (out / f'{marks[len(samples)]:05d}.json').exists():
+                samples.append(round(resident()))
+
+    samples, before, watcher = [], round(resident()), threading.Thread(target=watch)
+    watcher.start()
+    result = call(infer, photos, '--weights', weights, '--out', out, '--device', 'cpu')
+    samples.append(round(resident()))
+    done.set(), watcher.join()
+    assert result.returncode == 0 and f'{count} of {count} photos' in result.stdout, result.stderr[-2000:]
+    assert len(list(out.iterdir())) == 4 * count
+    for i, size in enumerate(sizes):
+        record = json.loads((out / f'{i:05d}.json').read_text())
+        assert [record['width'], record['height']] == size
+    return before, samples
+
+
+def test_a_soak_of_photos(checkpoint, tmp_path):
+    soak(12, tmp_path, checkpoint, 200)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in 'headers', 'fuzz', 'soak', 'kills':
+        parser.add_argument(f'--{name}', type=int, default=0, metavar='COUNT')
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        if args.soak:
+            before, samples = soak(args.soak, folder, infer.WEIGHTS, 1200)
+            print(f'{args.soak} photos: {before} MB before, {samples} MB after each tenth and at the end')
+
+
+if __name__ == '__main__':
+    main()
