@@ -43,6 +43,7 @@ from test_uniparser import SHORT, call, run, tiny_config, tiny_model, weights, w
 from uniparser import UniParser
 
 torch.set_num_threads(1)
+pytestmark = pytest.mark.filterwarnings('ignore:::PIL')                      # data.py's own filter is not pytest's
 HERE = Path(__file__).resolve().parent
 STREET = HERE / 'assets' / 'street.jpg'
 RGB = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8))
@@ -219,11 +220,13 @@ def test_a_photo_refused_by_the_system_is_named(checkpoint, tmp_path, monkeypatc
     assert '1 of 2 photos' in done.stdout
 
 
-def test_a_terminal_that_lacks_letters_stops_nothing(checkpoint, tmp_path, monkeypatch):
+def test_nothing_but_sentences_is_printed_and_a_terminal_may_lack_letters(checkpoint, tmp_path, monkeypatch):
     write_photo(tmp_path / 'h\u00e9.jpg')
+    RGB.save(tmp_path / 'tags.jpg', exif=b'Exif\0\0MM\0\x2a' + bytes(range(200)))                # Pillow warns of these
+    RGB.convert('P').save(tmp_path / 'clear.png', transparency=bytes(range(256)))
     monkeypatch.setenv('PYTHONIOENCODING', 'ascii')
-    done = run('python', HERE / 'infer.py', tmp_path / 'h\u00e9.jpg', '--weights', checkpoint, '--out', tmp_path / 'out')
-    assert done.returncode == 0 and 'h\\xe9.jpg: 4 people' in done.stdout, done.stderr
+    done = run('python', HERE / 'infer.py', tmp_path, '--weights', checkpoint, '--out', tmp_path / 'out')
+    assert done.returncode == 0 and 'h\\xe9.jpg: 4 people' in done.stdout and done.stderr == ''
 
 
 def full(*_):
@@ -250,6 +253,223 @@ def test_results_that_have_no_place(checkpoint, tmp_path):
     for program, arguments in (infer, (tmp_path / 'a.jpg', '--weights', checkpoint)), (train, SHORT):
         done = call(program, *arguments, '--out', tmp_path / 'file')
         assert done.returncode == 2 and 'file cannot be made a folder (File exists); choose another --out' in done.stderr
+
+
+# ---- data sets ---------------------------------------------------------------------------------------------------------
+
+
+NET = ['--backbone', 'resnet10', '--neck-channels', '16', '--channels', '8', '--depth', '1', '--center-depth', '1', '--grid', '8',
+       '--pretrained', '', '--no-dcn', '--short-side', '48', '--test-short-side', '48', '--batch-size', '2', '--warmup', '2',
+       '--val-images', '2', '--device', 'cpu']
+
+
+@pytest.fixture
+def mhp(tmp_path):
+    write_tiny_mhp(tmp_path / 'mhp')
+    return tmp_path / 'mhp'
+
+
+def cut_photo(root):
+    path = root / 'train' / 'images' / '2.jpg'
+    path.write_bytes(path.read_bytes()[:-300])
+    return '2.jpg cannot be read (image file is truncated'
+
+
+def empty_photo(root):
+    (root / 'train' / 'images' / '2.jpg').write_bytes(b'')
+    return '2.jpg cannot be read (it is empty)'
+
+
+def cut_label(root):
+    path = sorted((root / 'train' / 'parsing_annos').glob('2_*.png'))[0]
+    path.write_bytes(path.read_bytes()[:60])
+    return f'{path.name} cannot be read'
+
+
+def strange_label(root):
+    path = sorted((root / 'train' / 'parsing_annos').glob('2_*.png'))[0]
+    labels = np.array(Image.open(path))
+    labels[0, 0] = 77
+    Image.fromarray(labels).save(path)
+    return f'{path.name} has the label 77, but there are only 58 classes'
+
+
+def other_size(root):
+    path = sorted((root / 'train' / 'parsing_annos').glob('2_*.png'))[0]
+    Image.open(path).resize((30, 30), Image.NEAREST).save(path)
+    return 'size'
+
+
+@pytest.mark.parametrize('damage', [cut_photo, empty_photo, cut_label, strange_label, other_size])
+@pytest.mark.parametrize('workers', [0, 2])
+def test_a_bad_sample_stops_the_run_with_its_file_or_is_skipped(mhp, tmp_path, damage, workers):
+    message, command = damage(mhp), ['--data', 'MHP', '--root', mhp, *NET, '--epochs', '2', '--workers', workers]
+    done = call(train, *command, '--out', tmp_path / 'a')
+    assert done.returncode == 2 and message in done.stderr and done.stderr.count('\n') == 1, done.stderr
+    done = call(train, *command, '--out', tmp_path / 'b', '--skip-bad')
+    lines = done.stderr.splitlines()
+    assert done.returncode == 0 and len(lines) == 1 and lines[0].startswith('skipped: ') and message in lines[0]
+    assert all(torch.isfinite(v).all() for v in weights(tmp_path / 'b').values())
+
+
+def test_a_bad_image_in_the_validation_is_named_or_skipped(mhp, tmp_path):
+    command = ['--data', 'MHP', '--root', mhp, *NET, '--epochs', '1', '--workers', '0']
+    (mhp / 'val' / 'images' / '2.jpg').write_bytes(b'')
+    done = call(train, *command, '--out', tmp_path / 'a')
+    assert done.returncode == 2 and '2.jpg cannot be read (it is empty)' in done.stderr and (tmp_path / 'a' / 'last.pt').exists()
+    done = call(train, '--resume', tmp_path / 'a', '--skip-bad', '--device', 'cpu')
+    assert done.returncode == 0 and done.stderr.startswith('skipped: ') and done.stderr.count('\n') == 1
+
+
+def test_a_replacement_depends_on_seed_epoch_and_index_alone(mhp):
+    cut_photo(mhp)
+    drawn = []
+    for workers in 0, 2, 2:
+        config = tiny_config(short_side=(48,), workers=workers, seed=3)
+        dataset = data.open_dataset('MHP', mhp, 'train')
+        dataset.skip_bad = True
+        loader = data.loader(data.Samples(dataset, config), config, 2)
+        for epoch in range(3):
+            loader.batch_sampler.set_epoch(epoch)
+            drawn.append([(info['id'], bool(info['bad'])) for batch in loader for info in batch['infos']])
+    assert drawn[:3] == drawn[3:6] == drawn[6:] and all(sum(bad for _, bad in epoch) == 1 for epoch in drawn)
+    assert all(name != '2' for epoch in drawn for name, _ in epoch) and drawn[0] != drawn[1]
+
+
+def test_a_set_of_bad_photos_alone_is_an_error(mhp, tmp_path):
+    for path in (mhp / 'train' / 'images').iterdir():
+        path.write_bytes(b'')
+    done = call(train, '--data', 'MHP', '--root', mhp, *NET, '--out', tmp_path / 'a', '--skip-bad', '--workers', '0')
+    assert done.returncode == 2 and 'it is empty' in done.stderr and 'so are 9 others' in done.stderr
+
+
+@pytest.mark.parametrize('damage, message', [
+    (lambda root: shutil.rmtree(root / 'train'), 'does not exist'),
+    (lambda root: [p.unlink() for p in (root / 'train' / 'images').iterdir()], 'lacks 4 of 4 files'),
+    (lambda root: (root / 'list' / 'train.txt').write_text(''), 'no image of the split'),
+    (lambda root: (root / 'list' / 'train.txt').write_text('1\n99\n'), 'lacks 1 of 2 files, the first is 99.jpg'),
+    (lambda root: (root / 'list' / 'train.txt').unlink(), 'train.txt does not exist'),
+    (lambda root: (root / 'list' / 'train.txt').write_bytes(b'\xff\xfe1\x00'), 'train.txt cannot be read')])
+def test_folders_and_lists_that_are_wrong_get_one_sentence(mhp, tmp_path, damage, message):
+    damage(mhp)
+    done = call(train, '--data', 'MHP', '--root', mhp, *NET, '--out', tmp_path / 'a', '--skip-bad')
+    assert done.returncode == 2 and message in done.stderr and done.stderr.count('\n') == 1, done.stderr
+
+
+def test_lists_may_end_their_lines_as_windows_does(mhp, tmp_path):
+    plain = data.open_dataset('MHP', mhp, 'train').ids
+    (mhp / 'list' / 'train.txt').write_bytes(b'1\r\n2\r\n\r\n3\r\n4')
+    assert data.open_dataset('MHP', mhp, 'train').ids == plain == ['1', '2', '3', '4']
+
+
+def test_three_hundred_people_and_nobody_in_one_batch(mhp, tmp_path):
+    folder, rng = mhp / 'train' / 'parsing_annos', np.random.default_rng(0)
+    for path in folder.iterdir():
+        path.unlink()                                    # 2, 3 and 4 are photos without people
+    height, width = Image.open(mhp / 'train' / 'images' / '1.jpg').size[::-1]
+    for n in range(1, 301):
+        labels, (y, x) = np.zeros((height, width), np.uint8), rng.integers(0, (height - 20, width - 12))
+        labels[y:y + 20, x:x + 12] = rng.integers(1, 59)
+        Image.fromarray(labels).save(folder / f'1_300_{n:03d}.png')
+    _, parsing, _ = data.open_dataset('MHP', mhp, 'train').read(0)
+    assert parsing.shape == (300, height, width)
+    done = call(train, '--data', 'MHP', '--root', mhp, *NET, '--batch-size', '4', '--epochs', '1', '--out', tmp_path / 'a',
+                '--workers', '0')
+    assert done.returncode == 0, done.stderr
+    metrics = ParsingMetrics(58)
+    metrics.add(0, (parsing, np.linspace(1, 0.1, 300)), parsing)
+    assert metrics.result()['AP50'] > 0.99
+    parts, people = infer.flatten(parsing[:255])
+    assert len(np.unique(people)) > 100 and people.dtype == np.uint8
+    with pytest.raises(ValueError, match='max_people is 300; it is at most 255'):        # a pixel of _people.png
+        uniparser.get_config(max_people=300)
+
+
+@pytest.mark.parametrize('counts', [[10 ** 12], [1, -1, 4], 'o' * 50, [3], [], '~~~'])
+def test_run_lengths_that_cannot_be_take_no_memory(counts):
+    with pytest.raises(ValueError, match='run lengths of'):
+        data.decode_rle(counts, 2, 2)
+
+
+# ---- checkpoints -------------------------------------------------------------------------------------------------------
+
+
+STRANGE = {                                              # what a file holds -> what is said about it
+    'another backbone': (dict(config=dict(backbone='resnet50')), 'does not fit'),
+    'unknown backbone': (dict(config=dict(backbone='../../x')), 'unknown backbone'),
+    'more classes': (dict(config=dict(num_classes=19)), '19 classes need 20 names'),
+    'more classes and names': (dict(config=dict(num_classes=19), class_names=['x'] * 20), 'k_cate'),
+    'a newer format': (dict(format='uniparser 2'), "its \"format\" is 'uniparser 2'"),
+    'a newer setting': (dict(config=dict(warp=9)), "unknown fields ['warp']"),
+    'endless channels': (dict(config=dict(channels=10 ** 9)), 'no model that can be built'),
+    'many channels': (dict(config=dict(channels=2 ** 20)), 'of another shape'),
+    'endless depth': (dict(config=dict(depth=10 ** 9)), 'depth is 1000000000; it is at most 50'),
+    'endless grid': (dict(config=dict(grid=10 ** 6)), 'grid is 1000000; it is at most 1000'),
+    'endless photos': (dict(config=dict(test_short_side=10 ** 9)), 'it is at most 10000'),
+    'text for a number': (dict(config=dict(grid='a')), "its setting grid is 'a'"),
+    'negative channels': (dict(config=dict(channels=-4)), 'no model that can be built'),
+    'no channels': (dict(config=dict(neck_channels=0)), 'no model that can be built'),
+    'names of nothing': (dict(class_names=5), 'no model that can be built'),
+    'no weights': (dict(model=None), 'no model that can be built'),
+    'text for weights': (dict(model={'a': 'b'}), 'does not fit'),
+    'no format': (dict(format=None), 'not a UniParser checkpoint')}
+
+
+@pytest.mark.parametrize('case', list(STRANGE))
+def test_a_strange_checkpoint_gets_one_sentence(checkpoint, tmp_path, case):
+    state, (changes, message) = torch.load(checkpoint, weights_only=True), STRANGE[case]
+    changes = dict(changes, config={**state['config'], **changes.get('config', {})})
+    torch.save({**state, **changes}, tmp_path / 'a.pt')
+    done = call(infer, STREET, '--weights', tmp_path / 'a.pt', '--out', tmp_path / 'out')
+    assert done.returncode == 2 and message in done.stderr and 'a.pt' in done.stderr and done.stderr.count('\n') == 1, done.stderr
+
+
+def test_every_key_of_a_checkpoint_is_missed(checkpoint, tmp_path):
+    state = torch.load(checkpoint, weights_only=True)
+    for key in state:
+        torch.save({k: v for k, v in state.items() if k != key}, tmp_path / 'a.pt')
+        with pytest.raises(ValueError, match=r'a\.pt .*' + key):
+            UniParser.from_pretrained(tmp_path / 'a.pt')
+
+
+def test_weights_that_are_not_finite_are_told_before_the_first_photo(checkpoint, tmp_path):
+    state = torch.load(checkpoint, weights_only=True)
+    state['model']['fpn.layer_blocks.0.0.weight'][0, 0, 0, 0] = float('nan')
+    torch.save(state, tmp_path / 'a.pt')
+    done = call(infer, 'no.jpg', '--weights', tmp_path / 'a.pt', '--out', tmp_path / 'out')
+    assert done.returncode == 2 and 'NaN or infinite' in done.stderr and 'fpn.layer_blocks.0.0.weight' in done.stderr
+    assert 'no.jpg' not in done.stderr and not (tmp_path / 'out').exists()
+
+
+def test_a_checkpoint_cut_anywhere_is_refused(checkpoint, tmp_path):
+    whole, rng = checkpoint.read_bytes(), np.random.default_rng(0)
+    for size in [0, 1, 100, *rng.integers(0, len(whole), 30).tolist(), len(whole) - 1]:
+        (tmp_path / 'a.pt').write_bytes(whole[:size])
+        with pytest.raises(ValueError, match='a.pt is not a readable'):
+            UniParser.from_pretrained(tmp_path / 'a.pt')
+
+
+@pytest.mark.parametrize('place', ['whole', 'model', 'config', 'state_dict'])
+@pytest.mark.parametrize('zipped', [True, False])
+def test_code_in_a_checkpoint_does_not_run(checkpoint, tmp_path, place, zipped):
+    """The payload would make a folder. Everything that reads weights is asked."""
+    class Payload:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / 'ran'),)
+    state = dict(torch.load(checkpoint, weights_only=True), **{place: Payload()})
+    run_folder = tmp_path / 'run'
+    run_folder.mkdir()
+    torch.save(Payload() if place == 'whole' else state, run_folder / 'last.pt', _use_new_zipfile_serialization=zipped)
+    import checkpoints
+    evil = run_folder / 'last.pt'
+    for program, arguments in ((infer, (STREET, '--weights', evil)), (train, ('--resume', run_folder)),
+                               (train, (*SHORT, '--out', tmp_path / 'new', '--pretrained', evil)),
+                               (checkpoints, (evil, '--out', tmp_path / 'b.pt'))):
+        done = call(program, *arguments)
+        assert done.returncode == 2 and 'last.pt' in done.stderr and done.stderr.count('\n') == 1
+    assert not (tmp_path / 'ran').exists()
+    torch.load(evil, weights_only=False)
+    assert (tmp_path / 'ran').exists()                   # it would have
 
 
 # ---- a soak: photos of mixed sizes through infer.py in one process -----------------------------------------------------
