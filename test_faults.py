@@ -300,8 +300,8 @@ def other_size(root):
     return 'size'
 
 
-@pytest.mark.parametrize('damage', [cut_photo, empty_photo, cut_label, strange_label, other_size])
-@pytest.mark.parametrize('workers', [0, 2])
+@pytest.mark.parametrize('damage, workers', [
+    (cut_photo, 0), (cut_photo, 2), (empty_photo, 0), (cut_label, 0), (strange_label, 0), (other_size, 0)])
 def test_a_bad_sample_stops_the_run_with_its_file_or_is_skipped(mhp, tmp_path, damage, workers):
     message, command = damage(mhp), ['--data', 'MHP', '--root', mhp, *NET, '--epochs', '2', '--workers', workers]
     done = call(train, *command, '--out', tmp_path / 'a')
@@ -472,6 +472,321 @@ def test_code_in_a_checkpoint_does_not_run(checkpoint, tmp_path, place, zipped):
     assert (tmp_path / 'ran').exists()                   # it would have
 
 
+# ---- training ----------------------------------------------------------------------------------------------------------
+
+
+RUN = [*SHORT, '--epochs', '2', '--val-images', '1', '--workers', '0']
+
+
+def fork(function, output=os.devnull, **environment):
+    """function in a process of its own that need not import anything -> its id."""
+    sys.stdout.flush(), sys.stderr.flush()
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 1
+    try:
+        os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
+        sys.stdout = sys.stderr = open(2, 'w', closefd=False)
+        os.environ.update(environment)
+        function()
+        code = 0
+    except SystemExit as stop:
+        code = stop.code or 0
+    finally:
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def end_of(pid):
+    """Exit code, or minus the signal."""
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def kill_and_resume(folder, kills, seed=0):
+    """A training that saves after every step is killed at random moments and resumed until it is done; (kills that
+    met a run with a last.pt, the weights of that run, those of one that was left alone)."""
+    rng, whole, parts, met = random.Random(seed), folder / 'whole', folder / 'parts', 0
+    train.SAVE_SECONDS, former = 0, train.SAVE_SECONDS
+    try:
+        start = time.time()
+        assert end_of(fork(lambda: train.main([*RUN, '--out', str(whole)]))) == 0
+        longest = time.time() - start
+        while True:
+            begun = (parts / 'last.pt').exists()
+            pid = fork(lambda: train.main(['--resume', str(parts), '--device', 'cpu'] if begun else [*RUN, '--out', str(parts)]))
+            if kills > 0:
+                time.sleep(rng.uniform(0, longest / 2))
+                os.kill(pid, signal.SIGKILL)
+            code = end_of(pid)
+            assert code in (0, -signal.SIGKILL), code
+            if (parts / 'last.pt').exists():
+                read_checkpoint(parts / 'last.pt')
+                met += code != 0
+                if code == 0 and kills > 0:              # it was done before it was killed: once more
+                    shutil.rmtree(parts)
+            if kills <= 0:
+                return met, weights(parts), weights(whole)
+            kills -= 1
+    finally:
+        train.SAVE_SECONDS = former
+
+
+def test_a_run_killed_at_random_moments_ends_with_the_same_bits(tmp_path):
+    met, parts, whole = kill_and_resume(tmp_path, 6)
+    assert met > 0 and all(torch.equal(parts[name], value) for name, value in whole.items())
+    assert len(list((tmp_path / 'parts').glob('*.tmp'))) == 0
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_ends_and_loses_nothing(tmp_path, monkeypatch, number):
+    step, count = train.train_step, []
+
+    def stop(*arguments):
+        count.append(1)
+        if len(count) == 2:
+            os.kill(os.getpid(), number)
+        return step(*arguments)
+    monkeypatch.setattr(train, 'train_step', stop)
+    pid = fork(lambda: train.main([*RUN, '--out', str(tmp_path / 'a'), '--workers', '1']), tmp_path / 'log')
+    assert end_of(pid) == 0 and f'continue with --resume {tmp_path / "a"}' in (tmp_path / 'log').read_text()
+    state = read_checkpoint(tmp_path / 'a' / 'last.pt')
+    assert (state['epoch'], state['position']) == (0, 2)
+
+
+def test_a_stop_before_training_is_one_sentence(tmp_path, monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+    monkeypatch.setattr(data, 'open_dataset', interrupt)
+    done = call(train, *RUN, '--out', tmp_path / 'a')
+    assert done.returncode == 2 and done.stderr == 'error: stopped before training began\n'
+
+
+@pytest.mark.parametrize('how', ['system', 'torch'])
+def test_a_full_disk_keeps_the_old_weights(tmp_path, monkeypatch, how):
+    assert call(train, *RUN, '--epochs', '1', '--out', tmp_path / 'a').returncode == 0
+    before = {p.name: p.read_bytes() for p in (tmp_path / 'a').glob('*.pt')}
+
+    def half(state, file):
+        file.write(b'half of it')
+        if how == 'system':
+            full()
+        raise RuntimeError('[enforce fail at inline_container.cc:671] . unexpected pos 64 vs 0')
+    monkeypatch.setattr(torch, 'save', half)
+    done = call(train, '--resume', tmp_path / 'a', '--epochs', '2', '--device', 'cpu')
+    assert done.returncode == 2 and done.stderr.count('\n') == 1
+    assert 'last.pt cannot be written' in done.stderr and 'what it held before is kept' in done.stderr
+    assert before == {p.name: p.read_bytes() for p in (tmp_path / 'a').iterdir() if '.pt' in p.name}
+
+
+def test_a_full_disk_under_the_log_is_named(tmp_path, monkeypatch):
+    assert call(train, *RUN, '--epochs', '1', '--out', tmp_path / 'a').returncode == 0
+    (tmp_path / 'a' / 'log.jsonl').unlink(), (tmp_path / 'a' / 'log.jsonl').symlink_to('/dev/full')
+    done = call(train, '--resume', tmp_path / 'a', '--epochs', '2', '--device', 'cpu')
+    assert done.returncode == 2 and 'log.jsonl cannot be written (No space left on device)' in done.stderr
+    assert read_checkpoint(tmp_path / 'a' / 'last.pt')['epoch'] == 1
+
+
+def die_at(index):
+    """A data set whose image `index` kills the process that reads it."""
+    read = data.Synthetic.read
+    return lambda self, i, *rest: os.kill(os.getpid(), signal.SIGKILL) if i == index else read(self, i, *rest)
+
+
+@pytest.mark.parametrize('workers', [1, 2])
+def test_a_worker_that_dies_is_reported_with_its_image(tmp_path, monkeypatch, workers):
+    monkeypatch.setattr(data.Synthetic, 'read', die_at(7))
+    pid = fork(lambda: train.main([*RUN, '--out', str(tmp_path / 'a'), '--workers', str(workers)]), tmp_path / 'log')
+    assert end_of(pid) == 2
+    sentence = (tmp_path / 'log').read_text().splitlines()[-1]
+    assert sentence.startswith('error: a worker process died while it read train_0007') and '--workers' in sentence
+
+
+def test_what_is_not_finite_ends_a_run_and_its_workers(tmp_path, monkeypatch):
+    """Workers ignore SIGTERM: a run that left them to Python would wait for them for ever."""
+    monkeypatch.setattr(data, 'normalize', lambda image: torch.full((3, *np.asarray(image).shape[:2]), float('nan')))
+    pid = fork(lambda: train.main([*RUN, '--out', str(tmp_path / 'a'), '--workers', '2']), tmp_path / 'log')
+    assert end_of(pid) == 2
+    sentence = (tmp_path / 'log').read_text().splitlines()[-1]
+    assert 'is not finite' in sentence and 'total' in sentence and 'train_0' in sentence
+
+
+def test_memory_that_ends_on_the_device_is_one_sentence(tmp_path, monkeypatch):
+    def exhaust(*_):
+        raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2 GiB.')
+    monkeypatch.setattr(train, 'train_step', exhaust)
+    done = call(train, *RUN, '--out', tmp_path / 'a')
+    assert done.returncode == 2 and done.stderr.startswith('error: CUDA out of memory; ') and '--accumulate' in done.stderr
+
+
+@pytest.mark.parametrize('how', ['kill', 'error'])
+def test_when_one_of_two_processes_dies_the_other_ends_with_a_message(tmp_path, monkeypatch, how):
+    step, count = train.train_step, []
+
+    def die(*arguments):
+        count.append(1)
+        if len(count) == 2 and os.environ['RANK'] == '1':
+            if how == 'kill':
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise train.NonFinite('total is not finite')
+        return step(*arguments)
+    monkeypatch.setattr(train, 'train_step', die)
+    port = '29431' if how == 'kill' else '29432'
+    processes = [fork(lambda: train.main([*RUN, '--out', str(tmp_path / 'a')]), tmp_path / f'log{rank}', RANK=str(rank),
+                      LOCAL_RANK=str(rank), WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=port) for rank in (0, 1)]
+    assert [end_of(pid) for pid in processes] == [2, -signal.SIGKILL if how == 'kill' else 2]
+    sentence = (tmp_path / 'log0').read_text().splitlines()[-1]
+    assert sentence.startswith('error: another process of this run has ended') and '--resume' in sentence
+
+
+# ---- fuzz --------------------------------------------------------------------------------------------------------------
+
+
+class Drawn(data.Photos):
+    """One image, held in memory."""
+    class_names, flip_pairs, ids, skip_bad = data.Synthetic.class_names, data.Synthetic.flip_pairs, ['drawn'], False
+
+    def __init__(self, sample):
+        self.sample = sample
+
+    def read(self, i, seed=0, epoch=0):
+        return self.sample
+
+
+SETTINGS = st.fixed_dictionaries(dict(
+    recipe=st.sampled_from(['paper', 'released']), space=st.sampled_from(uniparser.CHOICES['space']),
+    fusion=st.sampled_from(uniparser.CHOICES['fusion']), light=st.booleans(), dcn=st.booleans(), grid=st.integers(1, 20),
+    center_radius=st.integers(0, 2), sigma=st.sampled_from([0.0, 0.2, 3.0]), crop=st.sampled_from([0.0, 1.0]),
+    color_jitter=st.sampled_from([0.0, 0.5]), short_side=st.sampled_from([(8,), (1, 40), (16, 32, 48)]),
+    long_side=st.integers(1, 90), test_short_side=st.integers(1, 60), max_people=st.integers(1, 20),
+    theta_center=st.sampled_from([0.0, 0.1, 1.0]), theta_mask=st.sampled_from([0.0, 0.3, 1.0]),
+    theta_part=st.sampled_from([0.0, 0.3]), lambda_pull=st.sampled_from([0.0, 1.0]), category_coords=st.booleans()))
+
+
+@st.composite
+def images(draw):
+    """A photo of any mode and size with any label maps: Pillow image, parsing, ignore."""
+    height, width, people = draw(st.integers(1, 70)), draw(st.integers(1, 70)), draw(st.integers(0, 5))
+    rng = np.random.default_rng(draw(st.integers(0, 2 ** 32)))
+    photo = Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8))
+    photo = photo.convert(draw(st.sampled_from(['1', 'L', 'LA', 'P', 'RGB', 'RGBA', 'CMYK', 'YCbCr', 'I', 'F'])))
+    cell, share = draw(st.sampled_from([1, 5, 30])), draw(st.sampled_from([0.02, 0.5, 1.0]))
+    coarse = rng.choice([*range(7), 255], (people, -(-height // cell), -(-width // cell)))
+    parsing = np.kron(coarse, np.ones((1, cell, cell), int))[:, :height, :width].astype(np.uint8)
+    parsing[rng.random(parsing.shape) > share] = 0
+    return photo, parsing[parsing.any((1, 2))], rng.random((height, width)) < draw(st.sampled_from([0.0, 0.1, 1.0]))
+
+
+def photo_to_metric(image, changes):
+    photo, parsing, ignore = image
+    pixels = np.array(data.to_rgb(photo))
+    dataset, model = Drawn((pixels, parsing, ignore)), tiny_model(num_classes=6, share_compression=False, **changes)
+    batch = data.collate([data.Samples(dataset, model.config)[0, 0], data.Samples(dataset, model.config)[1, 0]])
+    assert batch['images'].shape[2] % 32 == batch['images'].shape[3] % 32 == 0 and len(batch['parsings']) == 2
+    terms = uniparser_loss(model.train()(batch['images']), batch['parsings'], batch['ignores'], model.config)
+    terms['total'].backward()
+    assert all(torch.isfinite(v) for v in terms.values())
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+    found = model.predict(photo)[0]
+    assert found.parsing.shape[1:] == ignore.shape and found.parsing.dtype == np.uint8 and found.parsing.max(initial=0) <= 6
+    assert len(found.parsing) == len(found.scores) == len(found.centers) <= model.config.max_people
+    metrics = ParsingMetrics(6)
+    metrics.add(0, found, (parsing, ignore)), metrics.add(1, (parsing, np.ones(len(parsing))), (parsing, ignore))
+    values = metrics.result()
+    assert all(0 <= values[name] <= 1 or np.isnan(values[name]) for name in train.REPORTED)
+    for person in infer.describe_people(found, model.class_names) if found.parsing.any((1, 2)).all() else ():
+        for part in person['parts']:
+            mask = data.decode_rle(part['rle']['counts'], *ignore.shape[::-1])
+            assert mask.sum() == part['area']
+
+
+def fuzz(count):
+    """photo_to_metric on `count` examples; how many ran."""
+    ran = []
+
+    @settings(max_examples=count, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+    @given(images(), SETTINGS)
+    def check(image, changes):
+        ran.append(1)
+        photo_to_metric(image, changes)
+    check()
+    return len(ran)
+
+
+def test_any_image_any_labels_any_settings():
+    assert fuzz(25) >= 25
+
+
+def headers():
+    """Small photos of several kinds, and for each how many bytes come before its pixels."""
+    files, exif = [], Image.Exif()
+    exif[0x0112], exif[0x010e] = 6, 'a photo'
+    for mode, options in (('RGB', dict(exif=exif)), ('RGB', dict(progressive=True)), ('L', {}), ('CMYK', {})):
+        files.append(('jpg', mode, dict(options, format='JPEG')))
+    for mode, options in (('RGB', dict(exif=exif)), ('P', dict(transparency=1)), ('1', {}), ('LA', {}), ('I;16', {})):
+        files.append(('png', mode, dict(options, format='PNG')))
+    for ending, mode, options in files:
+        buffer = io.BytesIO()
+        (Image.new('I;16', (60, 40), 999) if mode == 'I;16' else RGB.convert(mode)).save(buffer, **options)
+        content = buffer.getvalue()
+        yield ending, content, content.index(b'\xff\xda' if ending == 'jpg' else b'IDAT')
+
+
+def mend_png(content):
+    """The checksums of a PNG's chunks made right, so that what was changed is read."""
+    content, at = bytearray(content), 8
+    while at + 12 <= len(content):
+        end = at + 8 + int.from_bytes(content[at:at + 4], 'big')
+        if end + 4 > len(content):
+            break
+        content[end:end + 4] = struct.pack('>I', zlib.crc32(content[at + 4:end]))
+        at = end + 4
+    return bytes(content)
+
+
+def mutate(rng, ending, content, length):
+    """Bytes of the header set, inserted, removed or cut, at random."""
+    content = bytearray(content)
+    for _ in range(rng.choice([1, 1, 2, 4, 10])):
+        at, kind = rng.randrange(length), rng.randrange(8)
+        if kind < 5:
+            content[at:at + 1] = bytes([rng.choice([0, 1, 127, 128, 255, rng.randrange(256), content[at] ^ 1 << rng.randrange(8)])])
+        elif kind == 5:
+            content[at:at] = rng.randbytes(rng.randrange(1, 20))
+        elif kind == 6:
+            del content[at:at + rng.randrange(1, 20)]
+        elif rng.random() < 0.3:
+            del content[at:]
+        length = max(1, min(length, len(content)))
+        if not content:
+            break
+    return mend_png(content) if ending == 'png' and rng.random() < 0.7 else bytes(content)
+
+
+def mutated_headers(count, folder, seed=0):
+    """(read, refused, slowest in seconds, MB after each tenth) of `count` photos with mutated headers."""
+    rng, sources, good, slowest, memory = random.Random(seed), list(headers()), 0, 0.0, []
+    for i in range(count):
+        ending, content, length = rng.choice(sources)
+        path, start = folder / f'photo.{ending}', time.time()
+        path.write_bytes(mutate(rng, ending, content, length))
+        try:
+            photo = data.read_photo(path)
+            assert photo.mode == 'RGB' and data.photo_size(path) == photo.size
+            good += 1
+        except ValueError as error:
+            assert str(error).startswith(str(path)) and str(error).isprintable(), error
+        slowest = max(slowest, time.time() - start)
+        if (i + 1) % max(1, count // 10) == 0:
+            memory.append(round(resident()))
+    return good, count - good, slowest, memory
+
+
+def test_mutated_headers_are_read_or_refused(tmp_path):
+    good, refused, _, memory = mutated_headers(500, tmp_path)
+    assert good > 50 and refused > 50 and memory[-1] < memory[2] + 300
+
+
 # ---- a soak: photos of mixed sizes through infer.py in one process -----------------------------------------------------
 
 
@@ -516,6 +831,16 @@ def main():
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
+        if args.headers:
+            good, refused, slowest, memory = mutated_headers(args.headers, folder)
+            print(f'{args.headers} headers: {good} read, {refused} refused, none slower than {slowest:.1f} s; '
+                  f'{memory} MB after each tenth')
+        if args.fuzz:
+            print(f'{fuzz(args.fuzz)} examples from photo to metric')
+        if args.kills:
+            met, parts, whole = kill_and_resume(folder, args.kills)
+            same = all(torch.equal(parts[name], value) for name, value in whole.items())
+            print(f'{args.kills} kills, after {met} of them a last.pt was there and loaded; the end has the same bits: {same}')
         if args.soak:
             before, samples = soak(args.soak, folder, infer.WEIGHTS, 1200)
             print(f'{args.soak} photos: {before} MB before, {samples} MB after each tenth and at the end')
