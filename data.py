@@ -62,8 +62,8 @@ def naming(path, advice='--root is the folder of the unpacked download'):
     except FileNotFoundError:
         raise FileNotFoundError(f'{printable(path)} does not exist; {advice}') from None
     except Image.DecompressionBombError:
-        raise ValueError(f'{printable(path)} has more than {2 * Image.MAX_IMAGE_PIXELS // 10 ** 6} million pixels; make '
-                         'it smaller') from None
+        most = 2 * Image.MAX_IMAGE_PIXELS // 10 ** 6
+        raise ValueError(f'{printable(path)} has more than {most} million pixels; make it smaller') from None
     except UnidentifiedImageError:
         reason = f'no {", ".join(FORMATS)}' if os.path.getsize(path) else 'empty'
         raise ValueError(f'{printable(path)} cannot be read (it is {reason}); get the file again') from None
@@ -595,7 +595,7 @@ class Samples:
         return len(self.dataset)
 
     def read(self, index, epoch):
-        """Index and content of image `index`, or of another where it is bad and bad ones are skipped; and the reasons."""
+        """Index and content of image `index`, or of another where bad ones are skipped; and the reasons."""
         rng, bad, chosen = np.random.default_rng((6, self.config.seed, epoch, index)), [], index
         while True:
             try:
@@ -626,7 +626,8 @@ class Samples:
 def collate(samples):
     """-> images (B, 3, H, W) float32, parsings: list of (N_i, H, W) uint8, ignores (B, H, W) bool, infos.
 
-    All are padded with zeros, right and below, to a common size: a multiple of 32. An error among them comes back alone.
+    All are padded with zeros, right and below, to a common size: a multiple of 32. An error
+    among them comes back alone.
     """
     import torch
     from torch.nn.functional import pad

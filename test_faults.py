@@ -12,7 +12,6 @@ import io
 import json
 import os
 import random
-import re
 import shutil
 import signal
 import struct
@@ -21,7 +20,6 @@ import tempfile
 import threading
 import time
 import zlib
-from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +27,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageOps
+from PIL import Image
 
 import data
 import infer
@@ -38,7 +36,6 @@ import uniparser
 from checkpoints import read_checkpoint
 from evaluate import ParsingMetrics
 from losses import uniparser_loss
-from submissions import write_file
 from test_uniparser import SHORT, call, run, tiny_config, tiny_model, weights, write_photo, write_tiny_mhp
 from uniparser import UniParser
 
@@ -171,8 +168,8 @@ def write_bad(folder):
 
 def test_each_bad_photo_gets_one_sentence_and_the_others_are_parsed(checkpoint, tmp_path):
     bad = write_bad(tmp_path / 'in')
-    names = ['-dash.jpg', '--out.jpg', 'sp ace.jpg', 'h\u00e9 \u4e2d\u6587 \U0001f600.jpg', '[x]*?.jpg', 'a.jpg', 'sub/a.jpg', 'sub/A.png',
-             'sub2/a.jpg', 'l' * 250 + '.jpg', '\u4e2d' * 83 + '.jpg', os.fsdecode(b'latin\xe9.jpg'), 'dir.jpg/b.JPEG']
+    names = ['-dash.jpg', '--out.jpg', 'sp ace.jpg', 'h\u00e9 \u4e2d\u6587 \U0001f600.jpg', '[x]*?.jpg', 'a.jpg',
+             'sub/a.jpg', 'sub/A.png', 'sub2/a.jpg', 'l' * 250 + '.jpg', '\u4e2d' * 83 + '.jpg', os.fsdecode(b'latin\xe9.jpg'), 'dir.jpg/b.JPEG']
     for k, name in enumerate(names):
         write_photo(tmp_path / 'in' / name, k)
     done = call(infer, 'in', '--weights', checkpoint, '--out', 'out', '--cutouts', cwd=tmp_path)
@@ -408,7 +405,6 @@ STRANGE = {                                              # what a file holds -> 
     'endless photos': (dict(config=dict(test_short_side=10 ** 9)), 'it is at most 10000'),
     'text for a number': (dict(config=dict(grid='a')), "its setting grid is 'a'"),
     'negative channels': (dict(config=dict(channels=-4)), 'no model that can be built'),
-    'no channels': (dict(config=dict(neck_channels=0)), 'no model that can be built'),
     'names of nothing': (dict(class_names=5), 'no model that can be built'),
     'no weights': (dict(model=None), 'no model that can be built'),
     'text for weights': (dict(model={'a': 'b'}), 'does not fit'),
@@ -504,38 +500,45 @@ def end_of(pid):
 
 
 def kill_and_resume(folder, kills, seed=0):
-    """A training that saves after every step is killed at random moments and resumed until it is done; (kills that
-    met a run with a last.pt, the weights of that run, those of one that was left alone)."""
-    rng, whole, parts, met = random.Random(seed), folder / 'whole', folder / 'parts', 0
+    """A training that saves after every step is killed at random moments, until `kills` of them met it with a last.pt,
+    and each time resumed -> its weights at the end, those of a run that was left alone, all kills."""
+    rng, whole, parts, met, tried = random.Random(seed), folder / 'whole', folder / 'parts', 0, 0
     train.SAVE_SECONDS, former = 0, train.SAVE_SECONDS
     try:
         start = time.time()
         assert end_of(fork(lambda: train.main([*RUN, '--out', str(whole)]))) == 0
         longest = time.time() - start
         while True:
-            begun = (parts / 'last.pt').exists()
+            begun, last = (parts / 'last.pt').exists(), met >= kills
             pid = fork(lambda: train.main(['--resume', str(parts), '--device', 'cpu'] if begun else [*RUN, '--out', str(parts)]))
-            if kills > 0:
+            if not last:
                 time.sleep(rng.uniform(0, longest / 2))
                 os.kill(pid, signal.SIGKILL)
+                tried += 1
             code = end_of(pid)
             assert code in (0, -signal.SIGKILL), code
             if (parts / 'last.pt').exists():
                 read_checkpoint(parts / 'last.pt')
                 met += code != 0
-                if code == 0 and kills > 0:              # it was done before it was killed: once more
-                    shutil.rmtree(parts)
-            if kills <= 0:
-                return met, weights(parts), weights(whole)
-            kills -= 1
+            if last:
+                return weights(parts), weights(whole), tried
+            if code == 0:                                # done before it was killed: from the start
+                shutil.rmtree(parts)
     finally:
         train.SAVE_SECONDS = former
 
 
 def test_a_run_killed_at_random_moments_ends_with_the_same_bits(tmp_path):
-    met, parts, whole = kill_and_resume(tmp_path, 6)
-    assert met > 0 and all(torch.equal(parts[name], value) for name, value in whole.items())
+    parts, whole, _ = kill_and_resume(tmp_path, 3)
+    assert all(torch.equal(parts[name], value) for name, value in whole.items())
     assert len(list((tmp_path / 'parts').glob('*.tmp'))) == 0
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('finished') / 'a'
+    assert call(train, *RUN, '--epochs', '1', '--out', folder).returncode == 0
+    return folder
 
 
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
@@ -563,8 +566,8 @@ def test_a_stop_before_training_is_one_sentence(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize('how', ['system', 'torch'])
-def test_a_full_disk_keeps_the_old_weights(tmp_path, monkeypatch, how):
-    assert call(train, *RUN, '--epochs', '1', '--out', tmp_path / 'a').returncode == 0
+def test_a_full_disk_keeps_the_old_weights(finished, tmp_path, monkeypatch, how):
+    shutil.copytree(finished, tmp_path / 'a')
     before = {p.name: p.read_bytes() for p in (tmp_path / 'a').glob('*.pt')}
 
     def half(state, file):
@@ -579,8 +582,8 @@ def test_a_full_disk_keeps_the_old_weights(tmp_path, monkeypatch, how):
     assert before == {p.name: p.read_bytes() for p in (tmp_path / 'a').iterdir() if '.pt' in p.name}
 
 
-def test_a_full_disk_under_the_log_is_named(tmp_path, monkeypatch):
-    assert call(train, *RUN, '--epochs', '1', '--out', tmp_path / 'a').returncode == 0
+def test_a_full_disk_under_the_log_is_named(finished, tmp_path):
+    shutil.copytree(finished, tmp_path / 'a')
     (tmp_path / 'a' / 'log.jsonl').unlink(), (tmp_path / 'a' / 'log.jsonl').symlink_to('/dev/full')
     done = call(train, '--resume', tmp_path / 'a', '--epochs', '2', '--device', 'cpu')
     assert done.returncode == 2 and 'log.jsonl cannot be written (No space left on device)' in done.stderr
@@ -715,7 +718,7 @@ def fuzz(count):
 
 
 def test_any_image_any_labels_any_settings():
-    assert fuzz(25) >= 25
+    assert fuzz(20) >= 20
 
 
 def headers():
@@ -751,7 +754,8 @@ def mutate(rng, ending, content, length):
     for _ in range(rng.choice([1, 1, 2, 4, 10])):
         at, kind = rng.randrange(length), rng.randrange(8)
         if kind < 5:
-            content[at:at + 1] = bytes([rng.choice([0, 1, 127, 128, 255, rng.randrange(256), content[at] ^ 1 << rng.randrange(8)])])
+            flipped = content[at] ^ 1 << rng.randrange(8)
+            content[at:at + 1] = bytes([rng.choice([0, 1, 127, 128, 255, rng.randrange(256), flipped])])
         elif kind == 5:
             content[at:at] = rng.randbytes(rng.randrange(1, 20))
         elif kind == 6:
@@ -839,9 +843,9 @@ def main():
         if args.fuzz:
             print(f'{fuzz(args.fuzz)} examples from photo to metric')
         if args.kills:
-            met, parts, whole = kill_and_resume(folder, args.kills)
+            parts, whole, tried = kill_and_resume(folder, args.kills)
             same = all(torch.equal(parts[name], value) for name, value in whole.items())
-            print(f'{args.kills} kills, after {met} of them a last.pt was there and loaded; the end has the same bits: {same}')
+            print(f'{tried} kills, after {args.kills} of them a last.pt was there; all loaded; the same bits at the end: {same}')
         if args.soak:
             before, samples = soak(args.soak, folder, infer.WEIGHTS, 1200)
             print(f'{args.soak} photos: {before} MB before, {samples} MB after each tenth and at the end')
