@@ -169,7 +169,9 @@ def write_bad(folder):
 def test_each_bad_photo_gets_one_sentence_and_the_others_are_parsed(checkpoint, tmp_path):
     bad = write_bad(tmp_path / 'in')
     names = ['-dash.jpg', '--out.jpg', 'sp ace.jpg', 'h\u00e9 \u4e2d\u6587 \U0001f600.jpg', '[x]*?.jpg', 'a.jpg',
-             'sub/a.jpg', 'sub/A.png', 'sub2/a.jpg', 'l' * 250 + '.jpg', '\u4e2d' * 83 + '.jpg', os.fsdecode(b'latin\xe9.jpg'), 'dir.jpg/b.JPEG']
+             'sub/a.jpg', 'sub/A.png',
+             'sub2/a.jpg', 'l' * 250 + '.jpg', '\u4e2d' * 83 + '.jpg', os.fsdecode(b'latin\xe9.jpg'),
+             'dir.jpg/b.JPEG']
     for k, name in enumerate(names):
         write_photo(tmp_path / 'in' / name, k)
     done = call(infer, 'in', '--weights', checkpoint, '--out', 'out', '--cutouts', cwd=tmp_path)
