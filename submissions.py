@@ -307,7 +307,8 @@ def writing(path):
     try:
         yield
     except OSError as error:
-        raise OSError(f'{path} cannot be written ({error.strerror or error}); make room or choose another folder') from None
+        raise OSError(f'{path} cannot be written ({error.strerror or error}); make room or choose another '
+                      'folder') from None
 
 
 def write_file(path, content):

@@ -403,7 +403,7 @@ def explain(error):
     if isinstance(error, torch.OutOfMemoryError):
         return f'{str(error).split(".")[0]}; the same step in less memory: a larger --accumulate'
     if isinstance(error, dist.DistError) or '/gloo/' in str(error):
-        return 'another process of this run has ended or cannot be reached; its own message says why; go on with --resume'
+        return 'another process of this run has ended or cannot be reached; its message says why; go on with --resume'
 
 
 def main(argv=None):
