@@ -13,11 +13,10 @@ from pathlib import Path
 
 import torch
 import torchvision
-from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 import data
-from predict import decode, find_centers, prepare, run
+from predict import decode, find_centers, outputs, prepare
 
 BANDS = 6                                                # parts of a planted person
 SECONDS = 30                                             # for each rate of training, at most
@@ -109,7 +108,7 @@ def benchmark_inference(model, device, path, size, people, save, onnx=None, repe
         photo.save(Path(folder, 'photo.jpg'), quality=95)
         clock, images = Clock(device), prepare(photo, config).to(device, memory_format=torch.channels_last)
         plain = torchvision.models.resnet50().eval().to(device)
-        out = run(model, images)
+        out = outputs(model, images)
         session = start_onnx(onnx) if onnx else None
         planted = {n: plant_people(out, n, config) for n in sorted({1, people})}
         for k in range(repeats + 2):
@@ -121,7 +120,7 @@ def benchmark_inference(model, device, path, size, people, save, onnx=None, repe
             features = clock('backbone', model.backbone, images)
             pyramid = clock('FPN', model.pyramid, features)
             clock('heads', model.heads, pyramid)
-            clock('network', run, model, images)
+            clock('network', outputs, model, images)
             if session:
                 clock('ONNX Runtime', session.run, None, dict(image=images.cpu().numpy()))
             for n in planted:

@@ -11,6 +11,7 @@ import os
 import re
 import sys
 from collections import defaultdict
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -53,6 +54,19 @@ def read_checkpoint(path):
     return state
 
 
+@contextmanager
+def reading(path):
+    """Whatever is wrong with what a weights file holds becomes one sentence that names the file."""
+    try:
+        yield
+    except Exception as error:                            # strangers' files: any type in any place
+        if isinstance(error, (OSError, ValueError)) and str(path) in str(error):
+            raise
+        reason = str(error) if isinstance(error, ValueError) else f'{type(error).__name__}: {error}'
+        raise ValueError(f'{path} holds no model that can be built ({" ".join(reason.split())}); get the file again, '
+                         'or a newer version of this program') from None
+
+
 def numpy_types():
     """What other programs leave in their files beside the weights, harmless: numpy's numbers and arrays, under the
     module names of numpy 1 and 2."""
@@ -66,11 +80,17 @@ def numpy_types():
 def load_strictly(module, weights, path):
     """module.load_state_dict, with a sentence that names what does not fit."""
     own = module.state_dict()
+    weights = {k: v for k, v in weights.items() if torch.is_tensor(v)}
     lists = {'missing': [k for k in own if k not in weights], 'unknown': [k for k in weights if k not in own],
              'of another shape': [k for k in own if k in weights and weights[k].shape != own[k].shape]}
     if any(lists.values()):
         raise ValueError(f'{path} does not fit: ' + '; '.join(
             f'{len(v)} {k}: {", ".join(v[:5])}' + ', ..' * (len(v) > 5) for k, v in lists.items() if v))
+    if broken := [k for k, v in weights.items() if v.is_floating_point() and not v.isfinite().all()]:
+        raise ValueError(f'{path} holds NaN or infinite numbers in {len(broken)} of {len(own)} entries, the first is '
+                         f'{broken[0]}; take an earlier file')
+    if any(v.is_meta for v in own.values()):
+        module.to_empty(device='cpu')
     module.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in weights.items()})
 
 

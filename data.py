@@ -19,29 +19,39 @@ import argparse
 import io
 import json
 import os
+import re
 import signal
 import sys
+import warnings
 import zipfile
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from errno import EINVAL
 from functools import cached_property, lru_cache
 from types import SimpleNamespace
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageEnhance, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageEnhance, ImageFont, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
 import scenes
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)      # ImageNet, RGB in 0..1
+warnings.filterwarnings('ignore', module='PIL')               # of files that are odd but can be read
 UNKNOWN = 255
 PHOTOS = '.jpg', '.jpeg', '.png'
+FORMATS = 'JPEG', 'PNG', 'WEBP', 'BMP', 'GIF', 'TIFF'         # Pillow knows more, and starts Ghostscript for one
 CCP_LAYERS = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'assets', 'ccp_layers.zip')
 
 
 # ------------------------------------------------------------------------------------------------------------
 # Files
+
+
+def printable(text):
+    """Names of files may hold line breaks, codes that move the cursor and bytes that are no text."""
+    return ''.join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
 
 
 @contextmanager
@@ -50,14 +60,33 @@ def naming(path, advice='--root is the folder of the unpacked download'):
     try:
         yield
     except FileNotFoundError:
-        raise FileNotFoundError(f'{path} does not exist; {advice}') from None
+        raise FileNotFoundError(f'{printable(path)} does not exist; {advice}') from None
+    except Image.DecompressionBombError:
+        most = 2 * Image.MAX_IMAGE_PIXELS // 10 ** 6
+        raise ValueError(f'{printable(path)} has more than {most} million pixels; make it smaller') from None
+    except UnidentifiedImageError:
+        reason = f'no {", ".join(FORMATS)}' if os.path.getsize(path) else 'empty'
+        raise ValueError(f'{printable(path)} cannot be read (it is {reason}); get the file again') from None
     except Exception as error:                    # Pillow, scipy and json have a dozen classes of them
-        raise ValueError(f'{path} cannot be read ({error}); get the file again') from None
+        system = isinstance(error, OSError) and error.strerror
+        raise ValueError(f'{printable(path)} cannot be read ({system or printable(error) or type(error).__name__}); '
+                         + ('check it' if system else 'get the file again')) from None
+
+
+@contextmanager
+def open_image(path):
+    """Pillow image whose pixels are not yet decoded."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        kind = 'a folder that holds no photos' if os.path.isdir(path) else 'no regular file'
+        raise OSError(EINVAL, f'it is {kind}')                # opening a pipe would wait for ever
+    with Image.open(path, formats=FORMATS) as image:
+        yield image
 
 
 def load(path, draft=None):
-    """Decoded Pillow image. A JPEG may come at a half, quarter or eighth if that covers draft (w, h)."""
-    with naming(path, 'check its name'), Image.open(path) as image:
+    """Decoded Pillow image, of several the first. A JPEG may come at a half, quarter or eighth if that covers
+    draft (w, h)."""
+    with naming(path, 'check its name'), open_image(path) as image:
         if draft is not None:
             image.draft('RGB', tuple(max(1, int(v)) for v in draft))
         image.load()
@@ -75,13 +104,15 @@ def to_rgb(image):
 
 def read_photo(path, draft=None):
     """RGB Pillow image of a file, the way it is meant to be seen."""
-    return to_rgb(load(path, draft))
+    image = load(path, draft)
+    with naming(path):
+        return to_rgb(image)
 
 
 def photo_size(path):
     """(width, height) after the EXIF turn, from the header alone."""
-    with naming(path), Image.open(path) as image:
-        turned = image.getexif().get(0x0112, 1) > 4
+    with naming(path), open_image(path) as image:
+        turned = image.getexif().get(0x0112) in (5, 6, 7, 8)
         return image.size[::-1] if turned else image.size
 
 
@@ -147,6 +178,7 @@ class Photos:
     """What all data sets share. ids: unique names; photos: paths; people: {id: paths of label maps},
     or None if the split has no labels: then all pixels are ignored. seed, epoch: for drawn images."""
     splits = 'train', 'val', 'test'
+    skip_bad = False                              # what cannot be read is left out instead of an error
 
     def __len__(self):
         return len(self.ids)
@@ -158,7 +190,16 @@ class Photos:
     @cached_property
     def landscape(self):
         """bool (len,): which images are wider than high."""
-        return np.array([w > h for w, h in map(self.size, range(len(self)))], bool)
+        return np.array([self.is_wide(i) for i in range(len(self))], bool)
+
+    def is_wide(self, i):
+        try:
+            width, height = self.size(i)
+        except (OSError, ValueError):
+            if not self.skip_bad:
+                raise
+            return False                          # who reads the rest of it says what is wrong
+        return width > height
 
     def read(self, i, seed=0, epoch=0):
         """image (H, W, 3) uint8 RGB, parsing (N, H, W) uint8, ignore (H, W) bool."""
@@ -284,10 +325,11 @@ class DensePose(Photos):
         size, maps = self.size(i), []
         ignore = np.full(size[::-1], self.people is None)
         for box, masks, segmentation in self.people[self.ids[i]] if self.people is not None else ():
-            if any(masks):
-                maps.append(paste_masks(masks, box, size))
-            else:
-                ignore |= coco_mask(segmentation, size)
+            with naming(f'the annotation of {self.ids[i]}'):
+                if any(masks):
+                    maps.append(paste_masks(masks, box, size))
+                else:
+                    ignore |= coco_mask(segmentation, size)
         return stack_people(maps, size), ignore
 
 
@@ -329,6 +371,8 @@ def decode_rle(counts, width, height):
                 value -= (c - 48 & 16) << shift - 4
                 counts.append(value + (counts[-2] if len(counts) > 2 else 0))
                 value = shift = 0
+    if sum(counts) != width * height or min(counts) < 0:       # or a few letters would ask for all memory
+        raise ValueError(f'run lengths of {sum(counts)} pixels for {width}x{height}')
     return np.repeat(np.arange(len(counts)) % 2 == 1, counts).reshape(width, height).T
 
 
@@ -393,7 +437,10 @@ class CCP(Photos):
         """Photo k: CCP's label map, and our parts and ignore (of long side 640), Pillow images."""
         from scipy.io import loadmat
         with naming(self.mats[k]):
-            ccp = Image.fromarray(loadmat(self.mats[k])['groundtruth'])
+            labels = loadmat(self.mats[k])['groundtruth']
+            if labels.max() >= len(self.table):
+                raise ValueError(f'it has the label {labels.max()}, but there are only {len(self.table)} classes')
+            ccp = Image.fromarray(labels)
         layers = (self.files.get(f'{kind}/{self.names[k]}.png') for kind in ('parts', 'ignore'))
         return ccp, *(Image.open(io.BytesIO(png)) if png else Image.new('1', (1, 1)) for png in layers)
 
@@ -544,20 +591,40 @@ class Samples:
     """Tensors for training.
 
     samples[epoch, index] -> dict: image (3, H, W) float32, parsing (N, H, W) uint8, ignore (H, W) bool, info:
-    dict of id, index, size (H0, W0) before resizing. A function of (config.seed, epoch, index) alone.
+    dict of id, index, size (H0, W0) before resizing, bad: what was skipped before it. A function of (config.seed,
+    epoch, index) alone. Where something cannot be read, the error is returned: raised in a worker, it would arrive as
+    a traceback.
     """
 
     def __init__(self, dataset, config):
         self.dataset, self.config = dataset, config
+        self.busy, self.named = None, set()       # see `loader` and `read_batches`
 
     def __len__(self):
         return len(self.dataset)
 
+    def read(self, index, epoch):
+        """Index and content of image `index`, or of another where bad ones are skipped; and the reasons."""
+        rng, bad, chosen = np.random.default_rng((6, self.config.seed, epoch, index)), [], index
+        while True:
+            try:
+                return chosen, self.dataset.read(chosen, self.config.seed, epoch), bad
+            except (OSError, ValueError) as error:
+                if not self.dataset.skip_bad or len(bad) == 9:
+                    raise ValueError(f'{error}; so are 9 others' if bad else str(error)) from None
+                bad.append(str(error))
+                chosen = int(rng.integers(len(self)))
+
     def __getitem__(self, key):
         import torch
-        (epoch, index), config = key, self.config
-        sample = self.dataset.read(index, config.seed, epoch)
-        info = dict(id=self.dataset.ids[index], index=index, size=sample[2].shape)
+        (epoch, index), config, worker = key, self.config, torch.utils.data.get_worker_info()
+        if worker and self.busy is not None:
+            self.busy[worker.id] = torch.tensor([os.getpid(), index])
+        try:
+            chosen, sample, bad = self.read(index, epoch)
+        except ValueError as error:
+            return error
+        info = dict(id=self.dataset.ids[chosen], index=chosen, size=sample[2].shape, bad=bad)
         rng = np.random.default_rng((4, config.seed, epoch, index))
         sample = train_transform(*sample, self.dataset.flip_pairs, config, rng)
         image, parsing, ignore = (np.array(a) for a in sample)
@@ -568,8 +635,11 @@ class Samples:
 def collate(samples):
     """-> images (B, 3, H, W) float32, parsings: list of (N_i, H, W) uint8, ignores (B, H, W) bool, infos.
 
-    All are padded with zeros, right and below, to a common size: a multiple of 32.
+    All are padded with zeros, right and below, to a common size: a multiple of 32. An error
+    among them comes back alone.
     """
+    for error in (s for s in samples if isinstance(s, Exception)):
+        return error
     height, width = (-(-max(s['ignore'].shape[d] for s in samples) // 32) * 32 for d in (0, 1))
     first, infos = samples[0], [s['info'] for s in samples]
     images = first['image'].new_zeros(len(samples), 3, height, width)
@@ -624,11 +694,43 @@ def ignore_signals(worker):
 def loader(samples, config, batch_size, rank=0, world=1, device='cpu'):
     """Torch DataLoader of Samples; before each epoch, loader.batch_sampler.set_epoch(epoch, start)."""
     import torch
+    samples.busy = torch.zeros(config.workers, 2, dtype=torch.long).share_memory_()      # process, index of its image
     return torch.utils.data.DataLoader(
         samples, batch_sampler=EpochBatches(samples.dataset, batch_size, config.seed, rank, world),
         collate_fn=collate, num_workers=config.workers, persistent_workers=config.workers > 0,
         worker_init_fn=ignore_signals,
         pin_memory=torch.device(device).type == 'cuda', generator=torch.Generator())      # not the global one
+
+
+def read_batches(loader):
+    """The batches of a loader. What was skipped is named, once; an error in place of a batch is raised."""
+    for batch in loader:
+        if isinstance(batch, Exception):
+            raise batch
+        for sentence in (s for info in batch['infos'] for s in info['bad'] if s not in loader.dataset.named):
+            loader.dataset.named.add(sentence)
+            tqdm.write(f'skipped: {sentence}', file=sys.stderr)
+        yield batch
+
+
+@contextmanager
+def workers_of(loader):
+    """Ends the workers, whatever happens; of one that died it tells what it was reading."""
+    try:
+        yield
+    except RuntimeError as error:                 # torch raises it wherever the main process is just then
+        found = re.match(r'DataLoader worker \(pid\D* ([\d, ]+)\)', str(error))
+        if not found:
+            raise
+        dead, samples = set(map(int, found[1].split(','))), loader.dataset
+        names = [str(samples.dataset.ids[index]) for pid, index in samples.busy.tolist() if pid in dead]
+        raise ValueError(f'a worker process died while it read {" and ".join(names) or "its first image"}; if the '
+                         'machine ran out of memory, take fewer --workers, else look at that image') from None
+    finally:
+        if loader._iterator is not None:          # Python would end them by SIGTERM, which they ignore, and wait
+            loader._iterator._shutdown_workers()
+            for worker in loader._iterator._workers:
+                worker.kill()
 
 
 # ------------------------------------------------------------------------------------------------------------

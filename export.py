@@ -8,12 +8,14 @@
 
 A person is where q_ins > theta_mask, a pixel's part the class of its largest q_cate: `predict.decode`.
 """
-import os
+import importlib
+import io
 
 import torch
 import torch.nn as nn
 
 from predict import keep_peaks
+from submissions import write_file
 from uniparser import ConvTower, correlate
 
 
@@ -36,7 +38,8 @@ class Correlations(nn.Module):
 def export(model, path):
     """Writes a fused model on the CPU to `path`; ModuleNotFoundError with advice where a package is missing."""
     try:
-        import onnx, onnxscript                                              # noqa: what torch.onnx needs
+        for name in 'onnx', 'onnxscript':                # what torch.onnx needs
+            importlib.import_module(name)
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(f'--export needs {error.name}; pip install onnx onnxscript onnxruntime') from None
     if model.config.fusion != 'index':
@@ -49,6 +52,6 @@ def export(model, path):
         Correlations(model).eval(), (torch.zeros(1, 3, 256, 320),), dynamo=True, opset_version=19, verbose=False,
         input_names=['image'], output_names=['scores', 'centers', 'q_ins', 'q_cate'],
         dynamic_shapes=({2: 32 * height, 3: 32 * width},), external_data=False)
-    temporary = f'{path}.tmp{os.getpid()}'
-    program.save(temporary, external_data=False)
-    os.replace(temporary, path)
+    file = io.BytesIO()
+    program.save(file, external_data=False)
+    write_file(path, file.getvalue())

@@ -14,7 +14,7 @@ import io
 import json
 import os
 import sys
-from collections import deque
+from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -28,8 +28,8 @@ import data
 from benchmark import benchmark_inference
 from export import export
 from losses import category_masks, make_targets
-from predict import decode, input_size, prepare, run
-from submissions import FORMS, PredictionWriter, write_file
+from predict import decode, input_size, outputs, prepare
+from submissions import FORMS, PredictionWriter, make_folder, write_file
 from uniparser import PRESETS, UniParser, correlate, find_device, get_config
 
 WEIGHTS = Path(__file__).parent / 'weights' / 'uniparser_ccp.pt'
@@ -93,11 +93,10 @@ def find_photos(arguments, out=None):
     for argument in arguments:
         if os.path.isdir(argument):
             found = sorted(p for p in Path(argument).rglob('*') if p.suffix.lower() in ENDINGS and not p.is_dir()
-                           and not (out and Path(out).resolve() in p.resolve().parents))
-            if not found:
-                raise FileNotFoundError(f'{argument} holds no photos ({", ".join(sorted(ENDINGS))})')
+                           and not (out and Path(out).resolve() in Path(os.path.realpath(p)).parents))
+            found = found or [Path(argument)]            # like a missing file, reported when its turn comes
         elif os.path.lexists(argument) or not glob.has_magic(argument):
-            found = [Path(argument)]                     # a missing file is reported when its turn comes
+            found = [Path(argument)]
         else:
             found = sorted(Path(p) for p in glob.glob(argument, recursive=True) if not os.path.isdir(p))
             if not found:
@@ -108,15 +107,18 @@ def find_photos(arguments, out=None):
 
 def result_names(paths):
     """A name for each photo's results: its stem, or where several have that stem, told apart by folder or number."""
-    names, taken = [], set()
-    stems = [p.stem for p in paths]
-    for p, stem in zip(paths, stems):
-        name = stem if stems.count(stem) == 1 else f'{p.parent.name}_{stem}{p.suffix.replace(".", "_")}'.lstrip('_')
+    names, taken = [], set()                             # in small letters: some file systems know no others
+    stems = Counter(p.stem.casefold() for p in paths)
+    for p in paths:
+        several = stems[p.stem.casefold()] > 1
+        name = f'{p.parent.name}_{p.stem}{p.suffix.replace(".", "_")}'.lstrip('_') if several else p.stem
+        while len(os.fsencode(name)) > 150:              # of 255 bytes that a name may have: `_person1_..` follows
+            name = name[:-1]
         unique, n = name, 1
-        while unique in taken:
+        while unique.casefold() in taken:
             n += 1
             unique = f'{name}_{n}'
-        taken.add(unique)
+        taken.add(unique.casefold())
         names.append(unique)
     return names
 
@@ -228,7 +230,7 @@ def cut_out(photo, mask, box):
 @torch.no_grad()
 def draw_maps(model, photo, found, height=400):
     """Photo, heat map (Eq. 1), q_ins of the best two people (Eq. 2), q_cate of their largest part (Eq. 3), parsing."""
-    out, (padded, size) = run(model, prepare(photo, model.config)), input_size(photo, model.config)
+    out, (padded, size) = outputs(model, prepare(photo, model.config)), input_size(photo, model.config)
     grid = model.config.grid * found.centers[:2] * (size[::-1] / np.array(photo.size) / padded[::-1])
     cells = grid.astype(int) @ (1, model.config.grid)                        # of the people found: row * S + column
     q_ins = correlate(out['k_ins'][0].flatten(1).T[cells], out['f_ins'][0], model.config.space)
@@ -241,7 +243,7 @@ def draw_maps(model, photo, found, height=400):
         image = Image.fromarray((values.clamp(0, 1) * 255).byte().cpu().numpy()).resize(padded[::-1], Image.BILINEAR)
         panels.append((name, Image.fromarray(RAMP[np.asarray(image)[:size[0], :size[1]]])))
     panels.append(('parsing', data.overlay(photo, found.parsing)))
-    width = round(photo.width * height / photo.height)
+    width = min(max(1, round(photo.width * height / photo.height)), 10 * height)
     sheet = Image.new('RGB', (len(panels) * (width + 6) - 6, height + 24), 'white')
     for k, (name, image) in enumerate(panels):
         sheet.paste(image.resize((width, height), Image.BILINEAR), (k * (width + 6), 24))
@@ -270,7 +272,7 @@ def parse_photos(model, args):
     paths, folder = find_photos(args.photos, args.out), Path(args.out)
     rank, world = int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))
     jobs = list(zip(paths, result_names(paths)))[rank::world]
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
 
     def read(job):
         try:
@@ -284,7 +286,7 @@ def parse_photos(model, args):
             if image is None:
                 yield path, name, photo, None, None
                 continue
-            found = decode(run(model, image), 0, photo, model.config)
+            found = decode(outputs(model, image), 0, photo, model.config)
             if args.only:
                 kept = keep_parts(found.parsing, model.class_names, args.only)
                 some = kept.any((1, 2))
@@ -299,8 +301,10 @@ def parse_photos(model, args):
             write_png(folder / f'{name}_maps.png', maps)
         write_results(folder, name, path, photo, found, model.class_names, args.cutouts)
         number = len(found.scores)
-        return f'{path}: ' + (f'{number} {"person" if number == 1 else "people"}' if number else 'nobody found; lower '
-                              f'--theta-center ({model.config.theta_center}) or --theta-part'), number
+        message = f'{number} {"person" if number == 1 else "people"}'
+        if not number:
+            message = f'nobody found; lower --theta-center ({model.config.theta_center}) or --theta-part'
+        return f'{data.printable(path)}: {message}', number
 
     counts = []
     with ThreadPoolExecutor(4) as pool, tqdm(total=len(jobs), disable=len(jobs) < 2 or None, unit='photo') as bar:
@@ -319,7 +323,7 @@ def predict_with_truth(model, kind, image, parsing, ignore):
     the correlations with people (people), or the correlations with categories (classes). What is still wrong is the
     rest's fault."""
     config, photo = model.config, Image.fromarray(image)
-    out, (padded, size) = run(model, prepare(photo, config)), input_size(photo, config)
+    out, (padded, size) = outputs(model, prepare(photo, config)), input_size(photo, config)
     _, parsing, ignore = data.resize(image, parsing, ignore, size[::-1], config.recipe)
     below = (0, padded[1] - size[1], 0, padded[0] - size[0])
     parsing, ignore = (F.pad(torch.from_numpy(np.array(x)), below) for x in (parsing, ignore))
@@ -387,7 +391,11 @@ def main(argv=None):
     except (OSError, ValueError, ModuleNotFoundError) as error:
         print(f'error: {error}', file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print(f'stopped; every photo with a .json in {args.out} is done', file=sys.stderr)
+        sys.exit(130)
 
 
 if __name__ == '__main__':
+    sys.stdout.reconfigure(errors='backslashreplace')    # a terminal need not know the letters of a file's name
     main()

@@ -43,7 +43,7 @@ def predict(model, photos, batch_size=8):
     for members in groups.values():
         for start in range(0, len(members), batch_size):
             chunk = members[start:start + batch_size]
-            out = run(model, torch.cat([prepare(photos[i], model.config) for i in chunk]))
+            out = outputs(model, torch.cat([prepare(photos[i], model.config) for i in chunk]))
             for k, i in enumerate(chunk):
                 results[i] = decode(out, k, photos[i], model.config)
     return results
@@ -64,7 +64,7 @@ def prepare(photo, config):
 
 
 @torch.no_grad()
-def run(model, images):
+def outputs(model, images):
     """What the network returns for its input (B, 3, H, W), as float32."""
     out = model.eval()(images.to(model.category_builder.k_cate.device, memory_format=torch.channels_last))
     return {k: v.float() if torch.is_tensor(v) else v for k, v in out.items()}

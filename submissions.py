@@ -8,6 +8,7 @@
 import json
 import os
 from collections import namedtuple
+from contextlib import contextmanager
 from copy import copy
 from pathlib import Path
 
@@ -246,9 +247,10 @@ class PredictionWriter:
             self.close()
 
     def save(self, name, labels):
-        (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
+        make_folder((self.folder / name).parent)
         labels = labels.astype(np.uint16 if labels.max() > 255 else np.uint8)
-        Image.fromarray(labels).save(self.folder / name, compress_level=3)
+        with writing(self.folder / name):
+            Image.fromarray(labels).save(self.folder / name, compress_level=3)
 
     def add(self, image, prediction):
         parsing, scores = as_pair(prediction)
@@ -278,7 +280,7 @@ class PredictionWriter:
         for name, rows in (('instance_segmentation', humans), ('instance_parsing', parts)):
             ids = sum((i * mask for i, (mask, _) in enumerate(rows, 1)), np.zeros(classes.shape, np.uint16))
             self.save(f'{name}/{image}.png', ids)
-            (self.folder / name / f'{image}.txt').write_text(''.join(line for _, line in rows))
+            write_file(self.folder / name / f'{image}.txt', ''.join(line for _, line in rows))
 
     def close(self):
         """Write the index, without which the folder holds no predictions."""
@@ -293,10 +295,30 @@ class PredictionWriter:
             write_file(self.folder / 'results.txt', ''.join(lines))
 
 
+def make_folder(path):
+    try:
+        os.makedirs(path, exist_ok=True)
+    except OSError as error:
+        raise OSError(f'{path} cannot be made a folder ({error.strerror}); choose another --out') from None
+
+
+@contextmanager
+def writing(path):
+    try:
+        yield
+    except OSError as error:
+        raise OSError(f'{path} cannot be written ({error.strerror or error}); make room or choose another '
+                      'folder') from None
+
+
 def write_file(path, content):
     """Text or bytes, under another name until it is complete."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     temporary = path.with_name(f'.{path.name}.{os.getpid()}')
-    temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-    os.replace(temporary, path)
+    try:
+        with writing(path):
+            temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+            os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torchvision.ops import deform_conv2d
 
@@ -133,7 +132,7 @@ def test_what_goes_ahead_comes_in_order_and_never_far_ahead():
 def test_planted_people_are_decoded(preset, people):
     model = tiny_model(preset, grid=40, channels=64, test_short_side=96, long_side=128).fuse()
     photo = Image.new('RGB', (128, 96))
-    out = benchmark.plant_people(predict.run(model, prepare(photo, model.config)), people, model.config)
+    out = benchmark.plant_people(predict.outputs(model, prepare(photo, model.config)), people, model.config)
     found = decode(out, 0, photo, model.config)
     assert len(found.scores) == people
     assert all(len(np.unique(p)) == 1 + benchmark.BANDS for p in found.parsing)

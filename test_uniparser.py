@@ -824,6 +824,15 @@ def test_a_loss_that_is_not_finite_stops_and_names_terms_and_images(tmp_path, mo
     assert not (tmp_path / 'run' / 'last.pt').exists()
 
 
+def test_a_spike_of_the_loss_stops_and_names_terms_and_images():
+    batches, scaler = [dict(infos=[dict(id='one')]), dict(infos=[dict(id='two')])], torch.amp.GradScaler('cpu', enabled=False)
+    losses = dict(center=torch.tensor(3.0), total=torch.tensor(0.9 * train.SPIKE))
+    assert train.check_finite(losses, batches, scaler)['center'] == 3
+    losses['total'] *= 2
+    with pytest.raises(train.NonFinite, match=r'above 10,000.*center.*images: one, two'):
+        train.check_finite(losses, batches, scaler)
+
+
 @pytest.mark.parametrize('arguments, message', [
     (['--data', 'MHP'], '--root'), (['--data', 'MHP', '--root', 'nowhere'], 'nowhere'),
     (['--batch-size', '3', '--accumulate', '2'], 'multiple of 2'), (['--backbone', 'vgg'], 'unknown backbone'),
@@ -984,7 +993,7 @@ def test_maps_show_the_people_that_were_found(monkeypatch):
     found = model.predict(photo)[0]
     assert len(found.scores) > 2
     kept = type(found)(*(field[1:] for field in found))                      # as if the best had no part
-    out = predict.run(model, predict.prepare(photo, model.config))
+    out = predict.outputs(model, predict.prepare(photo, model.config))
     cells, scores = find_centers(out['heatmap'][0, 0], model.config)
     seen = []
     monkeypatch.setattr(infer, 'correlate', lambda k, f, space: seen.append(k) or correlate(k, f, space))
@@ -1063,7 +1072,7 @@ def test_with_the_truth_for_people_and_classes_little_is_left_to_get_wrong(monke
             patch.setattr(infer, 'decode', lambda out, *_: out)
             out = infer.predict_with_truth(model, 'classes', *sample)
             patch.undo()
-            patch.setattr(infer, 'run', lambda *_: out)
+            patch.setattr(infer, 'outputs', lambda *_: out)
             found.append(infer.predict_with_truth(model, 'people', *sample))
     metrics = parsing_metrics(found, [parsing for _, parsing, _ in samples], 6)
     assert metrics['people'] > 4 and metrics['AP50'] == 1.0 and metrics['APvol'] > 0.75

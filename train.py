@@ -28,12 +28,14 @@ from tqdm import tqdm
 
 import data
 from benchmark import benchmark_training, memory
-from checkpoints import load_strictly, read_checkpoint
+from checkpoints import load_strictly, read_checkpoint, reading
 from evaluate import ParsingMetrics, draw_benchmark
 from losses import uniparser_loss
+from submissions import make_folder, write_file, writing
 from uniparser import CHOICES, Config, UniParser, describe, find_device, get_config
 
 LOG_SECONDS, SAVE_SECONDS, PICTURES = 10, 600, 8
+SPIKE = 10_000                                       # total loss; an untrained network has about 10
 REPORTED = 'AP50', 'APvol', 'PCP50', 'mIoU'
 RESUMABLE = 'epochs', 'milestones', 'workers', 'val_every', 'val_images'      # what --resume may change
 
@@ -49,6 +51,7 @@ def parse_arguments(argv=None):
     parser.add_argument('--amp', action=argparse.BooleanOptionalAction, help='half precision; default: on CUDA')
     parser.add_argument('--benchmark', action='store_true',
                         help='measure the speed of data and steps on this machine; MHP without --root: on drawn files')
+    parser.add_argument('--skip-bad', action='store_true', help='leave out images that cannot be read, and name them')
     group = parser.add_argument_group('settings (the defaults are those of the preset)')
     for field in fields(Config):
         if field.name in ('data', 'recipe', 'num_classes', 'pretrained_stages'):
@@ -125,13 +128,14 @@ def train_step(model, batches, optimizer, scaler, config, device, amp, rate):
 
 
 def check_finite(losses, batches, scaler):
-    """Loss terms as numbers. NonFinite, with the terms and the images, where one is not finite; but a float16 gradient
-    may overflow, the scaler skips it."""
+    """Loss terms as numbers. NonFinite, with the terms and the images, where one is not finite or the total is a spike;
+    but a float16 gradient may overflow, the scaler skips it."""
     values = {k: float(v) for k, v in losses.items()}
     bad = [k for k, v in values.items() if not math.isfinite(v) and not (k == 'grad_norm' and scaler.is_enabled())]
-    if bad:
+    if bad or values['total'] > SPIKE:
+        wrong = f'{", ".join(bad)} is not finite' if bad else f'the total is above {SPIKE:,}; lower --lr'
         names = ', '.join(str(info['id']) for batch in batches for info in batch['infos'])
-        raise NonFinite(f'{", ".join(bad)} is not finite; all terms: {values}; images: {names}')
+        raise NonFinite(f'{wrong}; all terms: {values}; images: {names}')
     return values
 
 
@@ -147,7 +151,13 @@ def validate(model, dataset, config, rank=0, world=1, pictures=None, seen=()):
     for i in tqdm(range(rank, count, world), desc='validation', leave=False, disable=rank > 0 or None):
         if seen and world == 1:
             return None
-        image, parsing, ignore = dataset.read(i)
+        try:
+            image, parsing, ignore = dataset.read(i)
+        except (OSError, ValueError) as error:
+            if not dataset.skip_bad:
+                raise
+            tqdm.write(f'skipped: {error}', file=sys.stderr)
+            continue
         prediction = model.predict(image)[0]
         metrics.add(i, prediction, (parsing, ignore))
         if pictures and i < PICTURES:
@@ -170,8 +180,9 @@ def save_picture(path, image, truth, found, dataset):
     for panel in panels:
         sheet.paste(panel, (x, 0))
         x += panel.width
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path)
+    make_folder(path.parent)
+    with writing(path):
+        sheet.save(path)
 
 
 def summary(result):
@@ -187,7 +198,7 @@ class Run:
 
     def __init__(self, folder, rank):
         self.folder, self.rank, self.best = Path(folder), rank, -1.0
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
 
     def log(self, text, **record):
         if self.rank:
@@ -195,7 +206,7 @@ class Run:
         tqdm.write(text, file=sys.stdout)
         sys.stdout.flush()
         if record:
-            with open(self.folder / 'log.jsonl', 'a') as f:
+            with writing(self.folder / 'log.jsonl'), open(self.folder / 'log.jsonl', 'a') as f:
                 f.write(json.dumps(record) + '\n')
 
 
@@ -231,8 +242,8 @@ def prepare(args):
         if fixed:
             flag = fixed[0].replace('_', '-')
             raise ValueError(f'--resume goes on with the settings of the run: --{flag} cannot change')
-        config = replace(Config(**state['config']), **changes)
-        return config, Path(args.resume), state, args.root or state['root']
+        with reading(os.path.join(args.resume, 'last.pt')):
+            return replace(Config(**state['config']), **changes), Path(args.resume), state, args.root or state['root']
     preset = (args.data or 'synthetic').lower() + ('_released' if args.recipe == 'released' else '')
     config = get_config(preset, **changes)
     if args.out and os.path.exists(os.path.join(args.out, 'last.pt')):
@@ -254,6 +265,7 @@ def train(args):
         drawn.update(backgrounds=config.backgrounds, people=config.people)
     train_set = data.open_dataset(config.data, root, 'train', **drawn)
     val_set = data.open_dataset(config.data, root, 'val')
+    train_set.skip_bad = val_set.skip_bad = args.skip_bad
     samples = data.Samples(train_set, config)
     loader = data.loader(samples, config, config.batch_size // world // config.accumulate, rank, world, device)
     if loader.batch_sampler.total() < config.accumulate:
@@ -280,11 +292,11 @@ def train(args):
     run = Run(folder, rank)
     run.best = state['best'] if state else -1.0
     if rank == 0:
-        (run.folder / 'config.json').write_text(json.dumps(asdict(config), indent=1) + '\n')
+        write_file(run.folder / 'config.json', json.dumps(asdict(config), indent=1) + '\n')
     run.log(f'{run.folder}: {len(train_set)} training and {len(val_set)} validation images, {world} x {device}, '
             f'{sum(p.numel() for p in model.parameters()):,} parameters')
     run.log(f'settings: {describe(config)}')
-    with signals() as seen:
+    with signals() as seen, data.workers_of(loader):
         return fit(model, config, loader, val_set, run, state, root, rank, world, device, args.amp, seen)
 
 
@@ -341,7 +353,7 @@ def fit(model, config, loader, val_set, run, state, root, rank, world, device, a
     for epoch in range(epoch, config.epochs):
         loader.batch_sampler.set_epoch(epoch, start=position * config.accumulate)
         net.train()
-        iterator, shown, pending = iter(loader), (time.time(), position), None
+        iterator, shown, pending = data.read_batches(loader), (time.time(), position), None
         for position in tqdm(range(position, steps), initial=position, total=steps, desc=f'epoch {epoch + 1}',
                              leave=False, disable=rank > 0 or None):
             batches = [next(iterator) for _ in range(config.accumulate)]
@@ -383,6 +395,18 @@ def fit(model, config, loader, val_set, run, state, root, rank, world, device, a
     return result
 
 
+def explain(error):
+    """A sentence about an error that is no mistake of the program; None about others."""
+    if isinstance(error, (OSError, ValueError, NonFinite)):
+        return str(error)
+    if isinstance(error, KeyboardInterrupt):
+        return 'stopped before training began'
+    if isinstance(error, torch.OutOfMemoryError):
+        return f'{str(error).split(".")[0]}; the same step in less memory: a larger --accumulate'
+    if isinstance(error, dist.DistError) or '/gloo/' in str(error):
+        return 'another process of this run has ended or cannot be reached; its message says why; go on with --resume'
+
+
 def main(argv=None):
     try:
         args = parse_arguments(argv)
@@ -392,8 +416,10 @@ def main(argv=None):
                 for split, count in ('train', 64), ('val', 1):
                     draw_benchmark(Path(drawn), count, split)
             train(args)
-    except (OSError, ValueError, NonFinite) as error:
-        print(f'error: {error}', file=sys.stderr)
+    except (Exception, KeyboardInterrupt) as error:
+        if not explain(error):
+            raise
+        print(f'error: {explain(error)}', file=sys.stderr)
         sys.exit(2)
     finally:
         if dist.is_initialized():

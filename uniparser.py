@@ -16,6 +16,7 @@ The defaults of `Config` are the paper's text on MHPv2.0. Where the paper is sil
 reading and what the authors' released code does; README.md lists every such place.
 """
 import difflib
+import math
 import os
 from dataclasses import asdict, dataclass, fields, replace
 
@@ -28,7 +29,7 @@ from torchvision.models.resnet import BasicBlock, ResNet
 from torchvision.ops import deform_conv2d
 from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
 
-from checkpoints import from_released, is_released, load_strictly, read_checkpoint
+from checkpoints import from_released, is_released, load_strictly, read_checkpoint, reading
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -103,9 +104,11 @@ class Config:
         for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f'{name} is {getattr(self, name)!r}; choose one of {", ".join(allowed)}')
-        for name in ('batch_size', 'accumulate', 'epochs', 'grid', 'max_people'):
+        for name in ('batch_size', 'accumulate', 'epochs', *LIMITS):
             if getattr(self, name) < 1:
                 raise ValueError(f'{name} is {getattr(self, name)}; it is at least 1')
+            if getattr(self, name) > LIMITS.get(name, math.inf):
+                raise ValueError(f'{name} is {getattr(self, name)}; it is at most {LIMITS[name]}')
         for name in ('theta_center', 'theta_mask', 'theta_part'):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f'{name} is {getattr(self, name)}; it is between 0 and 1')
@@ -116,6 +119,8 @@ class Config:
 CHOICES = dict(recipe=('paper', 'released'), space=('cosine', 'inner', 'sigmoid_after', 'sigmoid_before'),
                fusion=('index', 'convs', 'multi'), optimizer=('sgd', 'adamw'), schedule=('step', 'cosine'))
 SCALES = (640, 672, 704, 736, 768, 800)
+LIMITS = dict(num_classes=254, grid=1000, depth=50, center_depth=50, max_people=255, test_short_side=10000,
+              long_side=10000)
 RELEASED = dict(recipe='released', short_side=SCALES, compress_kernel=3, share_compression=False, depth=4,
                 category_coords=True, center_radius=1, lambda_neg=2.0)
 CIHP = dict(data='CIHP', num_classes=19, epochs=75, milestones=(50, 65), lambda_neg=0.0, lambda_pull=1.0)
@@ -249,7 +254,7 @@ class Backbone(nn.Module):
                     'torchvision (--pretrained FILE) or start without (--pretrained "")') from None
         else:
             state = read_checkpoint(source)
-        state = {k: v for k, v in state.items() if not k.startswith('fc.')}
+        state = {k: v for k, v in state.items() if torch.is_tensor(v) and not str(k).startswith('fc.')}
         own = {k: v for k, v in self.state_dict().items() if 'conv_offset' not in k and 'num_batches' not in k}
         wrong = [k for k, v in state.items() if 'num_batches' not in k and (k not in own or own[k].shape != v.shape)]
         missing = {k.split('.')[0] for k in own if k not in state}
@@ -537,10 +542,16 @@ class UniParser(nn.Module):
             raise ValueError('a fused model cannot be saved; save it before fuse()')
         state = dict(format='uniparser 1', config=asdict(self.config), class_names=self.class_names,
                      flip_pairs=self.flip_pairs, model=self.state_dict(), **more)
-        temporary = f'{path}.tmp{os.getpid()}'
+        temporary = f'{path}.tmp'                         # one name, so that kills leave one file at most
         try:
-            torch.save(state, temporary)
+            with open(temporary, 'wb') as f:
+                torch.save(state, f)
+                f.flush()
+                os.fsync(f.fileno())
             os.replace(temporary, path)
+        except (OSError, RuntimeError) as error:          # torch makes its own of a full disk
+            reason = getattr(error, 'strerror', None) or 'probably the disk is full'
+            raise OSError(f'{path} cannot be written ({reason}); make room: what it held before is kept') from None
         finally:
             if os.path.exists(temporary):
                 os.remove(temporary)
@@ -549,18 +560,26 @@ class UniParser(nn.Module):
     def from_pretrained(cls, path, device='cpu', **changes):
         """The model in a file written by `save` or by the released code, in eval mode. `changes` are config fields,
         such as theta_center."""
+        replace(Config(), **changes)                      # whose mistakes are not the file's
         state = read_checkpoint(path)
-        if is_released(state):
-            state = from_released(state, path)
-        if state.get('format') != 'uniparser 1':
-            raise ValueError(f'{path} is not a UniParser checkpoint (it has no "format" of this version); give a file '
-                             'written by train.py, or by the released code')
-        unknown = sorted(set(state['config']) - {f.name for f in fields(Config)})
-        if unknown:
-            raise ValueError(f'{path} was written by another version: its config has unknown fields {unknown}')
-        model = cls(replace(Config(**state['config']), **changes), state['class_names'], state['flip_pairs'])
-        load_strictly(model, state['model'], path)
-        return model.to(device).eval()
+        with reading(path):
+            if is_released(state):
+                state = from_released(state, path)
+            if state.get('format') != 'uniparser 1':
+                raise ValueError(f'{path} is not a UniParser checkpoint of this version (its "format" is '
+                                 f'{state.get("format")!r}); give a file written by train.py, or by the released code')
+            unknown = sorted(set(state['config']) - {f.name for f in fields(Config)})
+            if unknown:
+                raise ValueError(f'{path} was written by another version: its config has unknown fields {unknown}')
+            for name, value in state['config'].items():
+                default = getattr(Config, name)
+                if type(value) is not type(default) and (type(value), type(default)) != (int, float):
+                    raise ValueError(f'its setting {name} is {value!r}, but should be like {default!r}')
+            config, names = replace(Config(**state['config']), **changes), state['class_names']
+            with torch.device('meta'):                    # takes no memory, whatever sizes the file tells
+                model = cls(config, names and [*map(str, names)], state['flip_pairs'])
+            load_strictly(model, state['model'], path)
+            return model.to(device).eval()
 
 
 def find_device(name):
