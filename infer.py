@@ -59,6 +59,8 @@ def parse_arguments(argv=None):
     parser.add_argument('--export', metavar='FILE.onnx', help='write the network as ONNX (needs onnx and onnxscript)')
     parser.add_argument('--benchmark', action='store_true', help='measure the speed on this machine')
     parser.add_argument('--preset', choices=list(PRESETS), help='with --benchmark: an untrained network, no weights')
+    parser.add_argument('--backbone', help='with --preset: another')
+    parser.add_argument('--light', action='store_true', help='with --preset: UniParser_light')
     parser.add_argument('--size', type=int, nargs=2, metavar=('H', 'W'), help='with --benchmark: of the photo, pixels')
     parser.add_argument('--people', type=int, default=10, help='with --benchmark: people to decode (default: 10)')
     parser.add_argument('--oracle', choices=['centers', 'people', 'classes'],
@@ -76,6 +78,7 @@ def load_model(args, device):
         changes.update(test_short_side=min(args.size), long_side=max(args.size))
     if args.preset:
         torch.manual_seed(0)
+        changes.update({name: getattr(args, name) for name in ('backbone', 'light') if getattr(args, name)})
         model = UniParser(get_config(args.preset, pretrained='', **changes))
         return model.to(find_device(device)).fuse()
     if args.weights == str(WEIGHTS) and not WEIGHTS.exists():
@@ -228,9 +231,9 @@ def cut_out(photo, mask, box):
 
 
 @torch.no_grad()
-def draw_maps(model, photo, found, height=400):
+def draw_maps(model, out, photo, found, height=400):
     """Photo, heat map (Eq. 1), q_ins of the best two people (Eq. 2), q_cate of their largest part (Eq. 3), parsing."""
-    out, (padded, size) = outputs(model, prepare(photo, model.config)), input_size(photo, model.config)
+    padded, size = input_size(photo, model.config)
     grid = model.config.grid * found.centers[:2] * (size[::-1] / np.array(photo.size) / padded[::-1])
     cells = grid.astype(int) @ (1, model.config.grid)                        # of the people found: row * S + column
     q_ins = correlate(out['k_ins'][0].flatten(1).T[cells], out['f_ins'][0], model.config.space)
@@ -282,24 +285,21 @@ def parse_photos(model, args):
             return job, error, None
 
     def parse(photos):
-        for (path, name), photo, image in photos:
-            if image is None:
-                yield path, name, photo, None, None
-                continue
-            found = decode(outputs(model, image), 0, photo, model.config)
-            if args.only:
-                kept = keep_parts(found.parsing, model.class_names, args.only)
-                some = kept.any((1, 2))
-                found = type(found)(kept[some], found.scores[some], found.centers[some])
-            yield path, name, photo, found, draw_maps(model, photo, found) if args.maps else None
+        for job, photo, image in photos:
+            yield job, photo, None if image is None else outputs(model, image)
 
     def write(result):
-        path, name, photo, found, maps = result
-        if found is None:
+        (path, name), photo, out = result
+        if out is None:
             return f'error: {photo}', None
-        if maps:
-            write_png(folder / f'{name}_maps.png', maps)
+        found = decode(out, 0, photo, model.config)
+        if args.only:
+            kept = keep_parts(found.parsing, model.class_names, args.only)
+            some = kept.any((1, 2))
+            found = type(found)(kept[some], found.scores[some], found.centers[some])
         write_results(folder, name, path, photo, found, model.class_names, args.cutouts)
+        if args.maps:
+            write_png(folder / f'{name}_maps.png', draw_maps(model, out, photo, found))
         number = len(found.scores)
         message = f'{number} {"person" if number == 1 else "people"}'
         if not number:
@@ -371,6 +371,10 @@ def benchmark(args):
 def main(argv=None):
     args = parse_arguments(argv)
     try:
+        if (args.backbone or args.light) and not args.preset:
+            raise ValueError('--backbone and --light go with --preset; weights know their own')
+        if (args.preset or args.size) and not (args.benchmark or args.export):
+            raise ValueError('--preset and --size go with --benchmark or --export')
         if args.export:
             export(load_model(args, 'cpu'), args.export)
             print(f'{args.export}: {os.path.getsize(args.export) / 1e6:.1f} MB, of H and W that are multiples of 32')

@@ -997,10 +997,10 @@ def test_maps_show_the_people_that_were_found(monkeypatch):
     cells, scores = find_centers(out['heatmap'][0, 0], model.config)
     seen = []
     monkeypatch.setattr(infer, 'correlate', lambda k, f, space: seen.append(k) or correlate(k, f, space))
-    infer.draw_maps(model, photo, kept)
+    infer.draw_maps(model, out, photo, kept)
     own = [cells[np.isclose(scores, score)][0] for score in kept.scores[:2]]
     assert torch.equal(seen[0], out['k_ins'][0].flatten(1).T[torch.stack(own)])
-    assert infer.draw_maps(model, photo, type(found)(*(field[:0] for field in found))).width > 0
+    assert infer.draw_maps(model, out, photo, type(found)(*(field[:0] for field in found))).width > 0
 
 
 def test_results_among_the_photos_are_not_photos(checkpoint, tmp_path):
