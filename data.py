@@ -16,6 +16,7 @@ One label for everything. parsing: uint8 (N, H, W), one map a person; 0 = not th
 made.
 """
 import argparse
+import atexit
 import io
 import json
 import os
@@ -23,6 +24,7 @@ import re
 import signal
 import sys
 import warnings
+import weakref
 import zipfile
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
@@ -568,7 +570,7 @@ def train_transform(image, parsing, ignore, flip_pairs, config, rng):
         image, parsing, ignore = image[:, ::-1], swap_sides(parsing[:, :, ::-1], flip_pairs), ignore[:, ::-1]
     if config.color_jitter:
         image = color_jitter(image, config.color_jitter, rng)
-    return image, parsing[parsing.any((1, 2))], ignore
+    return image, parsing[parsing.any((1, 2))], ignore           # this copies: no stride is negative
 
 
 def normalize(image):
@@ -626,9 +628,8 @@ class Samples:
             return error
         info = dict(id=self.dataset.ids[chosen], index=chosen, size=sample[2].shape, bad=bad)
         rng = np.random.default_rng((4, config.seed, epoch, index))
-        sample = train_transform(*sample, self.dataset.flip_pairs, config, rng)
-        image, parsing, ignore = (np.array(a) for a in sample)
-        parsing, ignore = torch.from_numpy(parsing), torch.from_numpy(ignore)
+        image, parsing, ignore = train_transform(*sample, self.dataset.flip_pairs, config, rng)
+        parsing, ignore = torch.from_numpy(parsing), torch.from_numpy(np.array(ignore))
         return dict(image=normalize(image), parsing=parsing, ignore=ignore, info=info)
 
 
@@ -695,11 +696,21 @@ def loader(samples, config, batch_size, rank=0, world=1, device='cpu'):
     """Torch DataLoader of Samples; before each epoch, loader.batch_sampler.set_epoch(epoch, start)."""
     import torch
     samples.busy = torch.zeros(config.workers, 2, dtype=torch.long).share_memory_()      # process, index of its image
-    return torch.utils.data.DataLoader(
+    loader = torch.utils.data.DataLoader(
         samples, batch_sampler=EpochBatches(samples.dataset, batch_size, config.seed, rank, world),
         collate_fn=collate, num_workers=config.workers, persistent_workers=config.workers > 0,
         worker_init_fn=ignore_signals,
         pin_memory=torch.device(device).type == 'cuda', generator=torch.Generator())      # not the global one
+    atexit.register(lambda loader: end_workers(loader()), weakref.ref(loader))
+    return loader
+
+
+def end_workers(loader):
+    """At its end Python would end the workers by SIGTERM, which they ignore, and wait."""
+    if loader is not None and loader._iterator is not None:
+        loader._iterator._shutdown_workers()
+        for worker in loader._iterator._workers:
+            worker.kill()
 
 
 def read_batches(loader):
@@ -727,10 +738,7 @@ def workers_of(loader):
         raise ValueError(f'a worker process died while it read {" and ".join(names) or "its first image"}; if the '
                          'machine ran out of memory, take fewer --workers, else look at that image') from None
     finally:
-        if loader._iterator is not None:          # Python would end them by SIGTERM, which they ignore, and wait
-            loader._iterator._shutdown_workers()
-            for worker in loader._iterator._workers:
-                worker.kill()
+        end_workers(loader)
 
 
 # ------------------------------------------------------------------------------------------------------------

@@ -95,7 +95,8 @@ def decode(out, i, photo, config):
     x, y = ((2 * cell + 1) / (2 * config.grid) for cell in (cells % config.grid, cells // config.grid))
     centers = torch.stack([x * padded[1] / size[1] * photo.width, y * padded[0] / size[0] * photo.height], 1)
     found = parsing.any(axis=(1, 2)) | (config.recipe == 'released')                       # it returns the empty ones
-    return Parsing(parsing[found], scores.cpu().numpy()[found], centers.cpu().numpy()[found])
+    people = parsing, scores.cpu().numpy(), centers.cpu().numpy()
+    return Parsing(*people) if found.all() else Parsing(*(a[found] for a in people))       # a copy is all of it twice
 
 
 def find_centers(heatmap, config):

@@ -283,7 +283,8 @@ def train(args):
             print(f'{config.pretrained} ends at stage {config.pretrained_stages}; the rest starts from scratch')
     model.to(device, memory_format=torch.channels_last)
     if args.benchmark:
-        return benchmark_training(model, loader, config, device, choose_amp(args.amp, device))
+        with data.workers_of(loader):
+            return benchmark_training(model, loader, config, device, choose_amp(args.amp, device))
     if folder is None:
         folder = [free_folder(config.data)]
         if world > 1:
