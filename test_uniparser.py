@@ -4,6 +4,7 @@ The data sets are tested in test_data.py, the metrics in test_evaluate.py.
 """
 import contextlib
 import hashlib
+import importlib.util
 import io
 import json
 import os
@@ -1119,7 +1120,9 @@ def test_every_command_of_the_readme_runs(tmp_path):
     programs = {w for c in commands for w in shlex.split(c) if w.endswith('.py')}
     assert programs == {'train.py', 'infer.py', 'data.py', 'evaluate.py'}
     for command in commands:
-        words = shlex.split(command.replace('DIR', 'data/LV-MHP-v2'))
+        words = shlex.split(command.replace('DIR', 'data/LV-MHP-v2').replace('512 512', '64 64'))
+        if '--export' in words and not importlib.util.find_spec('onnxscript'):
+            continue
         if 'train.py' in command and '--resume' not in command:
             words += small
         if words[0] == 'torchrun':
