@@ -15,6 +15,7 @@ import random
 import shutil
 import signal
 import struct
+import subprocess
 import sys
 import tempfile
 import threading
@@ -596,6 +597,14 @@ def die_at(index):
     """A data set whose image `index` kills the process that reads it."""
     read = data.Synthetic.read
     return lambda self, i, *rest: os.kill(os.getpid(), signal.SIGKILL) if i == index else read(self, i, *rest)
+
+
+def test_a_script_that_leaves_workers_behind_ends():
+    code = ('import data, uniparser; config = uniparser.get_config("synthetic", workers=1);'
+            'loader = data.loader(data.Samples(data.open_dataset("synthetic"), config), config, 2);'
+            'print(next(iter(loader))["images"].shape)')
+    done = subprocess.run([sys.executable, '-c', code], cwd=HERE, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and '[2, 3, 96, 128]' in done.stdout, done.stderr
 
 
 @pytest.mark.parametrize('workers', [1, 2])
