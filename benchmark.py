@@ -5,6 +5,7 @@ on an image of the same size, measured in turns with the rest; on a CPU process 
 numbers of different machines comparable.
 """
 import itertools
+import math
 import statistics
 import sys
 import tempfile
@@ -59,7 +60,10 @@ def memory(device):
 
 def multiply_adds(function, *arguments):
     """Of convolutions and matrix products, without those of the sampling in deformable convolutions."""
-    with FlopCounterMode(display=False) as counter:
+    def deform_conv2d(x, weight, *_, out_shape, **__):
+        return 2 * math.prod(out_shape) * math.prod(weight[1:])
+
+    with FlopCounterMode(display=False, custom_mapping={torch.ops.torchvision.deform_conv2d: deform_conv2d}) as counter:
         function(*arguments)
     return counter.get_total_flops() // 2
 
@@ -101,6 +105,8 @@ def benchmark_inference(model, device, path, size, people, save, onnx=None, repe
     """Prints a table of the steps from a photo's file to its results' files. save(folder, photo, found) writes them;
     onnx: file of the same network, to be run by ONNX Runtime on the CPU."""
     device, config = torch.device(device), model.config
+    if people < 1:
+        raise ValueError(f'--people is {people}; it is at least 1')
     photo = data.read_photo(path)
     if size:
         photo = photo.resize(size[::-1])
@@ -110,7 +116,8 @@ def benchmark_inference(model, device, path, size, people, save, onnx=None, repe
         plain = torchvision.models.resnet50().eval().to(device)
         out = outputs(model, images)
         session = start_onnx(onnx) if onnx else None
-        planted = {n: plant_people(out, n, config) for n in sorted({1, people})}
+        planted = [plant_people(out, n, config) for n in sorted({1, people})]
+        planted = {len(find_centers(out['heatmap'][0, 0], config)[0]): out for out in planted}
         for k in range(repeats + 2):
             if k == 2:                                   # the first two are not counted
                 clock = Clock(device)
@@ -129,7 +136,6 @@ def benchmark_inference(model, device, path, size, people, save, onnx=None, repe
         counts = {'plain ResNet-50': multiply_adds(plain, images), 'backbone': multiply_adds(model.backbone, images),
                   'FPN': multiply_adds(model.pyramid, features), 'heads': multiply_adds(model.heads, pyramid),
                   'network': multiply_adds(model, images)}
-        found = {n: len(find_centers(planted[n]['heatmap'][0, 0], config)[0]) for n in planted}
     parameters = {'plain ResNet-50': plain, 'backbone': model.backbone, 'FPN': model.fpn, 'network': model}
     parameters = {k: sum(p.numel() for p in m.parameters()) / 1e6 for k, m in parameters.items()}
     parameters['heads'] = parameters['network'] - parameters['backbone'] - parameters['FPN']
@@ -142,7 +148,7 @@ def benchmark_inference(model, device, path, size, people, save, onnx=None, repe
         if name in counts:
             row += f' {parameters[name]:9.2f} {counts[name] / 1e9:9.1f} {2 * counts[name] / wall / 1e6:9.0f}'
         print(row)
-    print(f'people decoded: {", ".join(map(str, found.values()))}; peak memory {memory(device):.2f} GB')
+    print(f'peak memory {memory(device):.2f} GB')
 
 
 def benchmark_training(model, loader, config, device, amp, steps=20):
@@ -168,10 +174,10 @@ def benchmark_training(model, loader, config, device, amp, steps=20):
         print(f'{name:28} {count / (time.perf_counter() - start):8.2f} images/s')
 
     model.train()
-    batch = next(iter(loader))
+    batch = next(data.read_batches(loader))
     print(f'batches of {"x".join(map(str, batch["images"].shape))}, {config.workers} workers, {device}, '
           f'{torch.get_num_threads()} threads, torch {torch.__version__}; {steps} steps or {SECONDS} s')
-    rate('data alone', loader, lambda batch: None)
+    rate('data alone', data.read_batches(loader), lambda batch: None)
     rate('steps alone, one batch', itertools.repeat(batch), step)
-    rate('both', loader, step)
+    rate('both', data.read_batches(loader), step)
     print(f'peak memory {memory(device):.2f} GB')

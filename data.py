@@ -79,7 +79,7 @@ def naming(path, advice='--root is the folder of the unpacked download'):
 def open_image(path):
     """Pillow image whose pixels are not yet decoded."""
     if os.path.exists(path) and not os.path.isfile(path):
-        kind = 'a folder that holds no photos' if os.path.isdir(path) else 'no regular file'
+        kind = 'a folder without photos, or that may not be read' if os.path.isdir(path) else 'no regular file'
         raise OSError(EINVAL, f'it is {kind}')                # opening a pipe would wait for ever
     with Image.open(path, formats=FORMATS) as image:
         yield image
@@ -239,8 +239,11 @@ class MHP(Photos):
         self.photos = pick_files(os.path.join(root, split, 'images'), self.ids)
         self.people = None if split == 'test' else defaultdict(list)
         if split != 'test':
-            for name, path in index_folder(os.path.join(root, split, 'parsing_annos'), ('.png',)).items():
+            folder = os.path.join(root, split, 'parsing_annos')
+            for name, path in index_folder(folder, ('.png',)).items():
                 self.people[name.rsplit('_', 2)[0]].append(path)
+            if self.ids and not any(i in self.people for i in self.ids):
+                raise FileNotFoundError(f'{folder} has no label map of any photo; unpack the download again')
 
 
 class CIHP(Photos):
@@ -607,8 +610,12 @@ class Samples:
 
     def read(self, index, epoch):
         """Index and content of image `index`, or of another where bad ones are skipped; and the reasons."""
+        import torch
         rng, bad, chosen = np.random.default_rng((6, self.config.seed, epoch, index)), [], index
+        worker = torch.utils.data.get_worker_info()
         while True:
+            if worker and self.busy is not None:
+                self.busy[worker.id] = torch.tensor([os.getpid(), chosen])
             try:
                 return chosen, self.dataset.read(chosen, self.config.seed, epoch), bad
             except (OSError, ValueError) as error:
@@ -619,9 +626,7 @@ class Samples:
 
     def __getitem__(self, key):
         import torch
-        (epoch, index), config, worker = key, self.config, torch.utils.data.get_worker_info()
-        if worker and self.busy is not None:
-            self.busy[worker.id] = torch.tensor([os.getpid(), index])
+        (epoch, index), config = key, self.config
         try:
             chosen, sample, bad = self.read(index, epoch)
         except ValueError as error:

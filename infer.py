@@ -14,12 +14,17 @@ import io
 import json
 import os
 import sys
+import threading
+import unicodedata
 from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
@@ -73,6 +78,9 @@ def parse_arguments(argv=None):
 
 
 def load_model(args, device):
+    device = find_device(device)
+    if device == 'cuda':
+        torch.cuda.set_device(int(os.environ.get('LOCAL_RANK', 0)))          # torchrun's: a GPU a process
     changes = {name: getattr(args, name) for name in SETTINGS if hasattr(args, name)}
     if args.benchmark and args.size:
         changes.update(test_short_side=min(args.size), long_side=max(args.size))
@@ -80,10 +88,10 @@ def load_model(args, device):
         torch.manual_seed(0)
         changes.update({name: getattr(args, name) for name in ('backbone', 'light') if getattr(args, name)})
         model = UniParser(get_config(args.preset, pretrained='', **changes))
-        return model.to(find_device(device)).fuse()
+        return model.to(device).fuse()
     if args.weights == str(WEIGHTS) and not WEIGHTS.exists():
         raise FileNotFoundError(f'{WEIGHTS} is missing; clone the repository again, or give others with --weights')
-    return UniParser.from_pretrained(args.weights, find_device(device), **changes).fuse()
+    return UniParser.from_pretrained(args.weights, device, **changes).fuse()
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -95,33 +103,35 @@ def find_photos(arguments, out=None):
     paths = []
     for argument in arguments:
         if os.path.isdir(argument):
-            found = sorted(p for p in Path(argument).rglob('*') if p.suffix.lower() in ENDINGS and not p.is_dir()
-                           and not (out and Path(out).resolve() in Path(os.path.realpath(p)).parents))
-            found = found or [Path(argument)]            # like a missing file, reported when its turn comes
+            found = []                                   # with the folders that may not be read
+            for folder, _, names in os.walk(argument, onerror=lambda error: found.append(Path(error.filename))):
+                found += [Path(folder, name) for name in names if Path(name).suffix.lower() in ENDINGS]
+            found = [p for p in found if not (out and Path(out).resolve() in Path(os.path.realpath(p)).parents)]
         elif os.path.lexists(argument) or not glob.has_magic(argument):
             found = [Path(argument)]
         else:
-            found = sorted(Path(p) for p in glob.glob(argument, recursive=True) if not os.path.isdir(p))
-            if not found:
-                raise FileNotFoundError(f'nothing matches {argument}')
-        paths += found
+            found = [Path(p) for p in glob.glob(argument, recursive=True) if not os.path.isdir(p)]
+        paths += sorted(found) or [Path(argument)]       # what is missing is reported when its turn comes
     return list(dict.fromkeys(paths))
 
 
 def result_names(paths):
     """A name for each photo's results: its stem, or where several have that stem, told apart by folder or number."""
-    names, taken = [], set()                             # in small letters: some file systems know no others
-    stems = Counter(p.stem.casefold() for p in paths)
+    def folded(name):                                    # some file systems know no capitals, or one form of an accent
+        return unicodedata.normalize('NFC', name).casefold()
+
+    names, taken = [], set()
+    stems = Counter(folded(p.stem) for p in paths)
     for p in paths:
-        several = stems[p.stem.casefold()] > 1
+        several = stems[folded(p.stem)] > 1
         name = f'{p.parent.name}_{p.stem}{p.suffix.replace(".", "_")}'.lstrip('_') if several else p.stem
         while len(os.fsencode(name)) > 150:              # of 255 bytes that a name may have: `_person1_..` follows
             name = name[:-1]
         unique, n = name, 1
-        while unique.casefold() in taken:
+        while folded(unique) in taken:
             n += 1
             unique = f'{name}_{n}'
-        taken.add(unique.casefold())
+        taken.add(folded(unique))
         names.append(unique)
     return names
 
@@ -140,6 +150,12 @@ def keep_parts(parsing, class_names, only):
 
 # ---------------------------------------------------------------------------------------------------------------
 # Results
+
+
+def visible(found):
+    """The people of a Parsing of whom something is seen: `released` and --only leave others."""
+    some = found.parsing.any((1, 2))
+    return found if some.all() else type(found)(*(field[some] for field in found))
 
 
 def encode_rle(mask, x, y, size):
@@ -273,8 +289,10 @@ def parse_photos(model, args):
     """Parses args.photos; returns how many failed. While the network is at work, threads read the next photos and write
     the last results. Under torchrun each process takes its share."""
     paths, folder = find_photos(args.photos, args.out), Path(args.out)
-    rank, world = int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))
-    jobs = list(zip(paths, result_names(paths)))[rank::world]
+    world = int(os.environ.get('WORLD_SIZE', 1))
+    jobs = list(zip(paths, result_names(paths)))[int(os.environ['RANK']) if world > 1 else 0::world]
+    mps = model.category_builder.k_cate.device.type == 'mps'                 # which is not for several threads
+    turn = threading.Lock() if mps else nullcontext()
     make_folder(folder)
 
     def read(job):
@@ -286,23 +304,27 @@ def parse_photos(model, args):
 
     def parse(photos):
         for job, photo, image in photos:
-            yield job, photo, None if image is None else outputs(model, image)
+            with turn:
+                out = None if image is None else outputs(model, image)
+            yield job, photo, out
 
     def write(result):
         (path, name), photo, out = result
         if out is None:
             return f'error: {photo}', None
-        found = decode(out, 0, photo, model.config)
-        if args.only:
-            kept = keep_parts(found.parsing, model.class_names, args.only)
-            some = kept.any((1, 2))
-            found = type(found)(kept[some], found.scores[some], found.centers[some])
+        with turn:
+            found = decode(out, 0, photo, model.config)
+            if args.only:
+                found = found._replace(parsing=keep_parts(found.parsing, model.class_names, args.only))
+            found = visible(found)
+            if args.maps:
+                write_png(folder / f'{name}_maps.png', draw_maps(model, out, photo, found))
         write_results(folder, name, path, photo, found, model.class_names, args.cutouts)
-        if args.maps:
-            write_png(folder / f'{name}_maps.png', draw_maps(model, out, photo, found))
         number = len(found.scores)
         message = f'{number} {"person" if number == 1 else "people"}'
-        if not number:
+        if not number and args.only:
+            message = f'nobody with {args.only} found'
+        elif not number:
             message = f'nobody found; lower --theta-center ({model.config.theta_center}) or --theta-part'
         return f'{data.printable(path)}: {message}', number
 
@@ -314,7 +336,19 @@ def parse_photos(model, args):
             counts.append(number)
     good = [number for number in counts if number is not None]
     print(f'{len(good)} of {len(jobs)} photos, {sum(good)} people -> {folder}/')
-    return len(jobs) - len(good)
+    return wait_for_others(len(jobs) - len(good))
+
+
+def wait_for_others(failed):
+    """The sum over all processes. torchrun ends all as soon as one exits with an error: none may before all are
+    done."""
+    if not dist.is_torchelastic_launched():
+        return failed
+    dist.init_process_group('gloo', timeout=timedelta(days=30))
+    failed = torch.tensor(failed)
+    dist.all_reduce(failed)
+    dist.destroy_process_group()
+    return failed.item()
 
 
 @torch.no_grad()
@@ -373,8 +407,12 @@ def main(argv=None):
     try:
         if (args.backbone or args.light) and not args.preset:
             raise ValueError('--backbone and --light go with --preset; weights know their own')
-        if (args.preset or args.size) and not (args.benchmark or args.export):
-            raise ValueError('--preset and --size go with --benchmark or --export')
+        if args.preset and not (args.benchmark or args.export) or args.size and not args.benchmark:
+            raise ValueError('--preset goes with --benchmark or --export, --size with --benchmark')
+        if args.export and args.photos and not args.benchmark:
+            raise ValueError('--export writes the network; parse photos without it')
+        if args.data and int(os.environ.get('WORLD_SIZE', 1)) > 1:
+            raise ValueError('--data is for one process; start it without torchrun')
         if args.export:
             export(load_model(args, 'cpu'), args.export)
             print(f'{args.export}: {os.path.getsize(args.export) / 1e6:.1f} MB, of H and W that are multiples of 32')

@@ -299,7 +299,7 @@ def make_folder(path):
     try:
         os.makedirs(path, exist_ok=True)
     except OSError as error:
-        raise OSError(f'{path} cannot be made a folder ({error.strerror}); choose another --out') from None
+        raise OSError(f'{path} cannot be made a folder ({error.strerror}); choose another') from None
 
 
 @contextmanager

@@ -88,9 +88,9 @@ def write_photos(folder, count):
     (folder / '04.png').write_bytes(b'no photo')
 
 
-def parse_folder(checkpoint, folder, out, **environment):
-    command = [sys.executable, HERE / 'infer.py', folder, '--weights', checkpoint, '--out', out, '--device', 'cpu']
-    environment = {**os.environ, 'OMP_NUM_THREADS': '1', **environment}
+def parse_folder(checkpoint, folder, out, launcher=()):
+    command = [sys.executable, *launcher, HERE / 'infer.py', folder, '--weights', checkpoint, '--out', out, '--device', 'cpu']
+    environment = {**os.environ, 'OMP_NUM_THREADS': '1'}
     return subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment)
 
 
@@ -109,11 +109,26 @@ def test_a_folder_gives_what_each_photo_gives_and_processes_share_it(tmp_path):
         people = np.asarray(Image.open(tmp_path / 'all' / f'{i:02d}_people.png'))
         assert len(record['people']) == len(found.scores) > 0
         assert (people == infer.flatten(found.parsing)[1]).mean() > 0.99      # fused: rounded otherwise
-    codes = [parse_folder(tmp_path / 'w.pt', photos, tmp_path / 'two', RANK=str(k), WORLD_SIZE='2').returncode
-             for k in range(2)]
-    assert codes == [2, 0]                                                   # 04.png is the first's
+    for i in range(0, 8, 2):                              # the first process has nothing but these, and fails at once
+        (photos / f'{i:02d}.png').write_bytes(b'no photo')
+    launcher = '-m', 'torch.distributed.run', '--nproc-per-node', '2', '--master-port', '29421'
+    done = parse_folder(tmp_path / 'w.pt', photos, tmp_path / 'two', launcher=launcher)
+    assert done.returncode != 0 and '4 of 4 photos' in done.stdout and '1 of 5 photos' in done.stdout
     first, second = ({p.name: p.read_bytes() for p in (tmp_path / name).iterdir()} for name in ('all', 'two'))
-    assert first == second and len(first) == 8 * 4
+    assert len(first) == 8 * 4 and len(second) == 5 * 4 and second.items() <= first.items()
+
+
+def test_people_without_a_part_are_left_out(tmp_path, capsys):
+    """`released` finds people of whom nothing is painted."""
+    model = tiny_model('mhp_released', theta_center=0.0, theta_part=0.99, test_short_side=64)
+    model.save(tmp_path / 'w.pt')
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8)).save(tmp_path / 'a.png')
+    found = model.predict(tmp_path / 'a.png')[0]
+    assert len(found.scores) > 0 and not found.parsing.any()
+    infer.main([str(tmp_path / 'a.png'), '--weights', str(tmp_path / 'w.pt'), '--out', str(tmp_path / 'out'), '--maps',
+                '--device', 'cpu'])
+    assert 'nobody found' in capsys.readouterr().out
+    assert json.loads((tmp_path / 'out' / 'a.json').read_text())['people'] == []
 
 
 def test_what_goes_ahead_comes_in_order_and_never_far_ahead():
@@ -154,6 +169,8 @@ def test_benchmark_of_inference_counts_and_measures(capsys):
 def test_multiply_adds_are_counted():
     conv = torch.nn.Conv2d(3, 5, 3, padding=1)
     assert benchmark.multiply_adds(conv, torch.zeros(1, 3, 6, 7)) == 3 * 5 * 9 * 6 * 7
+    x, offset, weight = torch.zeros(1, 4, 6, 7), torch.zeros(1, 18, 6, 7), torch.zeros(5, 4, 3, 3)
+    assert benchmark.multiply_adds(deform_conv2d, x, offset, weight, None, 1, 1) == 5 * 4 * 9 * 6 * 7
     assert benchmark.multiply_adds(torch.mm, torch.zeros(2, 3), torch.zeros(3, 4)) == 24
 
 
@@ -186,6 +203,8 @@ def test_onnx_runtime_gets_the_same_correlations(preset, changes, tmp_path):
     export(model, tmp_path / 'm.onnx')
     assert os.listdir(tmp_path) == ['m.onnx']
     session = runtime.InferenceSession(tmp_path / 'm.onnx', providers=['CPUExecutionProvider'])
+    told = {k: json.loads(v) for k, v in session.get_modelmeta().custom_metadata_map.items()}
+    assert told['class_names'] == model.class_names and told['theta_part'] == 0.3 and told['mean'] == list(data.MEAN)
     for size in (256, 320), (96, 64), (128, 288):
         image = torch.randn(1, 3, *size)
         with torch.no_grad():

@@ -1037,14 +1037,14 @@ def test_names_of_results_are_unique():
 
 
 @pytest.mark.parametrize('arguments, message', [
-    ([], 'give photos'), (['nothing.jpg'], 'nothing.jpg does not exist'), (['no*.jpg'], 'nothing matches'),
-    (['.'], 'holds no photos'), (['a.jpg', '--weights', 'no.pt'], 'no.pt does not exist'),
+    ([], 'give photos'), (['nothing.jpg'], 'nothing.jpg does not exist'), (['no*.jpg'], 'no*.jpg does not exist'),
+    (['.'], 'a folder without photos'), (['a.jpg', '--weights', 'no.pt'], 'no.pt does not exist'),
     (['--data', 'MHP'], 'other classes')])
 def test_mistakes_in_infer_get_one_sentence(checkpoint, tmp_path, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(tmp_path)
     if '--data' in arguments:
         (tmp_path / 'list').mkdir(), (tmp_path / 'list' / 'val.txt').write_text('1')
-        write_photo(tmp_path / 'val' / 'images' / '1.jpg'), (tmp_path / 'val' / 'parsing_annos').mkdir()
+        write_photo(tmp_path / 'val' / 'images' / '1.jpg'), write_photo(tmp_path / 'val' / 'parsing_annos' / '1_01_01.png')
         arguments = [*arguments, '--root', '.']
     with pytest.raises(SystemExit) as stop:
         infer.main([*(() if '--weights' in arguments else ('--weights', str(checkpoint))), *arguments, '--device', 'cpu'])

@@ -35,6 +35,7 @@ from submissions import make_folder, write_file, writing
 from uniparser import CHOICES, Config, UniParser, describe, find_device, get_config
 
 LOG_SECONDS, SAVE_SECONDS, PICTURES = 10, 600, 8
+STATE = 'format', 'config', 'model', 'optimizer', 'scaler', 'root', 'world', 'best', 'epoch', 'position'
 SPIKE = 10_000                                       # total loss; an untrained network has about 10
 REPORTED = 'AP50', 'APvol', 'PCP50', 'mIoU'
 RESUMABLE = 'epochs', 'milestones', 'workers', 'val_every', 'val_images'      # what --resume may change
@@ -236,12 +237,13 @@ def prepare(args):
     changes = {k: tuple(v) if isinstance(v, list) else v for k, v in vars(args).items() if k in names}
     if args.resume:
         state = read_checkpoint(os.path.join(args.resume, 'last.pt'))
-        if 'optimizer' not in state:
-            raise ValueError(f'{args.resume}/last.pt holds no training state to resume from')
         fixed = [k for k in ('data', 'recipe', 'out') if getattr(args, k)] + [k for k in changes if k not in RESUMABLE]
         if fixed:
             flag = fixed[0].replace('_', '-')
             raise ValueError(f'--resume goes on with the settings of the run: --{flag} cannot change')
+        if any(key not in state for key in STATE) or state['format'] != 'uniparser 1':
+            raise ValueError(f'{args.resume}/last.pt holds no training state to resume from; give the folder of a run '
+                             'of this version')
         with reading(os.path.join(args.resume, 'last.pt')):
             return replace(Config(**state['config']), **changes), Path(args.resume), state, args.root or state['root']
     preset = (args.data or 'synthetic').lower() + ('_released' if args.recipe == 'released' else '')
@@ -337,8 +339,9 @@ def fit(model, config, loader, val_set, run, state, root, rank, world, device, a
     scaler = torch.amp.GradScaler(device.type, enabled=amp == torch.float16)
     epoch, position = 0, 0
     if state:
-        optimizer.load_state_dict(state['optimizer'])
-        scaler.load_state_dict(state['scaler'])
+        with reading(run.folder / 'last.pt'):
+            optimizer.load_state_dict(state['optimizer'])
+            scaler.load_state_dict(state['scaler'])
         epoch, position = state['epoch'], state['position']
     net = model
     if world > 1:
