@@ -67,7 +67,7 @@ def parse_arguments(argv=None):
     parser.add_argument('--backbone', help='with --preset: another')
     parser.add_argument('--light', action='store_true', help='with --preset: UniParser_light')
     parser.add_argument('--size', type=int, nargs=2, metavar=('H', 'W'), help='with --benchmark: of the photo, pixels')
-    parser.add_argument('--people', type=int, default=10, help='with --benchmark: people to decode (default: 10)')
+    parser.add_argument('--people', type=int, help='with --benchmark: people to decode (default: 10)')
     parser.add_argument('--oracle', choices=['centers', 'people', 'classes'],
                         help='with --data: put the truth in place of a part of the network, to see what the rest costs')
     group = parser.add_argument_group('settings (default: those the weights were saved with)')
@@ -399,7 +399,8 @@ def benchmark(args):
     def save(folder, photo, found):
         write_results(folder, 'photo', 'photo.jpg', photo, found, model.class_names, args.cutouts)
 
-    benchmark_inference(model, device, (args.photos or [PHOTO])[0], args.size, args.people, save, args.export)
+    people = 10 if args.people is None else args.people
+    benchmark_inference(model, device, (args.photos or [PHOTO])[0], args.size, people, save, args.export)
 
 
 def main(argv=None):
@@ -407,8 +408,10 @@ def main(argv=None):
     try:
         if (args.backbone or args.light) and not args.preset:
             raise ValueError('--backbone and --light go with --preset; weights know their own')
-        if args.preset and not (args.benchmark or args.export) or args.size and not args.benchmark:
-            raise ValueError('--preset goes with --benchmark or --export, --size with --benchmark')
+        if args.preset and not (args.benchmark or args.export):
+            raise ValueError('--preset goes with --benchmark or --export')
+        if (args.size or args.people is not None) and not args.benchmark:
+            raise ValueError('--size and --people go with --benchmark')
         if args.export and args.photos and not args.benchmark:
             raise ValueError('--export writes the network; parse photos without it')
         if args.data and int(os.environ.get('WORLD_SIZE', 1)) > 1:

@@ -166,6 +166,16 @@ def test_benchmark_of_inference_counts_and_measures(capsys):
     assert float(table['plain ResNet-50'][2]) == 1 and float(table['plain ResNet-50'][3]) == 25.56
 
 
+@pytest.mark.parametrize('arguments, message', [
+    (['a.jpg', '--people', '3'], 'go with --benchmark'), (['--export', 'm.onnx', '--size', '64', '64'], 'go with --benchmark'),
+    (['a.jpg', '--preset', 'mhp'], '--preset goes with'), (['--benchmark', '--light'], 'go with --preset'),
+    (['a.jpg', '--export', 'm.onnx'], 'parse photos without it'), (['--benchmark', '--people', '0'], 'at least 1')])
+def test_odd_arguments_get_one_sentence(arguments, message, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        infer.main([*arguments, '--device', 'cpu'])
+    assert stopped.value.code == 2 and message in capsys.readouterr().err
+
+
 def test_multiply_adds_are_counted():
     conv = torch.nn.Conv2d(3, 5, 3, padding=1)
     assert benchmark.multiply_adds(conv, torch.zeros(1, 3, 6, 7)) == 3 * 5 * 9 * 6 * 7
