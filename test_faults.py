@@ -14,6 +14,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -699,7 +700,9 @@ def test_when_one_of_two_processes_dies_the_other_ends_with_a_message(tmp_path, 
             raise train.NonFinite('total is not finite')
         return step(*arguments)
     monkeypatch.setattr(train, 'train_step', die)
-    port = '29431' if how == 'kill' else '29432'
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = str(free.getsockname()[1])
     processes = [fork(lambda: train.main([*RUN, '--out', str(tmp_path / 'a')]), tmp_path / f'log{rank}', RANK=str(rank),
                       LOCAL_RANK=str(rank), WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=port) for rank in (0, 1)]
     assert [end_of(pid) for pid in processes] == [2, -signal.SIGKILL if how == 'kill' else 2]

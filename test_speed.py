@@ -111,7 +111,7 @@ def test_a_folder_gives_what_each_photo_gives_and_processes_share_it(tmp_path):
         assert (people == infer.flatten(found.parsing)[1]).mean() > 0.99      # fused: rounded otherwise
     for i in range(0, 8, 2):                              # the first process has nothing but these, and fails at once
         (photos / f'{i:02d}.png').write_bytes(b'no photo')
-    launcher = '-m', 'torch.distributed.run', '--nproc-per-node', '2', '--master-port', '29421'
+    launcher = '-m', 'torch.distributed.run', '--nproc-per-node', '2', '--standalone'
     done = parse_folder(tmp_path / 'w.pt', photos, tmp_path / 'two', launcher=launcher)
     assert done.returncode != 0 and '4 of 4 photos' in done.stdout and '1 of 5 photos' in done.stdout
     first, second = ({p.name: p.read_bytes() for p in (tmp_path / name).iterdir()} for name in ('all', 'two'))

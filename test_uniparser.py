@@ -773,7 +773,7 @@ def test_a_run_leaves_what_it_promises(tmp_path):
 
 
 def test_two_processes_train_together(tmp_path):
-    done = run('python', '-m', 'torch.distributed.run', '--nproc-per-node', '2', '--master-port', '29417', HERE / 'train.py',
+    done = run('python', '-m', 'torch.distributed.run', '--nproc-per-node', '2', '--standalone', HERE / 'train.py',
                *SHORT, '--epochs', '1', '--accumulate', '2', '--out', tmp_path / 'run')
     assert done.returncode == 0, done.stderr[-2000:]
     assert '2 x cpu' in done.stdout and done.stdout.count('epoch 1: AP50') == 1
@@ -808,7 +808,7 @@ if world > 1:
     dist.destroy_process_group()
 ''')
     one = run('python', script, HERE, tmp_path / 'one.pt')
-    two = run('python', '-m', 'torch.distributed.run', '--nproc-per-node', '2', '--master-port', '29418', script, HERE,
+    two = run('python', '-m', 'torch.distributed.run', '--nproc-per-node', '2', '--standalone', script, HERE,
               tmp_path / 'two.pt')
     assert one.returncode == two.returncode == 0, one.stderr[-1500:] + two.stderr[-1500:]
     first, second = (torch.load(tmp_path / name, weights_only=True) for name in ('one.pt', 'two.pt'))
@@ -1126,7 +1126,7 @@ def test_every_command_of_the_readme_runs(tmp_path):
         if 'train.py' in command and '--resume' not in command:
             words += small
         if words[0] == 'torchrun':
-            launcher = ['python', '-m', 'torch.distributed.run', '--master-port', '29419', '--nproc-per-node', '2']
+            launcher = ['python', '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2']
             done = run(*launcher, HERE / words[3], *words[4:], cwd=tmp_path)
         elif words[1].endswith('.py'):
             done = call(globals()[words[1].removesuffix('.py')], *words[2:], cwd=tmp_path)
