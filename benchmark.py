@@ -10,6 +10,7 @@ import statistics
 import sys
 import tempfile
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ import torchvision
 from torch.utils.flop_counter import FlopCounterMode
 
 import data
+from evaluate import draw_benchmark
 from predict import decode, find_centers, outputs, prepare
 
 BANDS = 6                                                # parts of a planted person
@@ -72,7 +74,8 @@ def plant_people(out, people, config):
     """Outputs of the network in which that many people stand side by side, of BANDS parts each."""
     S, (C, h, w), device = config.grid, out['f_ins'].shape[1:], out['f_ins'].device
     K, people = len(out['k_cate']), min(people, C - 1)
-    heatmap, f_ins, f_cate = torch.full((S, S), -9.0), torch.zeros(C, h, w), torch.zeros(C, h, w)
+    heatmap, k_ins = torch.full((S, S), -9.0), torch.zeros(C, S, S)
+    f_ins, f_cate = torch.zeros(C, h, w), torch.zeros(C, h, w)
     f_ins[people], f_cate[C - 1] = 1, 1                  # the background
     for n in range(people):
         x0, x1 = int((n + 0.1) * w / people), max(int((n + 0.9) * w / people), int((n + 0.1) * w / people) + 1)
@@ -81,11 +84,8 @@ def plant_people(out, people, config):
         for band in range(BANDS):
             top, bottom = y0 + band * (y1 - y0) // BANDS, y0 + (band + 1) * (y1 - y0) // BANDS
             f_cate[:, top:bottom, x0:x1] = torch.eye(C)[(n + band) % min(K, C - 1)].view(-1, 1, 1)
-        column = (x0 + x1) * S // (2 * w)
-        heatmap[S // 2 - 6 + 4 * (n % 4), column] = 5 - n / people     # rows apart: peaks are 5x5 maxima
-    rows, cols = (((2 * torch.arange(S) + 1) * n) // (2 * S) for n in (h, w))
-    k_ins = f_ins[:, rows][..., cols]
-    k_ins[:, heatmap > 0] = f_ins[:, h // 2, (torch.nonzero(heatmap > 0)[:, 1] * w + w // 2) // S]
+        row, column = S // 2 - 6 + 4 * (n % 4), (x0 + x1) * S // (2 * w)     # rows apart: peaks are 5x5 maxima
+        heatmap[row, column], k_ins[:, row, column] = 5 - n / people, torch.eye(C)[n]
     planted = dict(heatmap=heatmap[None, None], f_ins=f_ins[None], k_ins=k_ins[None], f_cate=f_cate[None],
                    k_cate=torch.eye(C)[:K])
     return {**out, **{k: v.to(device) for k, v in planted.items()}}
@@ -101,10 +101,10 @@ def start_onnx(path):
     return onnxruntime.InferenceSession(path, options, providers=['CPUExecutionProvider'])
 
 
-def benchmark_inference(model, device, path, size, people, save, onnx=None, repeats=10):
+def benchmark_inference(model, path, size, people, save, onnx=None, repeats=10):
     """Prints a table of the steps from a photo's file to its results' files. save(folder, photo, found) writes them;
     onnx: file of the same network, to be run by ONNX Runtime on the CPU."""
-    device, config = torch.device(device), model.config
+    device, config = model.device, model.config
     if people < 1:
         raise ValueError(f'--people is {people}; it is at least 1')
     photo = data.read_photo(path)
@@ -149,6 +149,15 @@ def benchmark_inference(model, device, path, size, people, save, onnx=None, repe
             row += f' {parameters[name]:9.2f} {counts[name] / 1e9:9.1f} {2 * counts[name] / wall / 1e6:9.0f}'
         print(row)
     print(f'peak memory {memory(device):.2f} GB')
+
+
+@contextmanager
+def drawn_photos():
+    """Root of files as MHPv2 has them, for as long as they are needed."""
+    with tempfile.TemporaryDirectory() as root:
+        for split, count in ('train', 64), ('val', 1):
+            draw_benchmark(Path(root), count, split)
+        yield root
 
 
 def benchmark_training(model, loader, config, device, amp, steps=20):

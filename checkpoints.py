@@ -19,6 +19,7 @@ import torch
 
 import data
 
+FORMAT = 'uniparser 1'                                                       # of our own files; see `UniParser.save`
 NAMES = [(re.compile(released), here) for released, here in (
     (r'^neck\.lateral_convs\.(\d)\.conv\.', r'fpn.inner_blocks.\1.0.'),
     (r'^neck\.fpn_convs\.(\d)\.conv\.', r'fpn.layer_blocks.\1.0.'),
@@ -114,7 +115,7 @@ def from_released(state, path):
                         light=light, theta_center=center, channels=channels, neck_channels=shape['neck.conv.weight'][0],
                         dcn=any('conv_offset' in k for k in weights), pretrained_stages=4)
     names = SETS.get(num_classes)
-    return dict(format='uniparser 1', config=asdict(config), class_names=names and names.class_names,
+    return dict(format=FORMAT, config=asdict(config), class_names=names and names.class_names,
                 flip_pairs=names.flip_pairs if names else (), model=weights)
 
 

@@ -25,6 +25,8 @@ from predict import keep_peaks
 from submissions import write_file
 from uniparser import ConvTower, correlate
 
+SETTINGS = 'test_short_side', 'long_side', 'theta_center', 'theta_mask', 'theta_part'        # that `predict` reads
+
 
 class Correlations(nn.Module):
     def __init__(self, model):
@@ -59,9 +61,8 @@ def export(model, path):
         Correlations(model).eval(), (torch.zeros(1, 3, 256, 320),), dynamo=True, opset_version=19, verbose=False,
         input_names=['image'], output_names=['scores', 'centers', 'q_ins', 'q_cate'],
         dynamic_shapes=({2: 32 * height, 3: 32 * width},), external_data=False)
-    for key in ('test_short_side', 'long_side', 'theta_center', 'theta_mask', 'theta_part'):
-        program.model.metadata_props[key] = json.dumps(getattr(model.config, key))
-    for key, value in dict(mean=MEAN, std=STD, class_names=model.class_names).items():
+    settings = {key: getattr(model.config, key) for key in SETTINGS}
+    for key, value in dict(settings, mean=MEAN, std=STD, class_names=model.class_names).items():
         program.model.metadata_props[key] = json.dumps(value)
     file = io.BytesIO()
     program.save(file, external_data=False)

@@ -291,8 +291,7 @@ def parse_photos(model, args):
     paths, folder = find_photos(args.photos, args.out), Path(args.out)
     world = int(os.environ.get('WORLD_SIZE', 1))
     jobs = list(zip(paths, result_names(paths)))[int(os.environ['RANK']) if world > 1 else 0::world]
-    mps = model.category_builder.k_cate.device.type == 'mps'                 # which is not for several threads
-    turn = threading.Lock() if mps else nullcontext()
+    turn = threading.Lock() if model.device.type == 'mps' else nullcontext()         # MPS is not for several threads
     make_folder(folder)
 
     def read(job):
@@ -394,13 +393,13 @@ def predict_split(model, args):
 
 
 def benchmark(args):
-    model, device = load_model(args, args.device), find_device(args.device)
+    model = load_model(args, args.device)
 
     def save(folder, photo, found):
         write_results(folder, 'photo', 'photo.jpg', photo, found, model.class_names, args.cutouts)
 
     people = 10 if args.people is None else args.people
-    benchmark_inference(model, device, (args.photos or [PHOTO])[0], args.size, people, save, args.export)
+    benchmark_inference(model, (args.photos or [PHOTO])[0], args.size, people, save, args.export)
 
 
 def main(argv=None):

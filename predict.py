@@ -66,7 +66,7 @@ def prepare(photo, config):
 @torch.no_grad()
 def outputs(model, images):
     """What the network returns for its input (B, 3, H, W), as float32."""
-    out = model.eval()(images.to(model.category_builder.k_cate.device, memory_format=torch.channels_last))
+    out = model.eval()(images.to(model.device, memory_format=torch.channels_last))
     return {k: v.float() if torch.is_tensor(v) else v for k, v in out.items()}
 
 

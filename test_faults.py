@@ -21,6 +21,7 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 import unicodedata
 import zlib
 from pathlib import Path
@@ -40,6 +41,7 @@ from checkpoints import read_checkpoint
 from evaluate import ParsingMetrics
 from losses import uniparser_loss
 from test_uniparser import SHORT, call, run, tiny_config, tiny_model, weights, write_photo, write_tiny_mhp
+from test_uniparser import checkpoint                                        # noqa: F401, a fixture
 from uniparser import UniParser
 
 torch.set_num_threads(1)
@@ -52,14 +54,6 @@ RGB = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.
 def resident():
     """MB of memory that this process holds."""
     return int(Path('/proc/self/statm').read_text().split()[1]) * os.sysconf('SC_PAGE_SIZE') / 1e6
-
-
-@pytest.fixture(scope='module')
-def checkpoint(tmp_path_factory):
-    """Weights that find somebody everywhere."""
-    path = tmp_path_factory.mktemp('weights') / 'model.pt'
-    tiny_model(theta_center=0.0, theta_part=0.0, theta_mask=0.1, max_people=4, test_short_side=48).save(path)
-    return path
 
 
 # ---- photos ------------------------------------------------------------------------------------------------------------
@@ -527,7 +521,8 @@ RUN = [*SHORT, '--epochs', '2', '--val-images', '1', '--workers', '0']
 
 
 def fork(function, output=os.devnull, **environment):
-    """function in a process of its own that need not import anything -> its id."""
+    """function in a process of its own that need not import anything -> its id. Torch may refuse to differentiate in a
+    fork after what test_uniparser.py does: run these first, as pytest's own order does."""
     sys.stdout.flush(), sys.stderr.flush()
     pid = os.fork()
     if pid:
@@ -541,6 +536,8 @@ def fork(function, output=os.devnull, **environment):
         code = 0
     except SystemExit as stop:
         code = stop.code or 0
+    except BaseException:
+        traceback.print_exc()
     finally:
         sys.stderr.flush()
         os._exit(code)

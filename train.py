@@ -15,7 +15,6 @@ import math
 import os
 import signal
 import sys
-import tempfile
 import time
 from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
@@ -27,9 +26,9 @@ from PIL import Image
 from tqdm import tqdm
 
 import data
-from benchmark import benchmark_training, memory
-from checkpoints import load_strictly, read_checkpoint, reading
-from evaluate import ParsingMetrics, draw_benchmark
+from benchmark import benchmark_training, drawn_photos, memory
+from checkpoints import FORMAT, load_strictly, read_checkpoint, reading
+from evaluate import ParsingMetrics
 from losses import uniparser_loss
 from submissions import make_folder, write_file, writing
 from uniparser import CHOICES, Config, UniParser, describe, find_device, get_config
@@ -241,7 +240,7 @@ def prepare(args):
         if fixed:
             flag = fixed[0].replace('_', '-')
             raise ValueError(f'--resume goes on with the settings of the run: --{flag} cannot change')
-        if any(key not in state for key in STATE) or state['format'] != 'uniparser 1':
+        if any(key not in state for key in STATE) or state['format'] != FORMAT:
             raise ValueError(f'{args.resume}/last.pt holds no training state to resume from; give the folder of a run '
                              'of this version')
         with reading(os.path.join(args.resume, 'last.pt')):
@@ -414,11 +413,10 @@ def explain(error):
 def main(argv=None):
     try:
         args = parse_arguments(argv)
-        with tempfile.TemporaryDirectory() as drawn:
-            if args.benchmark and args.data == 'MHP' and not args.root:
-                args.root = drawn
-                for split, count in ('train', 64), ('val', 1):
-                    draw_benchmark(Path(drawn), count, split)
+        if args.benchmark and args.data == 'MHP' and not args.root:
+            with drawn_photos() as args.root:
+                train(args)
+        else:
             train(args)
     except (Exception, KeyboardInterrupt) as error:
         if not explain(error):

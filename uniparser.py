@@ -29,7 +29,7 @@ from torchvision.models.resnet import BasicBlock, ResNet
 from torchvision.ops import deform_conv2d
 from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
 
-from checkpoints import from_released, is_released, load_strictly, read_checkpoint, reading
+from checkpoints import FORMAT, from_released, is_released, load_strictly, read_checkpoint, reading
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -488,6 +488,10 @@ class UniParser(nn.Module):
         if self.config.recipe == 'released':
             nn.init.constant_(self.category_neck.conv.bias, float(np.log(0.01 / 0.99)))
 
+    @property
+    def device(self):
+        return self.category_builder.k_cate.device
+
     def load_imagenet(self):
         """Loads config.pretrained into the backbone."""
         self.config = replace(self.config, pretrained_stages=self.backbone.load_imagenet(self.config.pretrained))
@@ -540,7 +544,7 @@ class UniParser(nn.Module):
         """Writes weights, config, class names and flip pairs to one file, atomically; `more` is stored beside them."""
         if self.fused:
             raise ValueError('a fused model cannot be saved; save it before fuse()')
-        state = dict(format='uniparser 1', config=asdict(self.config), class_names=self.class_names,
+        state = dict(format=FORMAT, config=asdict(self.config), class_names=self.class_names,
                      flip_pairs=self.flip_pairs, model=self.state_dict(), **more)
         temporary = f'{path}.tmp'                         # one name, so that kills leave one file at most
         try:
@@ -565,7 +569,7 @@ class UniParser(nn.Module):
         with reading(path):
             if is_released(state):
                 state = from_released(state, path)
-            if state.get('format') != 'uniparser 1':
+            if state.get('format') != FORMAT:
                 raise ValueError(f'{path} is not a UniParser checkpoint of this version (its "format" is '
                                  f'{state.get("format")!r}); give a file written by train.py, or by the released code')
             unknown = sorted(set(state['config']) - {f.name for f in fields(Config)})
