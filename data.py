@@ -37,7 +37,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageEnhance, ImageFont, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
-import scenes
+from util import scenes
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)      # ImageNet, RGB in 0..1
 warnings.filterwarnings('ignore', module='PIL')               # of files that are odd but can be read

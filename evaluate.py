@@ -44,7 +44,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
-from submissions import (FORMS, Layer, Prediction, PredictionWriter, as_label_maps, as_pair, open_predictions, read_map,
+from util.submissions import (FORMS, Layer, Prediction, PredictionWriter, as_label_maps, as_pair, open_predictions, read_map,
                          split_map, write_file)
 
 THRESHOLDS = [i / 10 for i in range(1, 10)]          # not np.arange, whose third value is 0.30000000000000004

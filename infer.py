@@ -30,11 +30,11 @@ from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
 import data
-from benchmark import benchmark_inference
-from export import export
+from util.benchmark import benchmark_inference
+from util.export import export
 from losses import category_masks, make_targets
 from predict import decode, input_size, outputs, prepare
-from submissions import FORMS, PredictionWriter, make_folder, write_file
+from util.submissions import FORMS, PredictionWriter, make_folder, write_file
 from uniparser import PRESETS, UniParser, correlate, find_device, get_config
 
 WEIGHTS = Path(__file__).parent / 'weights' / 'uniparser_ccp.pt'

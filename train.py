@@ -26,11 +26,11 @@ from PIL import Image
 from tqdm import tqdm
 
 import data
-from benchmark import benchmark_training, drawn_photos, memory
-from checkpoints import FORMAT, load_strictly, read_checkpoint, reading
+from util.benchmark import benchmark_training, drawn_photos, memory
+from util.checkpoints import FORMAT, load_strictly, read_checkpoint, reading
 from evaluate import ParsingMetrics
 from losses import uniparser_loss
-from submissions import make_folder, write_file, writing
+from util.submissions import make_folder, write_file, writing
 from uniparser import CHOICES, Config, UniParser, describe, find_device, get_config
 
 LOG_SECONDS, SAVE_SECONDS, PICTURES = 10, 600, 8

@@ -29,7 +29,7 @@ from torchvision.models.resnet import BasicBlock, ResNet
 from torchvision.ops import deform_conv2d
 from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
 
-from checkpoints import FORMAT, from_released, is_released, load_strictly, read_checkpoint, reading
+from util.checkpoints import FORMAT, from_released, is_released, load_strictly, read_checkpoint, reading
 
 
 # ---------------------------------------------------------------------------------------------------------------

@@ -37,7 +37,7 @@ import data
 import infer
 import train
 import uniparser
-from checkpoints import read_checkpoint
+from util.checkpoints import read_checkpoint
 from evaluate import ParsingMetrics
 from losses import uniparser_loss
 from test_uniparser import SHORT, call, run, tiny_config, tiny_model, weights, write_photo, write_tiny_mhp
@@ -46,7 +46,7 @@ from uniparser import UniParser
 
 torch.set_num_threads(1)
 pytestmark = pytest.mark.filterwarnings('ignore:::PIL')                      # data.py's own filter is not pytest's
-HERE = Path(__file__).resolve().parent
+HERE = Path(__file__).resolve().parent.parent
 STREET = HERE / 'assets' / 'street.jpg'
 RGB = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8))
 

@@ -17,7 +17,7 @@ from PIL import Image
 HERE = Path(__file__).resolve().parent
 import evaluate as ev
 from evaluate import ParsingMetrics, parsing_metrics
-from submissions import PredictionWriter, open_predictions
+from util.submissions import PredictionWriter, open_predictions
 
 FIXTURE = HERE / 'fixtures' / 'metrics'
 CODE = Path(ev.__file__).parent

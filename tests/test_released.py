@@ -19,7 +19,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from PIL import Image
 
-import checkpoints
+from util import checkpoints
 import data
 import losses
 import predict

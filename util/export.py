@@ -22,7 +22,7 @@ import torch.nn as nn
 
 from data import MEAN, STD
 from predict import keep_peaks
-from submissions import write_file
+from util.submissions import write_file
 from uniparser import ConvTower, correlate
 
 SETTINGS = 'test_short_side', 'long_side', 'theta_center', 'theta_mask', 'theta_part'        # that `predict` reads

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 import data
-import scenes
+from util import scenes
 
 torch.set_num_threads(1)
 HERE = os.path.dirname(os.path.abspath(data.__file__))

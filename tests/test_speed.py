@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torchvision.ops import deform_conv2d
 
-import benchmark
+from util import benchmark
 import data
 import infer
 import predict
@@ -21,7 +21,7 @@ from test_uniparser import tiny_model
 from uniparser import deform_conv2d_cpu
 
 torch.set_num_threads(1)
-HERE = Path(__file__).resolve().parent
+HERE = Path(__file__).resolve().parent.parent
 
 
 # ---- deformable convolution ------------------------------------------------------------------------------------
