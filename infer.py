@@ -39,9 +39,6 @@ from uniparser import PRESETS, UniParser, correlate, find_device, get_config
 
 WEIGHTS = Path(__file__).parent / 'weights' / 'uniparser_ccp.pt'
 PHOTO = Path(__file__).parent / 'assets' / 'street.jpg'
-ENDINGS = {'.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif', '.tif', '.tiff'}
-RAMP = np.stack([np.interp(np.arange(256), (0, 96, 176, 255), c) for c in      # dark blue, violet, orange, yellow
-                 ((10, 110, 235, 255), (10, 25, 110, 250), (50, 120, 40, 200))], 1).astype(np.uint8)
 AHEAD = 4                                                # photos read before, and written after, their turn
 SETTINGS = ('theta_center', 'theta_mask', 'theta_part', 'max_people', 'test_short_side', 'long_side')
 
@@ -98,44 +95,6 @@ def load_model(args, device):
 # Photos
 
 
-def find_photos(arguments, out=None):
-    """Files, folders (but for `out`, which holds results) and globs -> list of paths, each once, in a stable order."""
-    paths = []
-    for argument in arguments:
-        if os.path.isdir(argument):
-            found = []                                   # with the folders that may not be read
-            for folder, _, names in os.walk(argument, onerror=lambda error: found.append(Path(error.filename))):
-                found += [Path(folder, name) for name in names if Path(name).suffix.lower() in ENDINGS]
-            found = [p for p in found if not (out and Path(out).resolve() in Path(os.path.realpath(p)).parents)]
-        elif os.path.lexists(argument) or not glob.has_magic(argument):
-            found = [Path(argument)]
-        else:
-            found = [Path(p) for p in glob.glob(argument, recursive=True) if not os.path.isdir(p)]
-        paths += sorted(found) or [Path(argument)]       # what is missing is reported when its turn comes
-    return list(dict.fromkeys(paths))
-
-
-def result_names(paths):
-    """A name for each photo's results: its stem, or where several have that stem, told apart by folder or number."""
-    def folded(name):                                    # some file systems know no capitals, or one form of an accent
-        return unicodedata.normalize('NFC', name).casefold()
-
-    names, taken = [], set()
-    stems = Counter(folded(p.stem) for p in paths)
-    for p in paths:
-        several = stems[folded(p.stem)] > 1
-        name = f'{p.parent.name}_{p.stem}{p.suffix.replace(".", "_")}'.lstrip('_') if several else p.stem
-        while len(os.fsencode(name)) > 150:              # of 255 bytes that a name may have: `_person1_..` follows
-            name = name[:-1]
-        unique, n = name, 1
-        while folded(unique) in taken:
-            n += 1
-            unique = f'{name}_{n}'
-        taken.add(folded(unique))
-        names.append(unique)
-    return names
-
-
 def keep_parts(parsing, class_names, only):
     """Sets all parts to 0 but those named; ValueError on unknown names."""
     wanted = [name.strip() for name in only.split(',')]
@@ -158,28 +117,6 @@ def visible(found):
     return found if some.all() else type(found)(*(field[some] for field in found))
 
 
-def encode_rle(mask, x, y, size):
-    """COCO's compressed RLE of a mask (h, w) whose corner is at (x, y) of a photo of this size (H, W): runs down the
-    columns, starting with zeros; each run as the difference to the one before the last, in groups of 5 bits, low first,
-    as characters from '0' on."""
-    cols, rows = np.nonzero(mask.T)
-    pixels = (cols + x) * size[0] + rows + y                                 # of the mask, down the columns
-    first = np.flatnonzero(np.diff(pixels, prepend=-2) > 1)                  # of each run of ones
-    edges = np.stack([pixels[first], pixels[np.append(first[1:] - 1, -1)] + 1], 1) if len(first) else pixels
-    runs = np.diff(edges.ravel(), prepend=0, append=size[0] * size[1]).tolist()
-    runs = runs[:-1] if len(runs) > 1 and runs[-1] == 0 else runs
-    text = []
-    for i, run in enumerate(runs):
-        value = run - runs[i - 2] if i > 2 else run
-        while True:
-            group, value = value & 31, value >> 5
-            last = value == (-1 if group & 16 else 0)
-            text.append(chr(48 + group + (0 if last else 32)))
-            if last:
-                break
-    return {'size': list(size), 'counts': ''.join(text)}
-
-
 def describe_people(found, class_names):
     """Parsing -> list of dictionaries for the JSON file, best person first; ids from 1."""
     people = []
@@ -198,28 +135,6 @@ def describe_people(found, class_names):
     return people
 
 
-def flatten(parsing):
-    """People (N, H, W), best first -> class map and person map (H, W) uint8; where people overlap, the better shows."""
-    parts, people = np.zeros(parsing.shape[1:], np.uint8), np.zeros(parsing.shape[1:], np.uint8)
-    for n in range(len(parsing) - 1, -1, -1):
-        mask = parsing[n] > 0
-        parts[mask], people[mask] = parsing[n][mask], n + 1
-    return parts, people
-
-
-def indexed(labels, colors):
-    """Label map (H, W) uint8 -> palette image: values are ids, colors are for the eye."""
-    image = Image.fromarray(labels)
-    image.putpalette(colors.tobytes())
-    return image
-
-
-def write_png(path, image):
-    png = io.BytesIO()
-    image.save(png, format='PNG', compress_level=1)      # a third of the time, 6 % more bytes
-    write_file(path, png.getvalue())
-
-
 def write_results(folder, name, path, photo, found, class_names, cutouts):
     parts, people = flatten(found.parsing)
     colors = data.palette(256)
@@ -236,14 +151,6 @@ def write_results(folder, name, path, photo, found, class_names, cutouts):
                 file = f'{stem}_{part["name"].replace("/", "-").replace(" ", "-")}.png'
                 write_png(folder / file, cut_out(photo, labels == part['id'], part['box']))
     write_file(folder / f'{name}.json', json.dumps(record))   # last: where it exists, the photo is done
-
-
-def cut_out(photo, mask, box):
-    """RGBA picture of the box, transparent outside the mask."""
-    x, y, w, h = box
-    image = photo.crop((x, y, x + w, y + h)).convert('RGBA')
-    image.putalpha(Image.fromarray(mask[y:y + h, x:x + w].astype(np.uint8) * 255))
-    return image
 
 
 @torch.no_grad()
@@ -350,32 +257,6 @@ def wait_for_others(failed):
     return failed.item()
 
 
-@torch.no_grad()
-def predict_with_truth(model, kind, image, parsing, ignore):
-    """Parsing of one image where the ground truth stands in for a part of the network: the heat map (centers), that and
-    the correlations with people (people), or the correlations with categories (classes). What is still wrong is the
-    rest's fault."""
-    config, photo = model.config, Image.fromarray(image)
-    out, (padded, size) = outputs(model, prepare(photo, config)), input_size(photo, config)
-    _, parsing, ignore = data.resize(image, parsing, ignore, size[::-1], config.recipe)
-    below = (0, padded[1] - size[1], 0, padded[0] - size[0])
-    parsing, ignore = (F.pad(torch.from_numpy(np.array(x)), below) for x in (parsing, ignore))
-    truth = make_targets(parsing, ignore, out['f_ins'].shape[-2:], config)
-    if kind == 'classes':
-        masks, _ = category_masks(truth, config.num_classes, torch.float32)
-        out['f_cate'] = masks.view(1, -1, *out['f_cate'].shape[-2:])
-        out['k_cate'] = torch.eye(config.num_classes)
-    else:
-        cells, heat = truth['cells'][truth['exists']], torch.full((config.grid ** 2,), -9.0)
-        heat[cells] = 9.0
-        out['heatmap'] = heat.view(1, 1, config.grid, config.grid)
-    if kind == 'people':
-        out['f_ins'] = truth['persons'][truth['exists']].float()[None]                     # (1, N, h, w)
-        out['k_ins'] = torch.zeros(1, len(cells), config.grid ** 2)
-        out['k_ins'][0, torch.arange(len(cells)), cells] = 1
-    return decode({k: v.cpu() if torch.is_tensor(v) else v for k, v in out.items()}, 0, photo, config)
-
-
 def predict_split(model, args):
     split = args.split or 'val'
     dataset = data.open_dataset(args.data, args.root, split)
@@ -390,16 +271,6 @@ def predict_split(model, args):
     print(f'{len(dataset)} images -> {args.out}/; next: python evaluate.py --data {args.data} {root}--split {split} '
           f'--predictions {args.out}')
     return 0
-
-
-def benchmark(args):
-    model = load_model(args, args.device)
-
-    def save(folder, photo, found):
-        write_results(folder, 'photo', 'photo.jpg', photo, found, model.class_names, args.cutouts)
-
-    people = 10 if args.people is None else args.people
-    benchmark_inference(model, (args.photos or [PHOTO])[0], args.size, people, save, args.export)
 
 
 def main(argv=None):

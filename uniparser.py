@@ -164,41 +164,6 @@ def describe(config):
 # Backbone and neck
 
 
-class ModulatedDeformConv2d(nn.Conv2d):
-    """Deformable convolution v2: a plain convolution predicts, for each output pixel and each of the 9 taps, an offset
-    (dy, dx) in pixels and a weight in 0..1. Starts as the plain convolution times 1/2 (offsets 0, sigmoid(0))."""
-
-    def __init__(self, conv):
-        super().__init__(conv.in_channels, conv.out_channels, 3, conv.stride, padding=1, bias=False)
-        self.weight = conv.weight
-        self.conv_offset = nn.Conv2d(conv.in_channels, 27, 3, conv.stride, padding=1)
-        nn.init.zeros_(self.conv_offset.weight)
-        nn.init.zeros_(self.conv_offset.bias)
-
-    def forward(self, x):                                                    # (B, C, H, W)
-        offset, mask = self.conv_offset(x).split((18, 9), dim=1)
-        if x.device.type == 'cpu' and not torch.compiler.is_exporting():     # ONNX has an operator for it
-            return deform_conv2d_cpu(x, offset, mask.sigmoid(), self.weight, self.bias, self.stride[0])
-        return deform_conv2d(x, offset, self.weight, self.bias, self.stride, self.padding, mask=mask.sigmoid())
-
-
-def deform_conv2d_cpu(x, offset, mask, weight, bias, stride):
-    """torchvision's deform_conv2d with 3x3 taps and padding 1, ten times as fast where there is no GPU: what a tap sees
-    is a weighted sum of four pixels, as an embedding bag makes them, and the rest is one matrix product."""
-    (B, C, H, W), (h, w), tap = x.shape, offset.shape[-2:], torch.arange(-1, 2)
-    offset = offset.permute(0, 2, 3, 1).reshape(B, h, w, 9, 2).float()
-    y = offset[..., 0] + stride * torch.arange(h).view(-1, 1, 1) + tap.repeat_interleave(3)             # (B, h, w, 9)
-    x_ = offset[..., 1] + stride * torch.arange(w).view(-1, 1) + tap.repeat(3)
-    (y0, wy), (x0, wx) = ((v.floor().long(), v - v.floor()) for v in (y, x_))
-    rows, cols = torch.stack([y0, y0, y0 + 1, y0 + 1], dim=-1), torch.stack([x0, x0 + 1, x0, x0 + 1], dim=-1)
-    share = torch.stack([(1 - wy) * (1 - wx), (1 - wy) * wx, wy * (1 - wx), wy * wx], dim=-1)
-    share = share * ((rows >= 0) & (rows < H) & (cols >= 0) & (cols < W)) * mask.permute(0, 2, 3, 1)[..., None]
-    pixels = (torch.arange(B).view(-1, 1, 1, 1, 1) * H + rows.clamp(0, H - 1)) * W + cols.clamp(0, W - 1)
-    table = x.permute(0, 2, 3, 1).reshape(-1, C)                             # no copy in channels-last
-    taps = F.embedding_bag(pixels.view(-1, 4), table, per_sample_weights=share.view(-1, 4).to(x.dtype), mode='sum')
-    return F.linear(taps.view(B, h, w, 9 * C), weight.permute(0, 2, 3, 1).flatten(1), bias).permute(0, 3, 1, 2)
-
-
 class Backbone(nn.Module):
     """torchvision's ResNet without its classifier; its keys are kept, so its weights load by name.
 
@@ -586,15 +551,6 @@ class UniParser(nn.Module):
             return model.to(device).eval()
 
 
-def find_device(name):
-    """'auto', 'cpu', 'cuda' or 'mps' -> one that this machine has, or ValueError."""
-    if name == 'auto':
-        return 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
-    if name == 'cuda' and not torch.cuda.is_available() or name == 'mps' and not torch.backends.mps.is_available():
-        raise ValueError(f'--device {name}: this machine or this torch has none; use --device cpu')
-    return name
-
-
 def fold(conv, norm):
     """BatchNorm with fixed statistics is a scale and a shift of each channel: into the convolution with them."""
     scale = norm.weight / (norm.running_var + norm.eps).sqrt()
@@ -602,21 +558,124 @@ def fold(conv, norm):
     conv.bias = nn.Parameter(norm.bias - norm.running_mean * scale, requires_grad=False)
 
 
-def main():
-    """Prints how many parameters each part of each model has."""
-    print(f'{"preset":14} {"changes":25} {"backbone":>11} {"pyramid":>10} {"branches":>10} {"all":>11} {"trained":>11}')
-    r101, light = dict(backbone='resnet101'), dict(light=True)
-    models = [*((name, {}) for name in PRESETS), ('mhp', light), ('mhp', r101), ('mhp', {**r101, **light}),
-              ('mhp_released', r101), ('mhp_released', {**r101, **light})]
-    for preset, changes in models:
-        config = get_config(preset, **changes)
-        model = UniParser(replace(config, pretrained_stages=4 if config.pretrained else 0))
-        parts = [sum(p.numel() for p in m.parameters()) for m in (model.backbone, model.fpn, model)]
-        counts = [parts[0], parts[1], parts[2] - parts[0] - parts[1], parts[2],
-                  sum(p.numel() for p in model.parameters() if p.requires_grad)]
-        words = ' '.join(v if isinstance(v, str) else k for k, v in changes.items())
-        print(f'{preset:14} {words:25} {counts[0]:11,} {counts[1]:10,} {counts[2]:10,} {counts[3]:11,} {counts[4]:11,}')
-
-
 if __name__ == '__main__':
     main()
+
+
+class Parsing(NamedTuple):
+    """People of one photo, best first. parsing (N, H0, W0) uint8, scores (N,) in 0..1, centers (N, 2) pixels (x, y)."""
+    parsing: np.ndarray
+    scores: np.ndarray
+    centers: np.ndarray
+
+
+def decode(out, i, photo, config):
+    """Outputs for image i, which was `photo` (only its width and height are used) -> Parsing."""
+    padded, size = input_size(photo, config)
+    cells, scores = find_centers(out['heatmap'][i, 0], config)                             # (N,), (N,)
+    k_ins = out['k_ins'][i].flatten(1).T[cells]                                            # (N, C)
+    q_ins = correlate(k_ins, out['f_ins'][i], config.space)                                # (N, h, w)  Eq. (2)
+    q_cate = correlate(out['k_cate'], out['f_cate'][i], config.space)                      # (K, h, w)  Eq. (3)
+    parsing = np.zeros((len(cells), photo.height, photo.width), np.uint8)
+    if config.fusion == 'index':
+        inside = q_ins > config.theta_mask
+        kept = part_scores(inside, q_cate, config.theta_mask) > config.theta_part          # (N, K)
+    for n in range(len(cells)):
+        if config.fusion == 'index':
+            classes = kept[n].nonzero()[:, 0]
+            maps = inside[n] * q_cate[classes]                                             # Sec. 3.4
+        else:
+            maps = out['fuse'](q_ins[n:n + 1], q_cate, out['f_cate'][i])[0]
+            everywhere = torch.ones_like(maps[:1], dtype=torch.bool)
+            classes = (part_scores(everywhere, maps, config.theta_mask)[0] > config.theta_part).nonzero()[:, 0]
+            maps = maps[classes]
+        if len(classes):
+            (paint if config.recipe == 'paper' else paint_released)(parsing[n], maps, classes, size, config.theta_mask)
+    x, y = ((2 * cell + 1) / (2 * config.grid) for cell in (cells % config.grid, cells // config.grid))
+    centers = torch.stack([x * padded[1] / size[1] * photo.width, y * padded[0] / size[0] * photo.height], 1)
+    found = parsing.any(axis=(1, 2)) | (config.recipe == 'released')                       # it returns the empty ones
+    people = parsing, scores.cpu().numpy(), centers.cpu().numpy()
+    return Parsing(*people) if found.all() else Parsing(*(a[found] for a in people))       # a copy is all of it twice
+
+
+def find_centers(heatmap, config):
+    """Sigmoid of Eq. (1) and WHERE(H_c > theta_c) of Eq. (2), kept to local maxima of 5x5 cells: the target of a person
+    is a rectangle of cells, so without that each would be found many times. heatmap (S, S) logits -> cells (N,) =
+    row * S + column, scores (N,) descending, at most max_people."""
+    scores, cells = keep_peaks(heatmap.float().sigmoid(), config).flatten().sort(descending=True, stable=True)
+    found = (scores > config.theta_center).nonzero()[:config.max_people, 0]
+    return cells[found], scores[found]
+
+
+def keep_peaks(heat, config):
+    """Heat map (S, S) -> the same, 0 where it is not the maximum of 5x5 cells."""
+    if config.recipe == 'released':                       # ... and of the 2x2 cells up and left, before the 5x5 test
+        heat = heat * (heat == F.max_pool2d(heat[None], 2, 1, 1)[0, :-1, :-1])
+    return heat * (heat == F.max_pool2d(heat[None], 5, 1, 2)[0])
+
+
+def part_scores(gate, q, theta):
+    """Mean correlation of each class inside each person (released code, "maskness"): the sum of those above theta over
+    the number of those above 0.1. gate (N, h, w) bool, q (K, h, w) -> (N, K)."""
+    gate = gate.flatten(1).float()
+    q = q.flatten(1)
+    return gate @ (q * (q > theta)).T / (gate @ (q > 0.1).float().T + 1e-5)
+
+
+def paint(parsing, maps, classes, size, theta):
+    """Writes one person's labels into parsing (H0, W0) uint8. maps (k, h, w): correlations of the given classes
+    (0-based), zero outside the person. A pixel takes the class of the largest value where that exceeds theta."""
+    best = maps.amax(0) > theta                                              # where all are below, so are their means
+    rows, cols = (best.any(axis).nonzero()[:, 0].tolist() for axis in (1, 0))
+    if not rows:
+        return
+    y = bilinear_taps(maps.shape[1], size[0] / 4, parsing.shape[0], rows[0], rows[-1], maps.device)
+    x = bilinear_taps(maps.shape[2], size[1] / 4, parsing.shape[1], cols[0], cols[-1], maps.device)
+    strip = max(1, 2 ** 24 // (len(maps) * len(x[1])))                       # rows at a time: 64 MB
+    for start in range(0, len(y[1]), strip):
+        y0, y1, wy = (tap[start:start + strip] for tap in y[1:])
+        part = torch.lerp(maps[:, y0], maps[:, y1], wy[:, None])
+        value, index = torch.lerp(part[..., x[1]], part[..., x[2]], x[3]).max(0)
+        label = torch.where(value > theta, classes[index] + 1, 0).to(torch.uint8).cpu().numpy()
+        parsing[y[0] + start:y[0] + start + len(y0), x[0]:x[0] + len(x[1])] = label
+
+
+def bilinear_taps(cells, used, pixels, first, last, device):
+    """Along one axis: `used` (real) of the feature map's `cells` cover the photo's `pixels`. For the pixels that cells
+    first..last reach: (first pixel, lower cell, upper cell, weight of the upper), centers on centers."""
+    source = (np.arange(pixels) + 0.5) * (used / pixels) - 0.5
+    source = source.clip(0, cells - 1)
+    low = np.floor(source).astype(np.int64)
+    high = np.minimum(low + 1, cells - 1)
+    start, stop = np.searchsorted(high, first), np.searchsorted(low, last, side='right')
+    low, high, weight = low[start:stop], high[start:stop], (source - low)[start:stop].astype(np.float32)
+    return int(start), *(torch.from_numpy(a).to(device) for a in (low, high, weight))
+
+
+@torch.no_grad()
+def predict(model, photos, batch_size=8):
+    """People of one photo or of a list of photos -> list of Parsing, each at its photo's own size.
+
+    A photo is a path, a PIL image, an RGB array (H, W, 3) or (H, W) uint8, or a tensor (3, H, W), uint8 or float in
+    0..1. Photos are batched only with those that fill the same padded size, so that no result depends on the company.
+    Errors: FileNotFoundError, ValueError naming the photo.
+    """
+    single = isinstance(photos, (str, os.PathLike, Image.Image)) or getattr(photos, 'ndim', 4) < 4
+    photos = [to_photo(photo) for photo in ([photos] if single else photos)]
+    groups, results = {}, [None] * len(photos)
+    for i, photo in enumerate(photos):
+        groups.setdefault(input_size(photo, model.config)[0], []).append(i)
+    for members in groups.values():
+        for start in range(0, len(members), batch_size):
+            chunk = members[start:start + batch_size]
+            out = outputs(model, torch.cat([prepare(photos[i], model.config) for i in chunk]))
+            for k, i in enumerate(chunk):
+                results[i] = decode(out, k, photos[i], model.config)
+    return results
+
+
+@torch.no_grad()
+def outputs(model, images):
+    """What the network returns for its input (B, 3, H, W), as float32."""
+    out = model.eval()(images.to(model.device, memory_format=torch.channels_last))
+    return {k: v.float() if torch.is_tensor(v) else v for k, v in out.items()}

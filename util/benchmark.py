@@ -190,3 +190,69 @@ def benchmark_training(model, loader, config, device, amp, steps=20):
     rate('steps alone, one batch', itertools.repeat(batch), step)
     rate('both', data.read_batches(loader), step)
     print(f'peak memory {memory(device):.2f} GB')
+
+
+
+def draw_benchmark(root, num_images, split='val'):
+    """Files as MHPv2 has them, 600 x 800 with 3 people of 12 parts, and predictions a few pixels off."""
+    for folder in ('images', 'parsing_annos'):
+        (root / split / folder).mkdir(parents=True)
+    (root / 'list').mkdir(exist_ok=True)
+    (root / 'list' / f'{split}.txt').write_text('\n'.join(map(str, range(num_images))))
+    rng, angle = np.random.default_rng(0), np.arange(0, 6.28, 0.05)
+    with PredictionWriter(root / 'pred') as writer:
+        for image in range(num_images):
+            coarse = Image.fromarray(rng.integers(0, 256, (60, 80, 3), np.uint8))
+            coarse.resize((800, 600), Image.BICUBIC).save(root / split / 'images' / f'{image}.jpg', quality=90)
+            people = [Image.new('L', (800, 600)) for _ in range(3)]
+            for k, person in enumerate(people):
+                center = rng.uniform(100, 220) + 230 * k, rng.uniform(240, 360)
+                for label in rng.choice(np.arange(1, 59), 12, replace=False):
+                    radius = rng.uniform(20, 60) * (1 + 0.1 * rng.standard_normal(len(angle)))
+                    x, y = center + rng.uniform(-1, 1, 2) * (50, 180)
+                    outline = zip(x + radius * np.cos(angle), y + radius * np.sin(angle))
+                    ImageDraw.Draw(person).polygon(list(outline), fill=int(label))
+                rgb = Image.merge('RGB', [person] * 3)                  # as the released labels are
+                rgb.save(root / split / 'parsing_annos' / f'{image}_03_{k + 1:02d}.png')
+            maps = [np.roll(person, rng.integers(-9, 9, 2), (0, 1)) for person in people]
+            writer.add(image, (maps, rng.random(3)))
+
+
+def benchmark(workers, num_images=40):
+    """Prints the time to evaluate and that to decode the same PNG files in one process, the best of three."""
+    from data import open_dataset
+    with tempfile.TemporaryDirectory() as root:
+        draw_benchmark(Path(root), num_images)
+        files = [*Path(root).glob('val/parsing_annos/*.png'), *Path(root).glob('pred/instances/*.png')]
+
+        def job(workers):
+            predictions = open_predictions(Path(root, 'pred'))
+            evaluate(Job(open_dataset('MHP', root, 'val'), predictions), workers).result()
+        runs = {'decode': lambda: [read_map(f, (600, 800)) for f in files],
+                'evaluate, 1 worker': lambda: job(1), f'evaluate, {workers} workers': lambda: job(workers)}
+        seconds = {name: [] for name in runs}
+        for name, function in 3 * list(runs.items()):
+            start = time.perf_counter()
+            function()
+            seconds[name].append(time.perf_counter() - start)
+    print(f'{num_images} images of 800x600, 3 people and 3 detections each, {len(files)} PNG files')
+    for name, times in seconds.items():
+        print(f'{name:20} {1000 * min(times) / num_images:6.1f} ms an image, '
+              f'{min(times) / min(seconds["decode"]):.2f} of decoding')
+
+
+
+def count_parameters():
+    """Prints how many parameters each part of each model has."""
+    print(f'{"preset":14} {"changes":25} {"backbone":>11} {"pyramid":>10} {"branches":>10} {"all":>11} {"trained":>11}')
+    r101, light = dict(backbone='resnet101'), dict(light=True)
+    models = [*((name, {}) for name in PRESETS), ('mhp', light), ('mhp', r101), ('mhp', {**r101, **light}),
+              ('mhp_released', r101), ('mhp_released', {**r101, **light})]
+    for preset, changes in models:
+        config = get_config(preset, **changes)
+        model = UniParser(replace(config, pretrained_stages=4 if config.pretrained else 0))
+        parts = [sum(p.numel() for p in m.parameters()) for m in (model.backbone, model.fpn, model)]
+        counts = [parts[0], parts[1], parts[2] - parts[0] - parts[1], parts[2],
+                  sum(p.numel() for p in model.parameters() if p.requires_grad)]
+        words = ' '.join(v if isinstance(v, str) else k for k, v in changes.items())
+        print(f'{preset:14} {words:25} {counts[0]:11,} {counts[1]:10,} {counts[2]:10,} {counts[3]:11,} {counts[4]:11,}')

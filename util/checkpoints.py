@@ -20,20 +20,6 @@ import torch
 import data
 
 FORMAT = 'uniparser 1'                                                       # of our own files; see `UniParser.save`
-NAMES = [(re.compile(released), here) for released, here in (
-    (r'^neck\.lateral_convs\.(\d)\.conv\.', r'fpn.inner_blocks.\1.0.'),
-    (r'^neck\.fpn_convs\.(\d)\.conv\.', r'fpn.layer_blocks.\1.0.'),
-    (r'^(backbone\..*\.conv2)_offset\.', r'\1.conv_offset.'),                # as mmcv wrote it before version 2
-    (r'^mask_head\.dekr_convs\.', 'neck.conv.'),
-    (r'^mask_head\.segment_converts\.', 'category_neck.conv.'),
-    (r'^mask_head\.center_heatmap\.', 'center_locator.heatmap.'),
-    (r'^mask_head\.center_convs\.', 'center_locator.tower.convs.'),
-    (r'^mask_head\.instance_convs\.', 'instance_builder.tower.convs.'),
-    (r'^mask_head\.semantic_convs\.', 'category_builder.tower.convs.'),
-    (r'^mask_head\.seg_kernels$', 'category_builder.k_cate'))]
-UNUSED = 'mask_head.ins_coord_conv.'                                         # 2,306 weights outside its forward
-BLOCKS = {(2, 2, 2, 2): 'resnet18', (3, 4, 6, 3): 'resnet50', (3, 4, 23, 3): 'resnet101', (3, 8, 36, 3): 'resnet152'}
-SETS = {58: data.MHP, 19: data.CIHP}                                         # by number of classes
 
 
 def read_checkpoint(path):
@@ -93,52 +79,6 @@ def load_strictly(module, weights, path):
     if any(v.is_meta for v in own.values()):
         module.to_empty(device='cpu')
     module.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in weights.items()})
-
-
-def is_released(state):
-    """Whether a checkpoint is the released code's: {meta, state_dict, optimizer}, or the state_dict alone."""
-    return any(str(k).removeprefix('module.') == 'mask_head.seg_kernels' for k in state.get('state_dict', state))
-
-
-def from_released(state, path):
-    """A released checkpoint, as read from `path`, in our own format: see `UniParser.save`."""
-    from uniparser import get_config
-    weights = rename(state)
-    shape = defaultdict(tuple, {k: tuple(v.shape) for k, v in weights.items()})
-    num_classes, channels = shape['category_builder.k_cate']
-    backbone = read_backbone(shape)
-    if backbone is None or len(shape['neck.conv.weight']) != 4:
-        raise ValueError(f'{path} looks like a checkpoint of the released UniParser but has no ResNet or no head')
-    light, cihp = shape['neck.conv.weight'][2:] == (1, 1), num_classes == 19
-    center = 0.1 if cihp else 0.3 if light else 0.2 if backbone == 'resnet50' else 0.1     # those of its configs
-    config = get_config('cihp_released' if cihp else 'mhp_released', num_classes=num_classes, backbone=backbone,
-                        light=light, theta_center=center, channels=channels, neck_channels=shape['neck.conv.weight'][0],
-                        dcn=any('conv_offset' in k for k in weights), pretrained_stages=4)
-    names = SETS.get(num_classes)
-    return dict(format=FORMAT, config=asdict(config), class_names=names and names.class_names,
-                flip_pairs=names.flip_pairs if names else (), model=weights)
-
-
-def rename(state):
-    """The weights by our names; those that no forward uses are left out."""
-    weights = {}
-    for key, value in state.get('state_dict', state).items():
-        key = key.removeprefix('module.')
-        for released, here in NAMES:
-            key = released.sub(here, key)
-        if not key.startswith(UNUSED):
-            weights[key] = value
-    return weights
-
-
-def read_backbone(shape):
-    """The ResNet whose stages have as many blocks; None if there is none."""
-    blocks = [set(), set(), set(), set()]
-    for key in shape:
-        if match := re.match(r'backbone\.layer([1-4])\.(\d+)\.', key):
-            blocks[int(match[1]) - 1].add(match[2])
-    name = BLOCKS.get(tuple(map(len, blocks)))
-    return 'resnet34' if name == 'resnet50' and 'backbone.layer1.0.conv3.weight' not in shape else name
 
 
 def main(argv=None):

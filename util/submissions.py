@@ -23,88 +23,9 @@ FORMS = 'instances', 'mhp', 'cihp', 'coco'
 Prediction = namedtuple('Prediction', 'parsing scores semantic parts humans lost', defaults=[None] * 3 + [0])
 
 
-class Layer:
-    """One label map (H, W) uint8 cut to the box of its labels, and the number of pixels of each label.
-    y0, x0: where the map itself starts, if it is already a piece of the image."""
-
-    def __init__(self, label_map, n, y0=0, x0=0):
-        rows = np.flatnonzero(label_map.max(1))
-        top, bottom = (rows[0], rows[-1] + 1) if len(rows) else (0, 0)
-        cols = np.flatnonzero(label_map[top:bottom].max(0, initial=0))
-        left, right = (cols[0], cols[-1] + 1) if len(cols) else (0, 0)
-        self.y0, self.y1, self.x0, self.x1 = y0 + top, y0 + bottom, x0 + left, x0 + right
-        self.box = slice(self.y0, self.y1), slice(self.x0, self.x1)
-        self.count(label_map[top:bottom, left:right], n)
-
-    def count(self, labels, n):
-        self.labels, self.mask = labels, labels != 0
-        counts = np.bincount(labels[self.mask], minlength=n)
-        self.counts, self.area = counts[:n], int(counts.sum())
-        self.unknown = int(counts[n:].sum())
-
-    def relabel(self, labels, n):
-        """The same box with other labels."""
-        layer = copy(self)
-        layer.count(labels, n)
-        return layer
-
-
 def as_pair(prediction):
     """(parsing, scores), or anything with these attributes -> the two."""
     return (prediction.parsing, prediction.scores) if hasattr(prediction, 'parsing') else prediction
-
-
-def as_label_maps(maps, shape=None):
-    """Anything like label maps, of this shape (H, W) -> uint8 (N, H, W)."""
-    maps = np.asarray(maps)
-    if maps.size == 0 and (shape or maps.ndim == 3):
-        return np.zeros((0, *(shape or maps.shape[1:])), np.uint8)
-    if maps.ndim != 3 or maps.dtype.kind not in 'iub' or maps.min() < 0 or maps.max() > 255:
-        raise ValueError(f'label maps are integers 0..255 of shape (N, H, W), not {maps.dtype} {maps.shape}')
-    if shape and maps.shape[1:] != shape:
-        raise ValueError(f'the predicted label maps are {maps.shape[1:]}, the ground truth is {shape}')
-    return maps.astype(np.uint8, copy=False)
-
-
-def read_map(path, shape, largest=65535):
-    """Channel 0 of a .png (the indices of a palette image), of this shape (H, W) and labels 0..largest."""
-    try:
-        with Image.open(path) as image:
-            labels = np.asarray(image.getchannel(0) if len(image.getbands()) > 1 else image)
-    except FileNotFoundError:
-        raise FileNotFoundError(f'{path} is missing; write the predictions again') from None
-    except (OSError, SyntaxError, ValueError) as error:
-        raise ValueError(f'{path} cannot be read as an image ({error}); write it again') from None
-    if labels.shape != shape:
-        raise ValueError(f'{path} is {labels.shape[1]}x{labels.shape[0]} pixels, but the ground truth is '
-                         f'{shape[1]}x{shape[0]}; write predictions in the size of the photo')
-    if not labels.max() <= largest:
-        raise ValueError(f'{path} holds the label {labels.max()}, but the labels are 0..{largest}')
-    return labels.astype(np.uint8, copy=False) if largest < 256 else labels
-
-
-def read_rows(path, parse, form):
-    """parse(words) of each line of a text file with spaces or commas between the words."""
-    if not path.is_file():
-        raise FileNotFoundError(f'{path} is missing; write the predictions again')
-    rows = []
-    for i, line in enumerate(path.read_text().splitlines(), 1):
-        try:
-            rows += [parse(line.replace(',', ' ').split())] if line.strip() else []
-        except (ValueError, LookupError):
-            raise ValueError(f'{path}, line {i} is {line[:60]!r}, but should be {form}') from None
-    return rows
-
-
-def split_map(ids, rows, n):
-    """Ids (H, W) and rows [(id, score, label)] -> layers and scores of the ids that have a pixel, and how
-    many have none."""
-    boxes = dict(enumerate(ndimage.find_objects(ids), 1)) | {0: (slice(None), slice(None))}
-    found = [(boxes[i], i, score, label) for i, score, label in rows if boxes.get(i)]
-    found = [(Layer((ids[box] == i) * np.uint8(label), n, box[0].start or 0, box[1].start or 0), score)
-             for box, i, score, label in found]
-    found = [(layer, score) for layer, score in found if layer.area]
-    return [layer for layer, _ in found], [score for _, score in found], len(rows) - len(found)
 
 
 class InstanceMaps:
@@ -295,30 +216,3 @@ class PredictionWriter:
             write_file(self.folder / 'results.txt', ''.join(lines))
 
 
-def make_folder(path):
-    try:
-        os.makedirs(path, exist_ok=True)
-    except OSError as error:
-        raise OSError(f'{path} cannot be made a folder ({error.strerror}); choose another') from None
-
-
-@contextmanager
-def writing(path):
-    try:
-        yield
-    except OSError as error:
-        raise OSError(f'{path} cannot be written ({error.strerror or error}); make room or choose another '
-                      'folder') from None
-
-
-def write_file(path, content):
-    """Text or bytes, under another name until it is complete."""
-    path = Path(path)
-    make_folder(path.parent)
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}')
-    try:
-        with writing(path):
-            temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-            os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

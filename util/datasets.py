@@ -1,0 +1,333 @@
+"""The data sets, read from their folders as downloaded.
+
+    MHP        list/*.txt, {train,val}/{images,parsing_annos}, test/images
+    CIHP       {Training,Validation,Testing}/{Images,Category_ids,Human_ids}, or the tree of Parsing R-CNN and
+               UniParser: {train,val}_{img,parsing} and, where there is one, {CIHP,CHIP}_{train,val}.json
+    DensePose  annotations/DensePose_COCO/densepose_coco_2014_*.json, train2014, val2014
+    CCP        photos, annotations/pixel-level of github.com/bearpaw/clothing-co-parsing: single people, which
+               are composed into scenes of several
+    synthetic  drawn people, no files
+"""
+import io
+import json
+import os
+import zipfile
+from collections import defaultdict
+from functools import cached_property
+
+import numpy as np
+from PIL import Image
+
+from util import scenes
+from util.files import (UNKNOWN, index_folder, inside, naming, photo_size, pick_all, pick_files, read_labels, read_list,
+                        read_photo)
+from util.masks import coco_mask, decode_rle, paste_masks, stack_people
+
+CCP_LAYERS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), 'assets', 'ccp_layers.zip')
+
+
+
+class Photos:
+    """What all data sets share. ids: unique names; photos: paths; people: {id: paths of label maps},
+    or None if the split has no labels: then all pixels are ignored. seed, epoch: for drawn images."""
+    splits = 'train', 'val', 'test'
+    skip_bad = False                              # what cannot be read is left out instead of an error
+
+    def __len__(self):
+        return len(self.ids)
+
+    def size(self, i):
+        """(width, height) of image i, without decoding it."""
+        return photo_size(self.photos[i])
+
+    @cached_property
+    def landscape(self):
+        """bool (len,): which images are wider than high."""
+        return np.array([self.is_wide(i) for i in range(len(self))], bool)
+
+    def is_wide(self, i):
+        try:
+            width, height = self.size(i)
+        except (OSError, ValueError):
+            if not self.skip_bad:
+                raise
+            return False                          # who reads the rest of it says what is wrong
+        return width > height
+
+    def read(self, i, seed=0, epoch=0):
+        """image (H, W, 3) uint8 RGB, parsing (N, H, W) uint8, ignore (H, W) bool."""
+        image, (parsing, ignore) = np.array(read_photo(self.photos[i])), self.read_parsing(i)
+        if image.shape[:2] != ignore.shape:
+            raise ValueError(f'{self.photos[i]} is of size {image.shape[1::-1]}, its labels are of size '
+                             f'{ignore.shape[::-1]}; unpack the download again')
+        return image, parsing, ignore
+
+    def read_parsing(self, i, seed=0, epoch=0):
+        """parsing (N, H, W) uint8, ignore (H, W) bool; decodes no photo."""
+        paths = self.people[self.ids[i]] if self.people is not None else []
+        maps = [read_labels(path, len(self.class_names) - 1) for path in paths]
+        size = maps[0].shape[::-1] if maps else self.size(i)
+        for path, labels in zip(paths, maps):
+            if labels.shape != maps[0].shape:
+                raise ValueError(f'{path} and {paths[0]} differ in size; unpack the download again')
+        return stack_people(maps, size), np.full(size[::-1], self.people is None)
+
+
+class MHP(Photos):
+    """LV-MHP-v2 (Zhao et al. 2018), 58 parts. parsing_annos/ID_NN_KK.png is person KK of NN in a photo."""
+    class_names = tuple('''background cap/hat helmet face hair left-arm right-arm left-hand right-hand
+        protector bikini/bra jacket/windbreaker/hoodie t-shirt polo-shirt sweater singlet torso-skin pants
+        shorts/swimshorts skirt stockings socks left-boot right-boot left-shoe right-shoe left-highheel
+        right-highheel left-sandal right-sandal left-leg right-leg left-foot right-foot coat dress robe
+        jumpsuits other-full-body-clothes headwear backpack ball bats belt bottle carrybag cases sunglasses
+        eyewear gloves scarf umbrella wallet/purse watch wristband tie other-accessaries
+        other-upper-body-clothes other-lower-body-clothes'''.split())
+    flip_pairs = (5, 6), (7, 8), (22, 23), (24, 25), (26, 27), (28, 29), (30, 31), (32, 33)
+
+    def __init__(self, root, split):
+        root = inside(root, 'LV-MHP-v2')
+        self.ids = read_list(os.path.join(root, 'list', ('test_all' if split == 'test' else split) + '.txt'))
+        self.photos = pick_files(os.path.join(root, split, 'images'), self.ids)
+        self.people = None if split == 'test' else defaultdict(list)
+        if split != 'test':
+            folder = os.path.join(root, split, 'parsing_annos')
+            for name, path in index_folder(folder, ('.png',)).items():
+                self.people[name.rsplit('_', 2)[0]].append(path)
+            if self.ids and not any(i in self.people for i in self.ids):
+                raise FileNotFoundError(f'{folder} has no label map of any photo; unpack the download again')
+
+
+class CIHP(Photos):
+    """Crowd Instance-level Human Parsing (Gong et al. 2018), 19 parts, in either of its two trees."""
+    class_names = tuple('''background hat hair glove sunglasses upper-clothes dress coat socks pants
+        torso-skin scarf skirt face left-arm right-arm left-leg right-leg left-shoe right-shoe'''.split())
+    flip_pairs = (14, 15), (16, 17), (18, 19)
+
+    def __init__(self, root, split):
+        root, self.maps, self.people = inside(root, 'instance-level_human_parsing'), None, None
+        release = {'train': 'Training', 'val': 'Validation', 'test': 'Testing'}[split]
+        if os.path.isdir(os.path.join(root, release)):
+            self.open_release(os.path.join(root, release), split)
+        elif os.path.isdir(os.path.join(root, f'{split}_img')):
+            self.open_per_person(root, split)
+        else:
+            raise FileNotFoundError(f'{root} has neither {release} (the official release) nor {split}_img '
+                                    '(Parsing R-CNN); --root is the folder of the unpacked download')
+
+    def open_release(self, folder, split):
+        lists = [os.path.join(f, f'{split}_id.txt') for f in (folder, os.path.dirname(folder))]
+        lists, photos = [path for path in lists if os.path.isfile(path)], os.path.join(folder, 'Images')
+        self.ids = read_list(lists[0]) if lists else list(index_folder(photos))
+        self.photos = pick_files(photos, self.ids)
+        if split != 'test':
+            folders = [os.path.join(folder, name) for name in ('Category_ids', 'Human_ids')]
+            self.maps = [pick_files(f, self.ids, ('.png',)) for f in folders]
+
+    def open_per_person(self, root, split):
+        labels, self.people = os.path.join(root, f'{split}_parsing'), defaultdict(list)
+        lists = [os.path.join(root, folder, f'{name}_{split}.json')
+                 for folder in ('', 'annotations') for name in ('CIHP', 'CHIP')]
+        lists = [path for path in lists if os.path.isfile(path)]
+        if lists:
+            with naming(lists[0]), open(lists[0]) as f:
+                coco = json.load(f)
+                stems = {image['id']: os.path.splitext(image['file_name'])[0] for image in coco['images']}
+                self.ids = list(stems.values())
+                for person in coco['annotations']:
+                    self.people[stems[person['image_id']]].append(os.path.join(labels, person['parsing']))
+        else:                                     # it is not part of CIHP, and UniParser's was not published
+            self.ids = list(index_folder(os.path.join(root, f'{split}_img')))
+            for name, path in index_folder(labels, ('.png',)).items():
+                self.people[name.rsplit('-', 1)[0]].append(path)
+        self.photos = pick_files(os.path.join(root, f'{split}_img'), self.ids)
+
+    def read_parsing(self, i, seed=0, epoch=0):
+        if self.maps is None:
+            return super().read_parsing(i)
+        category, human = read_labels(self.maps[0][i], 19), read_labels(self.maps[1][i])
+        if category.shape != human.shape:
+            raise ValueError(f'{self.maps[0][i]} and {self.maps[1][i]} differ in size; unpack them again')
+        people = [category * (human == h) for h in np.flatnonzero(np.bincount(human.ravel())) if h]
+        return stack_people(people, human.shape[::-1]), (category > 0) & (human == 0)
+
+
+class DensePose(Photos):
+    """DensePose-COCO (Guler et al. 2018), 14 body parts. Who has no part masks is ignored, not background."""
+    class_names = tuple('''background torso right-hand left-hand left-foot right-foot right-upper-leg
+        left-upper-leg right-lower-leg left-lower-leg left-upper-arm right-upper-arm left-lower-arm
+        right-lower-arm head'''.split())
+    flip_pairs = (3, 2), (4, 5), (7, 6), (9, 8), (10, 11), (12, 13)
+    splits = 'train', 'valminusminival', 'val', 'test'
+
+    def __init__(self, root, split):
+        name = f'densepose_coco_2014_{"minival" if split == "val" else split}.json'
+        path = os.path.join(root, 'annotations', 'DensePose_COCO', name)
+        with naming(path), open(path) as f:
+            coco = json.load(f)
+            names = {image['id']: os.path.splitext(image['file_name'])[0] for image in coco['images']}
+            self.people = defaultdict(list) if coco.get('annotations') else None
+            for a in coco.get('annotations', ()):             # only what is needed stays in memory
+                masks = [mask and mask['counts'] for mask in a.get('dp_masks') or ()]
+                self.people[names[a['image_id']]].append((a['bbox'], masks, a.get('segmentation')))
+        self.ids = [i for i in names.values()
+                    if self.people is None or any(any(masks) for _, masks, _ in self.people[i])]
+        self.photos = [os.path.join(root, i.split('_')[1], i + '.jpg') for i in self.ids]  # COCO_val2014_..
+        missing = [photo for photo in self.photos if not os.path.isfile(photo)]
+        if missing:
+            raise FileNotFoundError(f'{len(missing)} of the {len(self)} photos in {path} are missing, the '
+                                    f'first is {missing[0]}; unpack COCO 2014 beside annotations')
+
+    def read_parsing(self, i, seed=0, epoch=0):
+        size, maps = self.size(i), []
+        ignore = np.full(size[::-1], self.people is None)
+        for box, masks, segmentation in self.people[self.ids[i]] if self.people is not None else ():
+            with naming(f'the annotation of {self.ids[i]}'):
+                if any(masks):
+                    maps.append(paste_masks(masks, box, size))
+                else:
+                    ignore |= coco_mask(segmentation, size)
+        return stack_people(maps, size), ignore
+
+
+class CCP(Photos):
+    """Clothing Co-Parsing (Yang et al. 2014) in the 19 classes of CIHP.
+
+    train_photos and val_photos are the photos as they are, one labelled person each. train and val are
+    scenes: people cut out of photos join another photo's person, or stand where that person was removed. val
+    is always the same 100 scenes. Faces, limbs, left and right, and the bystanders to ignore are pseudo
+    labels: see README.txt in CCP_LAYERS. Options for train: long_side of the scenes in pixels; samples: scenes
+    in an epoch, 0 = one a photo; and photos to stand in, backgrounds: a folder of some without people, for a
+    fifth of the scenes; people: a folder of images/ID.jpg and instances/ID.png (0 = nobody, 255 = crowd, else
+    a person, whose parts are unknown), for a tenth.
+    """
+    class_names, flip_pairs = CIHP.class_names, CIHP.flip_pairs
+    splits = 'train', 'val', 'train_photos', 'val_photos'
+
+    def __init__(self, root, split, long_side=640, backgrounds=None, people=None, samples=0):
+        root, kind = inside(root, 'clothing-co-parsing'), split.split('_')[0]
+        with naming(CCP_LAYERS), zipfile.ZipFile(CCP_LAYERS) as archive:
+            self.files = {name: archive.read(name) for name in archive.namelist()}
+        self.names = self.files[f'{kind}.txt'].decode().split()
+        self.photos = pick_files(os.path.join(root, 'photos'), self.names)
+        self.mats = pick_files(os.path.join(root, 'annotations', 'pixel-level'), self.names, ('.mat',))
+        mapping = json.loads(self.files['mapping.json'])
+        rows = [row['cihp'] for row in mapping['map']]            # a class of CIHP, or {part: class of CIHP}
+        self.table = np.array([[row.get(part, UNKNOWN) if isinstance(row, dict) else row
+                                for part in mapping['parts']] for row in rows], np.uint8)         # (59, 13)
+        self.val, self.long_side = split == 'val', 640 if split == 'val' else long_side
+        self.backgrounds = self.crowds = []
+        if backgrounds and not self.val:
+            self.backgrounds = list(pick_all(backgrounds).values())
+        if people and not self.val:
+            crowds = pick_all(os.path.join(people, 'images'))
+            ids = pick_files(os.path.join(people, 'instances'), list(crowds), ('.png',))
+            self.crowds = list(zip(crowds.values(), ids))
+        scenes = range(samples if samples and not self.val else len(self.names))
+        self.ids = [f'{split}_{i:04d}' for i in scenes] if split == kind else self.names
+
+    def size(self, i):
+        if self.ids is self.names:
+            return photo_size(self.photos[i])
+        aspect, side = scenes.ASPECTS[i % len(scenes.ASPECTS)], self.long_side
+        return (side, round(side / aspect)) if aspect > 1 else (round(side * aspect), side)
+
+    def read(self, i, seed=0, epoch=0):
+        return super().read(i) if self.ids is self.names else self.compose(i, seed, epoch)
+
+    def read_parsing(self, i, seed=0, epoch=0):
+        if self.ids is not self.names:
+            return self.compose(i, seed, epoch, paint=False)[1:]
+        ccp, *layers = self.annotation(i)
+        parts, ignore = (np.asarray(layer.resize(ccp.size, Image.NEAREST)) for layer in layers)
+        ccp = np.asarray(ccp)
+        return stack_people([self.labels(ccp, parts)], ccp.shape[::-1]), ignore & (ccp == 0)
+
+    def annotation(self, k):
+        """Photo k: CCP's label map, and our parts and ignore (of long side 640), Pillow images."""
+        from scipy.io import loadmat
+        with naming(self.mats[k]):
+            labels = loadmat(self.mats[k])['groundtruth']
+            if labels.max() >= len(self.table):
+                raise ValueError(f'it has the label {labels.max()}, but there are only {len(self.table)} classes')
+            ccp = Image.fromarray(labels)
+        layers = (self.files.get(f'{kind}/{self.names[k]}.png') for kind in ('parts', 'ignore'))
+        return ccp, *(Image.open(io.BytesIO(png)) if png else Image.new('1', (1, 1)) for png in layers)
+
+    def labels(self, ccp, parts, flip=False):
+        """CIHP's labels. Bags become 0: they hide what is behind them, but CIHP does not label them."""
+        labels = self.table.take(ccp * np.uint16(self.table.shape[1]) + parts)
+        return swap_sides(labels, self.flip_pairs) if flip else labels
+
+    def photo(self, k, draft=None):
+        return read_photo(self.photos[k], draft)
+
+    def background(self, rng):
+        """For some scenes another photo to stand in, and the ids of its people: Pillow RGB and L; else None."""
+        if self.crowds and rng.random() < 0.1:
+            photo, ids = self.crowds[rng.integers(len(self.crowds))]
+            image, people = read_photo(photo), Image.fromarray(read_labels(ids))
+            if image.size != people.size:
+                raise ValueError(f'{photo} and {ids} differ in size; get them again')
+            return image, people
+        if self.backgrounds and rng.random() < 0.2:
+            photo = read_photo(self.backgrounds[rng.integers(len(self.backgrounds))])
+            return photo, Image.new('L', photo.size)
+
+    def compose(self, i, seed=0, epoch=0, paint=True):
+        """Scene i, of (seed, epoch, i) alone -> image (H, W, 3) uint8 (only if paint), parsing, ignore."""
+        rng = np.random.default_rng((1, i, 0, 0) if self.val else (0, seed, epoch, i))
+        image, people, ignore = scenes.compose(self, len(self.names), self.size(i), rng, paint)
+        return image, stack_people(people, ignore.shape[::-1]), ignore
+
+
+class Synthetic(Photos):
+    """Drawn people of six parts on textured backgrounds. They face the camera: left arms are on the right.
+
+    train has no end: an image is drawn from (seed, epoch, index). val is always the same 100 images.
+    long_side: in pixels, at 4:3; samples: images in an epoch of train, 0 = 1000.
+    """
+    class_names = 'background', 'head', 'torso', 'left-arm', 'right-arm', 'left-leg', 'right-leg'
+    flip_pairs = (3, 4), (5, 6)
+    splits = 'train', 'val'
+
+    def __init__(self, root=None, split='train', long_side=128, samples=0):
+        self.val, self.long_side = split == 'val', long_side
+        self.ids = [f'{split}_{i:04d}' for i in range(100 if self.val else samples or 1000)]
+
+    def size(self, i):
+        return self.long_side, self.long_side * 3 // 4
+
+    def read_parsing(self, i, seed=0, epoch=0):
+        return self.read(i, seed, epoch)[1:]
+
+    def read(self, i, seed=0, epoch=0):
+        rng = np.random.default_rng((3, i, 0, 0) if self.val else (2, seed, epoch, i))
+        image, people, ignore = scenes.draw(*self.size(i), rng)
+        return image, stack_people(people, ignore.shape[::-1]), ignore
+
+
+def swap_sides(parsing, flip_pairs):
+    """Left becomes right and right becomes left: what a mirrored label map needs besides mirroring."""
+    table = np.arange(256, dtype=np.uint8)
+    for left, right in flip_pairs:
+        table[left], table[right] = right, left
+    return table.take(parsing)
+
+
+DATASETS = {'MHP': MHP, 'CIHP': CIHP, 'DensePose': DensePose, 'CCP': CCP, 'synthetic': Synthetic}
+
+
+def open_dataset(name, root=None, split='train', **options):
+    """The data set of that name in the folder root; what cannot be is a FileNotFoundError or ValueError."""
+    if name not in DATASETS:
+        raise ValueError(f'unknown data set {name!r}; choose one of {", ".join(DATASETS)}')
+    if split not in DATASETS[name].splits:
+        raise ValueError(f'{name} has no split {split!r}; choose one of {", ".join(DATASETS[name].splits)}')
+    if name != 'synthetic' and not root:
+        raise ValueError(f'{name} is read from files; give the folder of the unpacked download with --root')
+    if name != 'synthetic' and not os.path.isdir(root):
+        raise FileNotFoundError(f'{root} is no folder; --root is the folder of the unpacked download')
+    dataset = DATASETS[name](root, split, **options)
+    if not len(dataset):
+        raise ValueError(f'{root} has no image of the split {split}; unpack the download again')
+    return dataset

@@ -1,0 +1,115 @@
+"""Pictures for the eye: palettes, overlays, legends, cut-outs, charts. Needs no torch."""
+from functools import lru_cache
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from util.files import UNKNOWN
+from util.masks import box_of
+
+RAMP = np.stack([np.interp(np.arange(256), (0, 96, 176, 255), c) for c in      # dark blue, violet, orange, yellow
+                 ((10, 110, 235, 255), (10, 25, 110, 250), (50, 120, 40, 200))], 1).astype(np.uint8)
+
+
+
+@lru_cache
+def palette(num_classes):
+    """(256, 3) uint8: 0 black, 1..num_classes each as far as can be from those before it, the rest gray."""
+    grid = np.stack(np.meshgrid(*[range(0, 256, 51)] * 3), -1).reshape(-1, 3)
+    grid = grid[(np.ptp(grid, 1) > 100) & (grid @ [0.3, 0.59, 0.11] > 80)]     # gray and dark would not show
+    points = np.concatenate([[[v] * 3 for v in (0, 128, 255)], grid])
+    xyz = (points / 255) ** 2.2 @ [[0.434, 0.213, 0.018], [0.376, 0.715, 0.109], [0.190, 0.072, 0.873]]
+    lab = np.cbrt(xyz) @ [[0, 500, 0], [116, -500, 200], [0, 0, -200]]        # CIELAB: distances as seen
+    order, count = [0, 1, 2], min(num_classes, 254)
+    for _ in range(min(count, len(grid))):
+        order.append(np.linalg.norm(lab[:, None] - lab[order], axis=2).min(1).argmax())
+    colors = np.full((256, 3), 128, np.uint8)
+    colors[0], colors[UNKNOWN] = 0, 225
+    colors[1:count + 1] = np.resize(points[order[3:]], (count, 3))            # repeats after 140 colors
+    colors.flags.writeable = False                # the same array serves all callers
+    return colors
+
+
+def overlay(image, parsing, class_names=None, ignore=None):
+    """Photo (H, W, 3) uint8 or Pillow RGB, parsing (N, H, W) -> Pillow RGB: parts in color, a white line
+    around each person, stripes over ignore, and below, given class_names, a legend of what occurs."""
+    canvas, colors = np.array(image), palette(len(class_names) - 1 if class_names else 58)
+    width = max(1, round(min(canvas.shape[:2]) / 500))
+    for person in np.asarray(parsing):
+        if not person.any():
+            continue
+        x, y, w, h = box_of(person)
+        box = slice(y, y + h), slice(x, x + w)
+        part, labels = canvas[box], person[box]              # a view: writing to it paints the canvas
+        core = inside = labels > 0
+        part[inside] = 0.45 * part[inside] + 0.55 * colors[labels[inside]]
+        for _ in range(width):
+            wide = np.pad(core, 1)
+            core = core & wide[:-2, 1:-1] & wide[2:, 1:-1] & wide[1:-1, :-2] & wide[1:-1, 2:]
+        part[inside & ~core] = 255
+    if ignore is not None:
+        stripes = np.add.outer(*map(np.arange, ignore.shape)) // 4 % 2 > 0
+        canvas[ignore & stripes] //= 2
+    image = Image.fromarray(canvas)
+    present = np.flatnonzero(np.bincount(np.asarray(parsing, np.uint8).ravel(), minlength=1))
+    return add_legend(image, colors, class_names, present) if class_names else image
+
+
+def add_legend(image, colors, class_names, present):
+    """Pillow image with the colors and names of the present class ids below it."""
+    font = ImageFont.load_default(max(11, image.width // 60))
+    line, places, x, y = int(1.6 * font.size), [], 0, image.height
+    for c in (int(c) for c in present if c):
+        name = class_names[c] if c < len(class_names) else 'part unknown'
+        length = int(font.getlength(name)) + 2 * line
+        x, y = (0, y + line) if x and x + length > image.width else (x, y)
+        places.append((x + line // 2, y + line // 2, tuple(colors[c].tolist()), name))
+        x += length
+    sheet = Image.new('RGB', (image.width, y + 2 * line if places else y), 'white')
+    sheet.paste(image)
+    draw = ImageDraw.Draw(sheet)
+    for x, y, color, name in places:
+        draw.rectangle([x, y, x + font.size, y + font.size], color, 'black')
+        draw.text((x + line, y + font.size / 2), name, 'black', font, 'lm')
+    return sheet
+
+
+def indexed(labels, colors):
+    """Label map (H, W) uint8 -> palette image: values are ids, colors are for the eye."""
+    image = Image.fromarray(labels)
+    image.putpalette(colors.tobytes())
+    return image
+
+
+def cut_out(photo, mask, box):
+    """RGBA picture of the box, transparent outside the mask."""
+    x, y, w, h = box
+    image = photo.crop((x, y, x + w, y + h)).convert('RGBA')
+    image.putalpha(Image.fromarray(mask[y:y + h, x:x + w].astype(np.uint8) * 255))
+    return image
+
+
+def draw_panel(canvas, left, title, x_name, y_name, curves):
+    """A chart of 720 x 720 pixels with both axes 0..1. curves: [(name, color, xs, ys)]."""
+    draw, font, top, size = ImageDraw.Draw(canvas), ImageFont.load_default(26), 110, 720
+    gray, black = (120, 120, 120), (30, 30, 30)
+
+    def at(x, y):
+        return left + x * size, top + (1 - y) * size
+    for tick in np.linspace(0, 1, 6):
+        draw.line([at(tick, 0), at(tick, 1)], (228, 228, 228), 2)
+        draw.line([at(0, tick), at(1, tick)], (228, 228, 228), 2)
+        draw.text((at(tick, 0)[0], top + size + 12), f'{tick:.1f}', gray, font, 'ma')
+        draw.text((left - 14, at(0, tick)[1]), f'{tick:.1f}', gray, font, 'rm')
+    draw.line([at(0, 1), at(0, 0), at(1, 0)], gray, 3)
+    draw.text((left, top - 80), title, black, ImageFont.load_default(30))
+    draw.text((left + size / 2, top + size + 52), x_name, black, font, 'ma')
+    draw.text((left, top - 10), y_name, black, font, 'lb')
+    for i, (name, color, xs, ys) in enumerate(curves):
+        points = [at(x, y) for x, y in zip(xs, ys) if not math.isnan(y)]
+        draw.line(points or [at(0, 0)] * 2, color, 6, joint='curve')
+        for x, y in points if len(points) < 12 else ():
+            draw.ellipse([x - 8, y - 8, x + 8, y + 8], color)
+        y = top + size - 40 * (len(curves) - i)
+        draw.line([left + 24, y, left + 72, y], color, 6)
+        draw.text((left + 88, y), name, black, font, 'lm')
