@@ -1,62 +1,38 @@
-"""The data sets, read from their folders as downloaded, and the way from a photo to a batch.
+"""The label contract, and the way from a photo to a batch.
 
     python data.py --data MHP --root data/LV-MHP-v2 --split train     # checks a download, draws samples.png
 
-    MHP        list/*.txt, {train,val}/{images,parsing_annos}, test/images
-    CIHP       {Training,Validation,Testing}/{Images,Category_ids,Human_ids}, or the tree of Parsing R-CNN and
-               UniParser: {train,val}_{img,parsing} and, where there is one, {CIHP,CHIP}_{train,val}.json
-    DensePose  annotations/DensePose_COCO/densepose_coco_2014_*.json, train2014, val2014
-    CCP        photos, annotations/pixel-level of github.com/bearpaw/clothing-co-parsing: single people, which
-               are composed into scenes of several
-    synthetic  drawn people, no files
-
-One label for everything. parsing: uint8 (N, H, W), one map a person; 0 = not this person, 1..K = part,
-255 = this person, part unknown. ignore: bool (H, W), pixels about which nothing is known. Somebody in a hat
-(1 in CIHP) and a coat that nobody labelled is a map of 0, 1 and 255. Torch is imported only where tensors are
-made.
+One label for everything. parsing: uint8 (N, H, W), one map per person; 0 = not this person, 1..K = part, 255 = this
+person, part unknown. ignore: bool (H, W), pixels about which nothing is known. A person with a hat (1 in CIHP) and an
+unlabelled coat is a map of 0, 1 and 255. The data sets themselves are in util/datasets.py.
 """
 import argparse
 import atexit
-import io
-import json
 import os
 import re
 import signal
 import sys
-import warnings
 import weakref
-import zipfile
-from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from errno import EINVAL
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from types import SimpleNamespace
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageEnhance, ImageFont, ImageOps, UnidentifiedImageError
+import torch
+from PIL import Image, ImageEnhance
 from tqdm import tqdm
 
-from util import scenes
+from util import released
+from util.datasets import DATASETS, open_dataset, swap_sides
+from util.files import read_photo, to_rgb, upright, user_errors
+from util.pictures import add_legend, overlay, palette
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)      # ImageNet, RGB in 0..1
-warnings.filterwarnings('ignore', module='PIL')               # of files that are odd but can be read
 
 
 # ------------------------------------------------------------------------------------------------------------
-# Files
-
-
-# ------------------------------------------------------------------------------------------------------------
-# Data sets of files
-
-
-# ------------------------------------------------------------------------------------------------------------
-# Data sets of scenes (scenes.py): people of Clothing Co-Parsing, drawn people
-
-
-# ------------------------------------------------------------------------------------------------------------
-# From a sample to a batch
+# Sizes and transforms
 
 
 def scaled_size(width, height, short_side, long_side):
@@ -66,22 +42,17 @@ def scaled_size(width, height, short_side, long_side):
 
 
 def resize_photo(photo, size, recipe='paper'):
-    """Pillow image -> size (width, height), bilinear; antialiased where it shrinks, but not in the released code."""
-    if recipe == 'released':
-        scale = photo.width / size[0], 0, 0, 0, photo.height / size[1], 0
-        return photo.transform(size, Image.AFFINE, scale, Image.BILINEAR)
-    return photo.resize(size, Image.BILINEAR)
+    """Pillow image -> size (width, height), bilinear; antialiased where it shrinks."""
+    return released.resize_photo(photo, size) if recipe == 'released' else photo.resize(size, Image.BILINEAR)
 
 
-def resize(image, parsing, ignore, size, recipe='paper'):
-    """size: (width, height). Photo bilinear, labels nearest: the pixel under the middle of the new one, in the released
-    code under its upper left corner."""
+def resize_sample(image, parsing, ignore, size, recipe='paper'):
+    """size: (width, height). The photo bilinear, labels nearest: the label under the middle of each new pixel."""
     if size == image.shape[1::-1]:
         return image, parsing, ignore
     image = np.asarray(resize_photo(Image.fromarray(image), size, recipe))
     if recipe == 'released':
-        rows, cols = [np.arange(new) * old // new for new, old in zip(size[::-1], ignore.shape)]
-        return image, parsing[:, rows[:, None], cols], ignore[rows[:, None], cols]
+        return image, *released.resize_labels(parsing, ignore, size)
     maps = (Image.fromarray(m).resize(size, Image.NEAREST) for m in (ignore.astype(np.uint8), *parsing))
     ignore, *people = map(np.asarray, maps)
     return image, np.array(people, np.uint8).reshape(-1, *size[::-1]), ignore > 0
@@ -107,13 +78,13 @@ def color_jitter(image, strength, rng):
 
 
 def train_transform(image, parsing, ignore, flip_pairs, config, rng):
-    """Random crop, scale, flip and colors; who has no pixel left is dropped. In and out as in `read`."""
+    """Random crop, scale, flip and colors. People without a remaining pixel are dropped. In and out as in `read`."""
     if rng.random() < config.crop:
         image, parsing, ignore = (np.ascontiguousarray(a) for a in random_crop(image, parsing, ignore, rng))
     sides = config.short_side                     # a range, or values to choose from
     short = rng.integers(sides[0], sides[1] + 1) if len(sides) == 2 else rng.choice(sides)
     size = scaled_size(*ignore.shape[::-1], short, config.long_side)
-    image, parsing, ignore = resize(image, parsing, ignore, size, config.recipe)
+    image, parsing, ignore = resize_sample(image, parsing, ignore, size, config.recipe)
     if rng.random() < config.flip:
         image, parsing, ignore = image[:, ::-1], swap_sides(parsing[:, :, ::-1], flip_pairs), ignore[:, ::-1]
     if config.color_jitter:
@@ -121,9 +92,39 @@ def train_transform(image, parsing, ignore, flip_pairs, config, rng):
     return image, parsing[parsing.any((1, 2))], ignore           # this copies: no stride is negative
 
 
+def input_size(photo, config):
+    """(H, W) of the network's input for a Pillow image: padded to multiples of 32, and without the padding."""
+    w, h = scaled_size(photo.width, photo.height, config.test_short_side, config.long_side)
+    return (-(-h // 32) * 32, -(-w // 32) * 32), (h, w)
+
+
+def network_input(photo, config):
+    """Pillow image -> the network's input (1, 3, H, W) float32, padded with zeros."""
+    padded, (h, w) = input_size(photo, config)
+    image = torch.zeros(1, 3, *padded)
+    image[0, :, :h, :w] = normalize(resize_photo(photo, (w, h), config.recipe))
+    return image
+
+
+def to_photo(photo):
+    """Path, PIL image, array or tensor -> upright RGB PIL image."""
+    if isinstance(photo, (str, os.PathLike)):
+        return read_photo(photo)
+    if isinstance(photo, Image.Image):
+        return to_rgb(upright(photo))
+    if isinstance(photo, torch.Tensor) and photo.ndim == 3:
+        if photo.is_floating_point() and photo.numel() and 0 <= photo.min() and photo.max() <= 1:
+            photo = (photo * 255).round().to(torch.uint8)
+        photo = photo.permute(1, 2, 0).cpu().numpy()
+    if not isinstance(photo, np.ndarray) or photo.dtype != np.uint8 or photo.shape[2:] not in ((), (3,)):
+        kind = f'{getattr(photo, "dtype", "")} {getattr(photo, "shape", type(photo).__name__)}'
+        raise ValueError('a photo is a path, a PIL image, an array (H, W, 3) uint8 or a tensor (3, H, W) uint8 or '
+                         f'float in 0..1, not {kind}')
+    return to_rgb(Image.fromarray(photo))
+
+
 def normalize(image):
     """(H, W, 3) uint8 RGB -> tensor (3, H, W) float32 with ImageNet's mean and deviation taken out."""
-    import torch
     image, out = np.asarray(image), np.empty((3, *np.shape(image)[:2]), np.float32)
     for c, table in enumerate(normal_values()):
         table.take(image[..., c], out=out[c], mode='clip')               # clip: without it numpy copies `out`
@@ -132,7 +133,8 @@ def normalize(image):
 
 @lru_cache
 def normal_values():
-    """(3, 256) float32: what becomes of each value of each channel. A look is cheaper than two passes of arithmetic."""
+    """(3, 256) float32: the normalized value of each value of each channel. A table costs less than two passes of
+    arithmetic."""
     mean, std = (np.array(v, np.float32)[:, None] for v in (MEAN, STD))
     return (np.arange(256, dtype=np.float32) / 255 - mean) / std
 
@@ -141,9 +143,9 @@ class Samples:
     """Tensors for training.
 
     samples[epoch, index] -> dict: image (3, H, W) float32, parsing (N, H, W) uint8, ignore (H, W) bool, info:
-    dict of id, index, size (H0, W0) before resizing, bad: what was skipped before it. A function of (config.seed,
-    epoch, index) alone. Where something cannot be read, the error is returned: raised in a worker, it would arrive as
-    a traceback.
+    dict of id, index, size (H0, W0) before resizing, bad: the errors of images skipped before it. A function of
+    (config.seed, epoch, index) alone. An error is returned, not raised: raised in a worker, it would arrive as a
+    traceback.
     """
 
     def __init__(self, dataset, config):
@@ -154,8 +156,7 @@ class Samples:
         return len(self.dataset)
 
     def read(self, index, epoch):
-        """Index and content of image `index`, or of another where bad ones are skipped; and the reasons."""
-        import torch
+        """Index and content of image `index`, or of another if unreadable ones are skipped; and their errors."""
         rng, bad, chosen = np.random.default_rng((6, self.config.seed, epoch, index)), [], index
         worker = torch.utils.data.get_worker_info()
         while True:
@@ -170,24 +171,35 @@ class Samples:
                 chosen = int(rng.integers(len(self)))
 
     def __getitem__(self, key):
-        import torch
-        (epoch, index), config = key, self.config
+        epoch, index = key
         try:
             chosen, sample, bad = self.read(index, epoch)
         except ValueError as error:
             return error
+        rng = np.random.default_rng((4, self.config.seed, epoch, index))
         info = dict(id=self.dataset.ids[chosen], index=chosen, size=sample[2].shape, bad=bad)
-        rng = np.random.default_rng((4, config.seed, epoch, index))
-        image, parsing, ignore = train_transform(*sample, self.dataset.flip_pairs, config, rng)
+        return dict(self.tensors(*sample, rng), info=info)
+
+    def tensors(self, image, parsing, ignore, rng):
+        """What `dataset.read` returns, augmented -> dict of tensors, as `collate` takes it."""
+        image, parsing, ignore = train_transform(image, parsing, ignore, self.dataset.flip_pairs, self.config, rng)
         parsing, ignore = torch.from_numpy(parsing), torch.from_numpy(np.array(ignore))
-        return dict(image=normalize(image), parsing=parsing, ignore=ignore, info=info)
+        return dict(image=normalize(image), parsing=parsing, ignore=ignore)
+
+    def groups(self):
+        """Arrays of indices whose images may share a batch: the wide ones and the high ones."""
+        return np.flatnonzero(self.dataset.landscape), np.flatnonzero(~self.dataset.landscape)
+
+    @staticmethod
+    def collate(samples):
+        return collate(samples)
 
 
 def collate(samples):
     """-> images (B, 3, H, W) float32, parsings: list of (N_i, H, W) uint8, ignores (B, H, W) bool, infos.
 
-    All are padded with zeros, right and below, to a common size: a multiple of 32. An error
-    among them comes back alone.
+    All are padded with zeros, right and below, to a common size: a multiple of 32. An error among them is returned
+    alone.
     """
     for error in (s for s in samples if isinstance(s, Exception)):
         return error
@@ -202,13 +214,13 @@ def collate(samples):
     return dict(images=images, parsings=parsings, ignores=ignores, infos=infos)
 
 
-def batches(dataset, batch_size, seed, epoch, rank=0, world=1):
-    """The batches of one process in an epoch, lists of (epoch, index): all wide or all high, in random order.
+def batches(groups, batch_size, seed, epoch, rank=0, world=1):
+    """The batches of one process in an epoch, lists of (epoch, index), each from one of the groups, in random order.
 
-    All processes have equally many, and different images, except those that fill up the last batches.
+    All processes have the same number of batches and different images, except those that fill up the last batches.
     """
     rng, chunks = np.random.default_rng((5, seed, epoch)), []
-    for group in np.flatnonzero(dataset.landscape), np.flatnonzero(~dataset.landscape):
+    for group in groups:
         order = np.resize(rng.permutation(group), -(-len(group) // batch_size) * batch_size)    # wraps around
         chunks += order.reshape(-1, batch_size).tolist()
     order = np.resize(rng.permutation(len(chunks)), -(-len(chunks) // world) * world)
@@ -218,13 +230,13 @@ def batches(dataset, batch_size, seed, epoch, rank=0, world=1):
 class EpochBatches:
     """Batch sampler; set_epoch(epoch, start) goes to batch `start` of an epoch, total() counts all."""
 
-    def __init__(self, *arguments):               # dataset, batch_size, seed, rank, world
+    def __init__(self, *arguments):               # groups, batch_size, seed, rank, world
         self.arguments = arguments
         self.set_epoch(0)
 
     def set_epoch(self, epoch, start=0):
-        dataset, batch_size, seed, rank, world = self.arguments
-        self.batches, self.start = batches(dataset, batch_size, seed, epoch, rank, world), start
+        groups, batch_size, seed, rank, world = self.arguments
+        self.batches, self.start = batches(groups, batch_size, seed, epoch, rank, world), start
 
     def total(self):
         return len(self.batches)
@@ -237,18 +249,17 @@ class EpochBatches:
 
 
 def ignore_signals(worker):
-    """A stop is the main process's business: it saves, then the workers end."""
+    """The main process handles a stop: it saves, then ends the workers."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 
 
 def loader(samples, config, batch_size, rank=0, world=1, device='cpu'):
     """Torch DataLoader of Samples; before each epoch, loader.batch_sampler.set_epoch(epoch, start)."""
-    import torch
     samples.busy = torch.zeros(config.workers, 2, dtype=torch.long).share_memory_()      # process, index of its image
     loader = torch.utils.data.DataLoader(
-        samples, batch_sampler=EpochBatches(samples.dataset, batch_size, config.seed, rank, world),
-        collate_fn=collate, num_workers=config.workers, persistent_workers=config.workers > 0,
+        samples, batch_sampler=EpochBatches(samples.groups(), batch_size, config.seed, rank, world),
+        collate_fn=samples.collate, num_workers=config.workers, persistent_workers=config.workers > 0,
         worker_init_fn=ignore_signals,
         pin_memory=torch.device(device).type == 'cuda', generator=torch.Generator())      # not the global one
     atexit.register(lambda loader: end_workers(loader()), weakref.ref(loader))
@@ -256,7 +267,7 @@ def loader(samples, config, batch_size, rank=0, world=1, device='cpu'):
 
 
 def end_workers(loader):
-    """At its end Python would end the workers by SIGTERM, which they ignore, and wait."""
+    """At exit Python would send SIGTERM to the workers, which they ignore, and wait for ever."""
     if loader is not None and loader._iterator is not None:
         loader._iterator._shutdown_workers()
         for worker in loader._iterator._workers:
@@ -264,7 +275,7 @@ def end_workers(loader):
 
 
 def read_batches(loader):
-    """The batches of a loader. What was skipped is named, once; an error in place of a batch is raised."""
+    """The batches of a loader. A skipped image is named once; an error in place of a batch is raised."""
     for batch in loader:
         if isinstance(batch, Exception):
             raise batch
@@ -276,7 +287,7 @@ def read_batches(loader):
 
 @contextmanager
 def workers_of(loader):
-    """Ends the workers, whatever happens; of one that died it tells what it was reading."""
+    """Ends the workers in any case. If one died, the error names the image that it was reading."""
     try:
         yield
     except RuntimeError as error:                 # torch raises it wherever the main process is just then
@@ -292,11 +303,7 @@ def workers_of(loader):
 
 
 # ------------------------------------------------------------------------------------------------------------
-# Pictures
-
-
-# ------------------------------------------------------------------------------------------------------------
-# All data sets, and the check of a download
+# The check of a download
 
 
 def inspect(dataset, i):
@@ -346,48 +353,11 @@ def main(argv=None):
     parser.add_argument('--split', default='val')
     parser.add_argument('--out', default='samples.png', help='picture of some samples')
     args = parser.parse_args(argv)
-    try:
+    with user_errors():
         dataset = open_dataset(args.data, args.root, args.split)
-        bad = check(dataset, args.out)
-        message = f'{bad} of {len(dataset)} images are bad' if bad else ''
-    except (OSError, ValueError) as error:
-        message = str(error)
-    if message:
-        print(f'error: {message}', file=sys.stderr)
-        sys.exit(2)
+        if bad := check(dataset, args.out):
+            raise ValueError(f'{bad} of {len(dataset)} images are bad')
 
 
 if __name__ == '__main__':
     main()
-
-
-
-def input_size(photo, config):
-    """(H, W) of the network's input for a Pillow image: padded to multiples of 32, and without the padding."""
-    w, h = scaled_size(photo.width, photo.height, config.test_short_side, config.long_side)
-    return (-(-h // 32) * 32, -(-w // 32) * 32), (h, w)
-
-
-def prepare(photo, config):
-    """Pillow image -> the network's input (1, 3, H, W) float32, padded with zeros."""
-    padded, (h, w) = input_size(photo, config)
-    image = torch.zeros(1, 3, *padded)
-    image[0, :, :h, :w] = normalize(resize_photo(photo, (w, h), config.recipe))
-    return image
-
-
-def to_photo(photo):
-    """Path, PIL image, array or tensor -> upright RGB PIL image."""
-    if isinstance(photo, (str, os.PathLike)):
-        return read_photo(photo)
-    if isinstance(photo, Image.Image):
-        return to_rgb(photo)
-    if isinstance(photo, torch.Tensor) and photo.ndim == 3:
-        if photo.is_floating_point() and photo.numel() and 0 <= photo.min() and photo.max() <= 1:
-            photo = (photo * 255).round().to(torch.uint8)
-        photo = photo.permute(1, 2, 0).cpu().numpy()
-    if not isinstance(photo, np.ndarray) or photo.dtype != np.uint8 or photo.shape[2:] not in ((), (3,)):
-        kind = f'{getattr(photo, "dtype", "")} {getattr(photo, "shape", type(photo).__name__)}'
-        raise ValueError('a photo is a path, a PIL image, an array (H, W, 3) uint8 or a tensor (3, H, W) uint8 or '
-                         f'float in 0..1, not {kind}')
-    return to_rgb(Image.fromarray(photo))

@@ -1,7 +1,7 @@
 """The numbers of multi-human parsing: AP^p, PCP, mIoU and, for CIHP, AP^r and AP^h. Needs no torch.
 
     python evaluate.py --data MHP --root data/LV-MHP-v2 --split val --predictions results/
-    python evaluate.py --benchmark                                         # its speed on this machine
+    python -m util.benchmark evaluate                                      # its speed on this machine
 
     metrics = parsing_metrics(predictions, ground_truths, num_classes)     # arrays in memory
     metrics['APvol'], metrics['PCP50'], metrics['mIoU']
@@ -23,35 +23,30 @@ PCP), CIHP_PGN's test_inst_part_ap.py (AP^r), QANet's computeAPh (AP^h). n = num
    twice, as officially, so AP^r can pass 1. Classes in neither count 0, classes only predicted are left out.
 7. AP^h: as 6, for whole people, t = 0.50, 0.55 .. 0.95.
 
-Pixels under `ignore` count nowhere, and a detection with more than half of its pixels there is left out. The
-official evaluators of MHP and CIHP know no such thing, so these two are scored without it.
+Pixels under `ignore` are left out, and so is a detection with more than half of its pixels there. The official
+evaluators of MHP and CIHP have no such pixels, so these two are scored without `ignore`.
 """
 import argparse
-import csv
-import io
 import json
 import math
 import multiprocessing
 import os
 import sys
-import tempfile
-import time
 from collections import namedtuple
 from functools import cache
-from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
-from util.submissions import (FORMS, Layer, Prediction, PredictionWriter, as_label_maps, as_pair, open_predictions, read_map,
-                         split_map, write_file)
+from util.datasets import GroundTruth, open_dataset
+from util.files import user_errors, write_file
+from util.masks import CroppedMap, as_label_maps
+from util.reports import per_image, plot, table
+from util.submissions import FORMS, Prediction, as_pair, open_predictions
 
 THRESHOLDS = [i / 10 for i in range(1, 10)]          # not np.arange, whose third value is 0.30000000000000004
 HUMAN_THRESHOLDS = [i / 100 for i in range(50, 100, 5)]
 
-# parsing (M, H, W) uint8, ignore (H, W) bool; semantic, parts and humans as in Prediction, without scores.
-GroundTruth = namedtuple('GroundTruth', 'parsing ignore semantic parts humans', defaults=(None,) * 4)
 Joint = namedtuple('Joint', 'diag row col shared gts preds')
 
 
@@ -59,7 +54,7 @@ Joint = namedtuple('Joint', 'diag row col shared gts preds')
 # One image: integer statistics of every pair of label maps
 
 def shared_pixels(g, p, n):
-    """Layers -> pixels of equal label (n,), labels of p where g's is >= n (n,), number labelled in both."""
+    """Cropped maps -> pixels of equal label (n,), labels of p where g's is >= n (n,), number labelled in both."""
     y0, y1, x0, x1 = max(g.y0, p.y0), min(g.y1, p.y1), max(g.x0, p.x0), min(g.x1, p.x1)
     if y0 >= y1 or x0 >= x1:
         return 0, 0, 0
@@ -72,9 +67,9 @@ def shared_pixels(g, p, n):
 
 
 def compare(gts, preds, n, num_pixels, share=shared_pixels, merge=False):
-    """M and N layers -> Joint: diagonal (M, N, n) and marginals (M, 1, n), (M, N, n) of the confusion matrix
-    of every pair, and the pixels labelled in both (M, N), int64. IoUs need no more, and background follows by
-    subtraction: only labelled pixels are touched. merge: layers that do not overlap are one class map."""
+    """M and N cropped maps -> Joint: diagonal (M, N, n) and marginals (M, 1, n), (M, N, n) of the confusion matrix of
+    every pair, and the pixels labelled in both (M, N), int64. That is all that IoUs need; the background follows by
+    subtraction, so only labelled pixels are read. merge: maps that do not overlap form one class map."""
     diag, hidden = np.zeros((2, len(gts), len(preds), n), np.int64)
     shared = np.zeros((len(gts), len(preds)), np.int64)
     for i, g in enumerate(gts):
@@ -100,8 +95,8 @@ def divide(a, b):
 
 
 def nan_mean(x, axis=-1):
-    """np.nanmean, to the bit: the whole row is summed, with 0 for nan. The sum of the present classes alone
-    rounds differently in one row of seven, and 0.7000000000000001 > 0.7."""
+    """np.nanmean, to the bit: the whole row is summed, with 0 for nan. The sum of the present classes alone rounds
+    differently in one row of seven, and 0.7000000000000001 > 0.7."""
     present = ~np.isnan(x)
     return divide(np.where(present, x, 0.).sum(axis), present.sum(axis))
 
@@ -126,66 +121,71 @@ def match_people(joint):
 
 
 def match_parts(joint, scores, n):
-    """-> class, score and best IoU of each part, that is, class of a predicted layer (P,); the number of
+    """-> class, score and best IoU of each part, that is, of each class in a predicted map (P,); the number of
     parts of each class in the ground truth (n,)."""
-    layer, label = np.nonzero(np.array([p.counts for p in joint.preds]).reshape(-1, n))
+    person, label = np.nonzero(np.array([p.counts for p in joint.preds]).reshape(-1, n))
     best = np.nan_to_num(class_iou(joint)).max(0, initial=0.)                    # (N, n)
     counts = np.array([g.counts > 0 for g in joint.gts]).reshape(-1, n).sum(0)
-    return dict(part_class=label, part_scores=scores[layer], part_iou=best[layer, label], part_counts=counts)
+    return dict(part_class=label, part_scores=scores[person], part_iou=best[person, label], part_counts=counts)
 
 
 def match_humans(joint, scores):
     """-> score and best IoU of each predicted mask (N,), the number of masks in the ground truth."""
-    area_g, area_p = (np.array([layer.area for layer in layers], int) for layers in (joint.gts, joint.preds))
+    area_g, area_p = (np.array([m.area for m in maps], int) for maps in (joint.gts, joint.preds))
     iou = np.nan_to_num(divide(joint.shared, area_g[:, None] + area_p - joint.shared)).max(0, initial=0.)
     return dict(human_scores=scores, human_iou=iou, num_humans=len(area_g))
 
 
-def visible(layers, shape, n):
-    """Layers -> those without the pixels that later ones cover, as if pasted one over the other."""
+def uncovered(maps, shape, n):
+    """Cropped maps -> the same without the pixels that later ones cover, as if pasted one over the other."""
     covered, seen = np.zeros(shape, bool), []
-    for layer in reversed(layers):
-        above = covered[layer.box]
-        if (above & layer.mask).any():
-            layer = layer.relabel(np.where(above, np.uint8(0), layer.labels), n)
-        above |= layer.mask
-        seen.append(layer)
+    for m in reversed(maps):
+        above = covered[m.box]
+        if (above & m.mask).any():
+            m = m.relabel(np.where(above, np.uint8(0), m.labels), n)
+        above |= m.mask
+        seen.append(m)
     return seen
 
 
+def crop_maps(maps, ignore, n):
+    """Label maps, cropped or not -> cropped maps with the pixels under `ignore` set to 0."""
+    maps = [m if isinstance(m, CroppedMap) else CroppedMap(m, n) for m in maps]
+    if ignore is None:
+        return maps
+    return [m.relabel(np.where(ignore[m.box], np.uint8(0), m.labels), n) for m in maps]
+
+
 def image_statistics(prediction, gt, n):
-    """Prediction and GroundTruth of one image -> all that is kept of it: a dict of a few hundred numbers."""
+    """Prediction and GroundTruth of one image -> the few hundred numbers that the metrics need: a dict of arrays."""
     shape, share = gt.parsing.shape[1:], cache(shared_pixels)
     ignore = gt.ignore if gt.ignore is not None and np.any(gt.ignore) else None
     num_pixels = math.prod(shape) - (0 if ignore is None else np.count_nonzero(ignore))
-
-    def cut(maps):
-        return [m if isinstance(m, Layer) else Layer(m, n) for m in maps]
-
-    def layers(maps):
-        if ignore is None:
-            return cut(maps)
-        return [m.relabel(np.where(ignore[m.box], np.uint8(0), m.labels), n) for m in cut(maps)]
-
-    def instead(gt_maps, pair):
-        """Parts and humans are those of the people, unless files say more."""
-        if gt_maps is None and pair is None:
-            return people, scores
-        p, s = (preds, scores) if pair is None else (layers(pair[0]), np.asarray(pair[1], float))
-        return compare(gts if gt_maps is None else layers(gt_maps), p, n, num_pixels, share), s
-    gts, full = [g for g in layers(gt.parsing) if g.area], cut(prediction.parsing)
+    gts, full = [g for g in crop_maps(gt.parsing, ignore, n) if g.area], crop_maps(prediction.parsing, None, n)
     if any(p.unknown for p in full):
         raise ValueError(f'the label {max(p.labels.max() for p in full)} is not one of 0..{n - 1}')
-    preds = layers(full)
+    preds = crop_maps(full, ignore, n)
     keep = [i for i, p in enumerate(preds) if 2 * p.area >= full[i].area]
     preds, scores = [preds[i] for i in keep], prediction.scores[keep]
     people = compare(gts, preds, n, num_pixels, share)
-    seen, classes = visible(gts, shape, n), [preds[i] for i in np.argsort(scores, kind='stable')]
-    seen = seen if gt.semantic is None else layers([gt.semantic])
-    classes = visible(classes, shape, n) if prediction.semantic is None else layers([prediction.semantic])
-    pixels = compare(seen, classes, n, num_pixels, share, merge=True)
-    return dict(match_people(people), **match_parts(*instead(gt.parts, prediction.parts), n),
-                **match_humans(*instead(gt.humans, prediction.humans)), scores=scores, lost=prediction.lost,
+
+    def joint_of(gt_maps, pair):
+        """Parts and humans are those of the people, unless files hold others."""
+        if gt_maps is None and pair is None:
+            return people, scores
+        p, s = (preds, scores) if pair is None else (crop_maps(pair[0], ignore, n), np.asarray(pair[1], float))
+        return compare(gts if gt_maps is None else crop_maps(gt_maps, ignore, n), p, n, num_pixels, share), s
+    if gt.semantic is None:
+        truth = uncovered(gts, shape, n)
+    else:
+        truth = crop_maps([gt.semantic], ignore, n)
+    if prediction.semantic is None:
+        classes = uncovered([preds[i] for i in np.argsort(scores, kind='stable')], shape, n)
+    else:
+        classes = crop_maps([prediction.semantic], ignore, n)
+    pixels = compare(truth, classes, n, num_pixels, share, merge=True)
+    return dict(match_people(people), **match_parts(*joint_of(gt.parts, prediction.parts), n),
+                **match_humans(*joint_of(gt.humans, prediction.humans)), scores=scores, lost=prediction.lost,
                 pixels=np.concatenate([pixels.diag[0], pixels.row[0], pixels.col[0]]))
 
 
@@ -213,7 +213,7 @@ def true_positives(iou, person, t):
 
 
 class ParsingMetrics:
-    """Takes one image at a time, keeps a few kB of it, pickles and merges.
+    """Takes one image at a time and keeps a few kB per image. Objects can be pickled and merged.
 
         metrics = ParsingMetrics(num_classes=58)                  # parts, without background
         metrics.add(index, (parsing, scores), ground_truth)
@@ -225,13 +225,15 @@ class ParsingMetrics:
     `score_threshold` are left out; the official MHPv2 evaluator has none, Parsing R-CNN's is 0.001.
     """
 
+    thresholds, human_thresholds = THRESHOLDS, HUMAN_THRESHOLDS
+
     def __init__(self, num_classes, score_threshold=-math.inf):
         self.num_classes, self.score_threshold, self.records = num_classes, score_threshold, {}
 
     def add(self, index, prediction, ground_truth):
-        """prediction: (parsing uint8 (N, H, W), scores (N,)), or anything with these attributes.
+        """prediction: (parsing uint8 (N, H, W), scores (N,)), or an object with these attributes.
         ground_truth: uint8 (M, H, W), 0 not this person, 1..num_classes part, above (255) part unknown; or a
-        tuple of that and `ignore`, bool (H, W). ValueError for sizes, labels or scores that cannot be."""
+        tuple of that and `ignore`, bool (H, W). ValueError for impossible sizes, labels or scores."""
         try:
             self.records[index] = self.statistics(prediction, ground_truth)
         except ValueError as error:
@@ -251,7 +253,7 @@ class ParsingMetrics:
         return image_statistics(prediction, gt, self.num_classes + 1)
 
     def merge(self, other):
-        """Take in the images of another ParsingMetrics."""
+        """Adds the images of another ParsingMetrics."""
         self.records.update(other.records)
 
     def column(self, name):
@@ -268,6 +270,11 @@ class ParsingMetrics:
         person = self.column('person') + np.repeat(first, [len(r['person']) for r in records])
         order, num_parts = np.argsort(-self.column('scores'), kind='stable'), self.column('num_parts')
         return order, self.column('iou')[order], person[order], self.column('hits')[order], num_parts
+
+    def found_at(self, t):
+        """bool (N,), in rank order: the detections that are true positives at t."""
+        _, iou, person, _, _ = self.ranking()
+        return true_positives(iou, person, t)
 
     def result(self):
         """-> dict of floats and lists of floats in 0..1 (AP^r can pass 1), by threshold or by class. Without
@@ -315,7 +322,7 @@ class ParsingMetrics:
 
 
 def parsing_metrics(predictions, ground_truths, num_classes, score_threshold=-math.inf):
-    """Lists with one entry an image, as ParsingMetrics.add takes them -> dict: AP (9), AP50, APvol, PCP (9),
+    """Lists with one entry per image, as ParsingMetrics.add takes them -> dict: AP (9), AP50, APvol, PCP (9),
     PCP50, PCPvol, mIoU, IoU (num_classes + 1), accuracy, APr (9), APr_class (num_classes, 9), APh (10) ..."""
     if len(predictions) != len(ground_truths):
         raise ValueError(f'there are {len(predictions)} predictions for {len(ground_truths)} images')
@@ -332,34 +339,17 @@ class Job:
     """What a worker does with image i of a split: read, compare, keep the statistics."""
 
     def __init__(self, dataset, predictions, score_threshold=-math.inf):
-        self.dataset, self.predictions, self.kind = dataset, predictions, type(dataset).__name__
+        self.dataset, self.predictions = dataset, predictions
         self.metrics = ParsingMetrics(len(dataset.class_names) - 1, score_threshold)
 
     def __call__(self, i):
         parsing, ignore = self.dataset.read_parsing(i)
-        gt = GroundTruth(parsing, None if self.kind in ('MHP', 'CIHP') else ignore)
-        if self.kind == 'CIHP':
-            gt = self.official_maps(gt, Path(self.dataset.photos[i]).with_suffix('.png'))
+        truth = self.dataset.truth(i, parsing, ignore)
         prediction = self.predictions.read(self.dataset.ids[i], ignore.shape, self.metrics.num_classes)
         try:
-            return i, self.metrics.statistics(prediction, gt)
+            return i, self.metrics.statistics(prediction, truth)
         except ValueError as error:
             raise ValueError(f'{self.predictions.source}, image {self.dataset.ids[i]}: {error}') from None
-
-    def official_maps(self, gt, photo):
-        """What CIHP's own evaluators read: in the release Category_ids, Human_ids, Instance_ids (value v is
-        class v - 20 * k of person k + 1); in the tree of Parsing R-CNN the class maps of val_seg."""
-        def read(folder):
-            return read_map(photo.parent.with_name(folder) / photo.name, gt.parsing.shape[1:], 255)
-        if photo.parent.name != 'Images':
-            folder = photo.parent.name.replace('_img', '_seg')
-            return gt._replace(semantic=read(folder)) if photo.parent.with_name(folder).is_dir() else gt
-        ids = read('Instance_ids')
-        parts = [np.where((ids > v) & (ids < v + 20), ids - v, 0).astype(np.uint8)
-                 for v in range(0, int(ids.max()) + 1, 20)]
-        n, people = self.metrics.num_classes + 1, [(v, 1., 1) for v in range(1, 256)]
-        humans, _, _ = split_map(read('Human_ids'), people, n)
-        return gt._replace(semantic=read('Category_ids'), parts=parts, humans=humans)
 
 
 def evaluate(job, workers=1):
@@ -381,7 +371,6 @@ def warn(images, what):
 
 
 def run(args):
-    from data import open_dataset
     dataset = open_dataset(args.data, args.root, args.split)
     predictions = open_predictions(args.predictions, args.format, dataset.ids)
     listed = set(dataset.ids)
@@ -392,13 +381,13 @@ def run(args):
     warn(predictions.ids - listed, 'predicted images are not in the list and are left out')
     metrics = evaluate(Job(dataset, predictions, args.score_threshold), args.workers)
     warn([dataset.ids[i] for i, record in metrics.records.items() if record['lost']],
-         'images list people or parts without a pixel, which are left out')
+         'images list people or parts without pixels, which are left out')
     result = metrics.result()
     if not result['people']:
         print('warning: the ground truth has no person, so AP^p and PCP are not defined', file=sys.stderr)
-    for name in predictions.untold:
+    for name in predictions.unknown_metrics:
         result |= {name: [math.nan] * len(result[name]), name + '50': math.nan, name + 'vol': math.nan}
-    print(table(result, dataset.class_names if args.per_class else (), args.data == 'CIHP'))
+    print(table(metrics, result, dataset.class_names if args.per_class else (), args.data == 'CIHP'))
     if args.json:
         names = dict(data=args.data, split=args.split, predictions=str(args.predictions),
                      class_names=dataset.class_names, thresholds=THRESHOLDS)
@@ -411,10 +400,6 @@ def run(args):
 
 
 # ------------------------------------------------------------------------------------------------------------
-# Tables and pictures
-
-
-# ------------------------------------------------------------------------------------------------------------
 # Command line
 
 
@@ -424,28 +409,21 @@ def parse_arguments(argv=None):
     parser.add_argument('--data', default='MHP', help='MHP, CIHP, DensePose, CCP or synthetic')
     parser.add_argument('--root', help='folder of the data set, as downloaded')
     parser.add_argument('--split', default='val')
-    parser.add_argument('--predictions', help='folder of the predictions, or a COCO-style .json')
-    parser.add_argument('--format', choices=FORMS, help='form of the predictions; default: told by the files')
-    parser.add_argument('--score-threshold', type=float, default=-math.inf, help='leave out people of less')
+    parser.add_argument('--predictions', required=True, help='folder of the predictions, or a COCO-style .json')
+    parser.add_argument('--format', choices=FORMS, help='form of the predictions; default: guessed from the files')
+    parser.add_argument('--score-threshold', type=float, default=-math.inf, help='leave out people below this score')
     parser.add_argument('--workers', type=int, default=min(8, os.cpu_count()), help='processes')
     parser.add_argument('--json', metavar='FILE', help='write all numbers')
     parser.add_argument('--per-class', action='store_true', help='print the numbers of each class')
     parser.add_argument('--per-image', metavar='FILE.csv', help='write the match of every detection')
     parser.add_argument('--plot', metavar='FILE.png', help='draw the precision-recall curve and AP')
-    parser.add_argument('--benchmark', action='store_true', help='measure the speed on drawn people')
-    args = parser.parse_args(argv)
-    if not (args.predictions or args.benchmark):
-        parser.error('--predictions is missing: the folder that holds the predictions')
-    return args
+    return parser.parse_args(argv)
 
 
 def main(argv=None):
     args = parse_arguments(argv)
-    try:
-        benchmark(max(2, args.workers)) if args.benchmark else run(args)
-    except (OSError, ValueError) as error:
-        print(f'error: {error}', file=sys.stderr)
-        sys.exit(2)
+    with user_errors():
+        run(args)
 
 
 if __name__ == '__main__':

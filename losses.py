@@ -1,32 +1,37 @@
 """UniParser's losses: Eqs. (4)-(6) of Chu et al. 2023, and their targets (Sec. 6.1).
 
-Everything is derived from `parsing` (N, H, W) uint8, one map a person: 0 not this person, 1..K part, 255 this person,
-part unknown; and `ignore` (H, W) bool, pixels about which nothing is known. No term sees an ignored pixel; category and
-parsing terms do not see a 255 either. A term with nothing to learn from is exactly 0.
+Everything is derived from the labels of data.py, `parsing` (N, H, W) and `ignore` (H, W). No term sees an ignored pixel;
+category and parsing terms do not see a 255 either. A term with nothing to learn from is exactly 0.
 
-Dice needs three sums, of p*t, p*p and t*t, and each is a matrix product here: the N times K maps of people and
-parts are never built, nothing depends on how many parts there are, and so the device is never waited for.
+Dice needs three sums, of p*t, p*p and t*t. Each is a matrix product here: the N times K maps of people and parts are
+never built, no shape depends on the number of parts, and so the host never waits for the device.
+
+The functions of util/released.py stand in where `recipe` is `released`.
 """
 import torch
 import torch.nn.functional as F
 
 from uniparser import correlate
+from util import released
+from util.tensors import middle_and_extent, pad_to
 
 
-def uniparser_loss(out, parsings, ignores, config):
+def uniparser_loss(out, parsings, ignores, config, fusion=None):
     """L_total = L_c + lambda_aux L_aux + lambda_par L_par + lambda_metric L_metric     Eq. (4)
 
-    out: what the model returned; parsings: list of B tensors (N_i, H, W); ignores: (B, H, W).
+    out: what the model returned; parsings: list of B tensors (N_i, H, W); ignores: (B, H, W); fusion: the model's,
+    which `convs` and `multi` need.
     Returns a dict of scalars: center, aux_ins, aux_cate, aux_neg, parsing, metric (each before its weight), total.
     """
     with torch.autocast(out['f_ins'].device.type, enabled=False):
-        out = {k: v.float() if torch.is_tensor(v) else v for k, v in out.items()}
+        out = {k: v.float() for k, v in out.items()}
         stride_4 = out['f_ins'].shape[-2:]
         targets = [make_targets(p, i, stride_4, config) for p, i in zip(parsings, ignores)]
         maps = [make_maps(out, i, t, config) for i, t in enumerate(targets)]
         ins, cate, neg = auxiliary_loss(out, maps, targets, config)
         losses = dict(center=center_loss(out['heatmap'], targets), aux_ins=ins, aux_cate=cate, aux_neg=neg,
-                      parsing=parsing_loss(out, maps, targets, config), metric=metric_loss(out, targets, config))
+                      parsing=parsing_loss(out, maps, targets, config, fusion),
+                      metric=metric_loss(out, targets, config))
         weights = dict(center=config.lambda_center, aux_ins=config.lambda_ins, aux_cate=config.lambda_cate,
                        aux_neg=config.lambda_neg, parsing=config.lambda_par, metric=config.lambda_metric)
         if config.lambda_pull and config.recipe == 'paper':
@@ -40,27 +45,25 @@ def uniparser_loss(out, parsings, ignores, config):
 
 
 def make_targets(parsing, ignore, size, config):
-    """What one image should give, at the size (h, w) of the features:
-    owner (S, S): 1 + the person whose positive region the cell lies in, 0 none; cells (N,): its barycenter's cell;
-    exists (N,) bool; labels (N, h, w) like parsing; persons (N, h, w) bool; known (h, w) bool; ignored_cells (S, S);
-    present (K,) bool: the categories with a pixel in the image, though a thin one may have none in `labels`."""
-    S = config.grid
-    owner, cells, exists = center_target(parsing, (4 * size[0], 4 * size[1]), config)
+    """The targets of one image, at the size (h, w) of the features:
+    regions (N, S, S) bool: each person's positive cells; cells (N,): its barycenter's cell; exists (N,) bool; labels
+    (N, h, w) like parsing; persons (N, h, w) bool; known (h, w) bool; ignored_cells (S, S); present (K,) bool: the
+    categories with a pixel in the image (a thin one may have none in `labels`); categories (K, h*w) float: where anyone
+    wears each category; category_known (h*w,) float."""
+    S, K = config.grid, config.num_classes
+    regions, cells, exists = center_target(parsing, (4 * size[0], 4 * size[1]), config)
     rows, cols = [(2 * torch.arange(S, device=ignore.device) + 1) * n // (2 * S) for n in ignore.shape]
     first = 2 if config.recipe == 'paper' else 0
-    labels = fit(parsing[:, first::4, first::4], size).long()                # nearest: labels cannot be averaged
+    labels = pad_to(parsing[:, first::4, first::4], size).long()             # nearest: labels cannot be averaged
+    known = ~pad_to(ignore[first::4, first::4], size)
     present = parsing.new_zeros(256, dtype=torch.bool).scatter_(0, parsing.flatten().long(), True)
-    target = dict(owner=owner, cells=cells, exists=exists, labels=labels, persons=labels > 0,
-                  known=~fit(ignore[first::4, first::4], size), ignored_cells=ignore[rows][:, cols],
-                  present=present[1:config.num_classes + 1])
+    categories, category_known = category_masks(labels, known, K)
+    target = dict(regions=regions, cells=cells, exists=exists, labels=labels, persons=labels > 0, known=known,
+                  ignored_cells=ignore[rows][:, cols], present=present[1:K + 1], categories=categories,
+                  category_known=category_known)
     if config.recipe == 'released':
-        target.update(released_targets(parsing, size, config.num_classes))
+        target.update(released.part_targets(parsing, size, K))
     return target
-
-
-def fit(label, size):
-    """(..., h', w') zero-padded at the right and bottom to size: the released light map is larger than the labels."""
-    return F.pad(label, (0, size[1] - label.shape[-1], 0, size[0] - label.shape[-2]))
 
 
 def barycenters(parsing):
@@ -71,22 +74,11 @@ def barycenters(parsing):
     return center, extent, person.flatten(1).any(1)
 
 
-def middle_and_extent(count):
-    """Number of pixels at each of n positions (..., n) -> their mean position, truncated; the largest minus the
-    smallest position."""
-    index, some = torch.arange(count.shape[-1], device=count.device), (count > 0).int()
-    middle = (count * index).sum(-1) // count.sum(-1).clamp(min=1)
-    return middle, (len(index) - 1 - some.flip(-1).argmax(-1) - some.argmax(-1)).clamp(min=0)
-
-
 def center_target(parsing, size, config):
     """Cells of the S x S grid over size (H, W) whose center should fire: a rectangle of sigma times the person's height
-    and width around its barycenter (Sec. 6.1). Where two overlap, the later person has the cell, but a barycenter's own
-    cell stays with its person. Returns owner (S, S), cells (N,), exists (N,); see `make_targets`."""
-    S, N = config.grid, len(parsing)
-    grid = torch.arange(S, device=parsing.device)
-    if N == 0:
-        return grid.new_zeros(S, S), grid.new_zeros(0), grid.new_zeros(0, dtype=torch.bool)
+    and width around its barycenter (Sec. 6.1). Returns regions (N, S, S), cells (N,), exists (N,), see `make_targets`.
+    A cell belongs to one person (`settle`); with recipe `released`, to everyone whose rectangle has it."""
+    S, grid = config.grid, torch.arange(config.grid, device=parsing.device)
     center, extent, exists = barycenters(parsing)
     cell, inside = [], []
     for c, e, n in zip(center, extent, size):
@@ -97,23 +89,40 @@ def center_target(parsing, size, config):
             low, high = torch.maximum(low, own - config.center_radius), torch.minimum(high, own + config.center_radius)
         cell.append(own)
         inside.append((grid >= low[:, None]) & (grid <= high[:, None]))      # (N, S)
-    number = torch.arange(1, N + 1, device=parsing.device) * exists
-    owner = (inside[0][:, :, None] & inside[1][:, None]) * number[:, None, None]
-    owner, cells = owner.amax(0), cell[0] * S + cell[1]
-    if config.recipe == 'paper':
-        own = torch.zeros_like(owner).flatten().scatter_reduce(0, cells, number, 'amax').view(S, S)
-        owner = torch.where(own > 0, own, owner)
-    return owner, cells, exists
+    regions = inside[0][:, :, None] & inside[1][:, None] & exists[:, None, None]
+    cells = cell[0] * S + cell[1]
+    return (regions if config.recipe == 'released' else settle(regions, cells, exists)), cells, exists
+
+
+def settle(regions, cells, exists):
+    """Where regions (N, S, S) overlap, the later person keeps the cell, but a barycenter's own cell stays with its
+    person: regions without overlap."""
+    number = torch.arange(1, len(regions) + 1, device=cells.device)
+    owner = F.pad(regions * number[:, None, None], (0, 0, 0, 0, 1, 0)).amax(0)             # (S, S); 0: nobody
+    own = torch.zeros_like(owner).flatten().scatter_reduce(0, cells, number * exists, 'amax').view_as(owner)
+    return torch.where(own > 0, own, owner) == number[:, None, None]
+
+
+def category_masks(labels, known, num_classes):
+    """Where anyone wears each category (K, hw), and where the categories are known (hw,): outside `ignore` and where no
+    person is 255. labels (N, h, w), known (h, w)."""
+    labels = labels.flatten(1)
+    known = (known.flatten() & ~(labels == 255).any(0)).float()
+    masks = known.new_zeros(num_classes + 1, len(known)).scatter_(0, labels * (labels <= num_classes), 1.0)[1:]
+    return masks * known, known
 
 
 def make_maps(out, i, target, config):
     """Correlations of image i: q_cate (K, h, w) as Eq. (3), and q_ins (N, h, w) as Eq. (2) with the kernels at the
     barycenters' cells."""
     k_ins = out['k_ins'][i].flatten(1).T                                     # (S*S, C)
+
+    def correlations(cells):
+        return correlate(k_ins[cells], out['f_ins'][i], config.space)
     if config.recipe == 'released':
-        q_ins = released_q_ins(k_ins, out['f_ins'][i], target, config)
+        q_ins = released.person_maps(correlations, target)
     else:
-        q_ins = correlate(k_ins[target['cells']], out['f_ins'][i], config.space)
+        q_ins = correlations(target['cells'])
     return dict(q_ins=q_ins, q_cate=correlate(out['k_cate'], out['f_cate'][i], config.space))
 
 
@@ -143,7 +152,7 @@ def sigmoid_focal_loss(logits, target, alpha=0.25, gamma=2.0):
 
 def center_loss(heatmap, targets):
     """L_c: focal loss of the heat map (B, 1, S, S), summed, over the number of positive cells of the batch + 1."""
-    positive = torch.stack([t['owner'] > 0 for t in targets])
+    positive = torch.stack([t['regions'].any(0) for t in targets])
     counted = positive | ~torch.stack([t['ignored_cells'] for t in targets])
     loss = sigmoid_focal_loss(heatmap[:, 0], positive.to(heatmap.dtype))
     return (loss * counted).sum() / (positive.sum() + 1)
@@ -154,62 +163,45 @@ def auxiliary_loss(out, maps, targets, config):
              + 1/N_cate sum_{j,k} Dice(q_cate^j, q_cate^j*) + l1(q_cate^k, 0)     Eq. (5)
 
     i: the positive cells of the batch, each with its person's mask; j: the categories in an image, k: the others,
-    averaged over the images. Returns the three parts. Released code: the mean over the categories there are, and for
-    the others the mean square of the correlations above 0.1.
+    averaged over the images. Returns the three parts. Recipe `released`: the mean over the categories in the images
+    instead of all, and its own term for the others.
     """
-    ins = [instance_dice(out['k_ins'][i], out['f_ins'][i], t, config) for i, t in enumerate(targets)]
-    dice, other, visible, absent = [], [], [], []
+    ins = mean(*zip(*[instance_dice(out['k_ins'][i], out['f_ins'][i], t, config) for i, t in enumerate(targets)]))
+    dice, visible, absent = [], [], []
     for m, t in zip(maps, targets):
-        q = m['q_cate'].flatten(1)
-        masks, known = category_masks(t, config.num_classes, q.dtype)        # (K, hw), (hw,)
-        area = masks.sum(1)
-        p = F.relu(q)                                                        # Dice sees no negative correlation
+        q = m['q_cate'].flatten(1)                                           # (K, hw)
+        masks, known = t['categories'].to(q.dtype), t['category_known'].to(q.dtype)
+        area, p = masks.sum(1), F.relu(q)                                    # Dice sees no negative correlation
         dice.append(dice_loss((p * masks).sum(1), p.square() @ known, area))                            # (K,)
         visible.append(area > 0)
-        if config.recipe == 'released':
-            high = (q > 0.1) * known
-            other.append(torch.stack([(q.square() * high).sum(1), high.sum(1)]))
-            absent.append(area == 0)
-        else:
-            other.append(q.abs() @ known / known.sum().clamp(min=1))                                    # l1
-            absent.append(~t['present'])
-    ins = mean(*zip(*ins))
-    dice, other, visible, absent = map(torch.stack, (dice, other, visible, absent))                     # (B, K)
+        absent.append(q.abs() @ known / known.sum().clamp(min=1) * ~t['present'])                       # l1, (K,)
+    dice, visible, absent = map(torch.stack, (dice, visible, absent))        # (B, K)
     if config.recipe == 'released':
-        squares, count = (other * absent[:, None]).sum((0, 2))
-        return ins, mean([dice], [visible]), squares / count.clamp(min=1)
-    return ins, (dice * visible).mean(), (other * absent).mean()             # Eq. (5): over all N_cate categories
+        return ins, mean([dice], [visible]), released.absent_category_loss(maps, targets, visible)
+    return ins, (dice * visible).mean(), absent.mean()                       # Eq. (5): over all N_cate categories
 
 
 def instance_dice(k_ins, f_ins, target, config):
-    """Dice of every cell's map q = k . F_ins with the mask of the person that owns the cell -> (S*S,), and where that
-    means something, (S*S,) bool: the cell has an owner, of whom a pixel is known. For q linear in k, and none negative
-    after the branch's last ReLU: sum(q q) = k . (F F^T) k  and  sum(q t) = k . F t, so no map is made."""
+    """Dice of every cell's map q = k . F_ins with every person's mask -> (S*S, N), and which of them count, (S*S, N)
+    bool: the cell is the person's, and one of the person's pixels is known. For q linear in k and not negative after
+    the branch's last ReLU, sum(q q) = k . (F F^T) k  and  sum(q t) = k . F t, so no map is made."""
     k, f = k_ins.flatten(1).T, f_ins.flatten(1)                              # (S*S, C), (C, hw)
     known = target['known'].flatten().to(f.dtype)
     masks = target['persons'].flatten(1) * known                             # (N, hw)
-    masks = F.pad(masks, (0, 0, 1, 0))                                       # row 0: no owner
-    owner = target['owner'].flatten()
-    area = masks.sum(1)[owner]
+    area = masks.sum(1)
     if config.space == 'sigmoid_after':                                      # not linear: 25 times the memory
         q = (k @ f).sigmoid()
-        return dice_loss((q * masks[owner]).sum(1), q.square() @ known, area), area > 0
-    pt = (k @ (f @ masks.T)).gather(1, owner[:, None])[:, 0]
-    pp = (k @ ((f * known) @ f.T) * k).sum(1)
-    return dice_loss(pt, pp, area), area > 0
+        pt, pp = q @ masks.T, q.square() @ known
+    else:
+        pt, pp = k @ (f @ masks.T), (k @ ((f * known) @ f.T) * k).sum(1)
+    seen = area > 0
+    if config.recipe == 'released':                                          # it counts people without such pixels too
+        seen = seen | ~target['persons'].flatten(1).any(1)
+    return dice_loss(pt, pp[:, None], area), target['regions'].flatten(1).T & seen
 
 
-def category_masks(target, num_classes, dtype):
-    """Where any person wears each category (K, hw), and where the categories are known (hw,): outside `ignore`
-    and where no person is 255."""
-    labels = target['labels'].flatten(1)                                     # (N, hw)
-    known = (target['known'].flatten() & ~(labels == 255).any(0)).to(dtype)
-    masks = known.new_zeros(num_classes + 1, len(known)).scatter_(0, labels * (labels <= num_classes), 1.0)[1:]
-    return masks * known, known
-
-
-def parsing_loss(out, maps, targets, config):
-    """L_par: Dice of q_parsing^{n,c} with person n's part c (Sec. 3.4), averaged over the parts there are.
+def parsing_loss(out, maps, targets, config, fusion=None):
+    """L_par: Dice of q_parsing^{n,c} with person n's part c (Sec. 3.4), averaged over the parts in the images.
 
     Index fusion, q_parsing = q_ins * q_cate: a pixel of person n has one label, so the sums of p*t come from gathering
     q_cate at the labels, and those of p*p from a matrix product."""
@@ -221,17 +213,15 @@ def parsing_loss(out, maps, targets, config):
         area = known.new_zeros(len(labels), K + 1).scatter_add(1, labels, known)[:, 1:]
         if config.fusion == 'index':
             q_ins, q_cate = m['q_ins'].flatten(1), F.relu(m['q_cate'].flatten(1))
+            own = F.pad(q_cate, (0, 0, 1, 0)).gather(0, labels) * q_ins * known
             pp = (q_ins.square() * known) @ q_cate.square().T
-            if config.recipe == 'released':
-                area, pt = released_part_sums(t['parts'] * t['known'], q_ins, q_cate)
-            else:
-                own = F.pad(q_cate, (0, 0, 1, 0)).gather(0, labels) * q_ins * known
-                pt = area.new_zeros(len(labels), K + 1).scatter_add(1, labels, own)[:, 1:]
         else:
-            p = out['fuse'](m['q_ins'], m['q_cate'], out['f_cate'][i]).flatten(2)              # (N, K, hw)
+            p = fusion(m['q_ins'], m['q_cate'], out['f_cate'][i]).flatten(2)                            # (N, K, hw)
             own = F.pad(p, (0, 0, 1, 0)).gather(1, labels[:, None])[:, 0] * known
-            pt = area.new_zeros(len(labels), K + 1).scatter_add(1, labels, own)[:, 1:]
             pp = (p.square() * known[:, None]).sum(2)
+        pt = area.new_zeros(len(labels), K + 1).scatter_add(1, labels, own)[:, 1:]
+        if config.recipe == 'released' and config.fusion == 'index':
+            area, pt = released.part_sums(t['parts'] * t['known'], q_ins, q_cate)
         losses.append(dice_loss(pt, pp, area))
         counts.append(area > 0)
     return mean(losses, counts)
@@ -243,7 +233,7 @@ def metric_loss(out, targets, config):
     A: the correlations of the kernels with each other, A_ins of the people of one image. Averaged over the images.
     """
     if config.recipe == 'released':
-        return released_metric_loss(out, targets, config)
+        return mean(*released.metric_terms(out, targets, config.lambda_pull > 0))
     cate = distance_to_identity(out['k_cate'], torch.ones_like(out['k_cate'][:, 0]))
     losses = []
     for k_ins, t in zip(out['k_ins'], targets):
@@ -262,15 +252,9 @@ def pull_loss(out, targets):
     pixels, which is 1 - |mean f|^2, averaged over the categories in the images."""
     losses, counts = [], []
     for f_cate, t in zip(out['f_cate'], targets):
-        masks, _ = category_masks(t, len(out['k_cate']), f_cate.dtype)
+        masks = t['categories'].to(f_cate.dtype)
         area = masks.sum(1)
-        center = masks @ f_cate.flatten(1).T / area.clamp(min=1)[:, None]    # (K, C)
+        center = masks @ f_cate.flatten(1).T / area.clamp(min=1)[:, None]              # (K, C)
         losses.append(1 - center.square().sum(1))
         counts.append(area > 0)
     return mean(losses, counts)
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# The released code's variants, with its defects mended (README.md lists both)
-
-

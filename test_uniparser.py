@@ -1,21 +1,8 @@
-"""Claims about model, losses, training and inference, each against an independent reference. python -m pytest
+"""Claims about the paper: model, decoding, losses, each against an independent reference. python -m pytest
 
-The data sets are tested in test_data.py, the metrics in test_evaluate.py.
+Training, inference on files, metrics, data sets and documents are tested in tests/.
 """
-import contextlib
-import hashlib
-import importlib.util
-import io
-import json
-import os
-import re
-import shlex
-import signal
-import subprocess
-import sys
-from dataclasses import asdict, fields, replace
-from pathlib import Path
-from types import SimpleNamespace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -25,82 +12,12 @@ import torchvision
 from PIL import Image
 
 import data
-import evaluate
-import infer
 import losses
-import predict
-import train
 import uniparser
-from evaluate import parsing_metrics
 from losses import uniparser_loss
-from predict import decode, find_centers
-from uniparser import PRESETS, Config, UniParser, correlate, get_config
-
-torch.set_num_threads(1)            # on two busy cores two threads can be ten times slower than one
-HERE = Path(__file__).resolve().parent
-TINY = dict(backbone='resnet10', pretrained='', dcn=False, neck_channels=16, channels=8, depth=2, center_depth=1, grid=12)
-
-
-def tiny_config(preset='synthetic', **changes):
-    return get_config(preset, **{**TINY, **changes})
-
-
-def tiny_model(preset='synthetic', seed=0, **changes):
-    """Random weights of usual size: those of `init_weights` give features that are nearly all alike."""
-    torch.manual_seed(seed)
-    config = tiny_config(preset, **changes)
-    model = UniParser(config, data.DATASETS[config.data].class_names if 'num_classes' not in changes else None,
-                      data.DATASETS[config.data].flip_pairs)
-    for name, p in model.named_parameters():
-        if p.ndim == 4 and not name.startswith('backbone'):
-            torch.nn.init.kaiming_normal_(p)
-    return model
-
-
-def two_people(height=64, width=96):
-    """Two overlapping people of parts 1..3, one of them partly unknown, and an ignored corner."""
-    parsing, ignore = torch.zeros(2, height, width, dtype=torch.uint8), torch.zeros(height, width, dtype=torch.bool)
-    parsing[0, 8:24, 8:40], parsing[0, 24:48, 8:40] = 1, 2
-    parsing[1, 16:40, 36:76], parsing[1, 40:60, 36:76], parsing[1, 16:20, 36:76] = 2, 3, 255
-    ignore[:12, 80:] = True
-    return parsing, ignore
-
-
-def random_leaves(batch, height, width, config, seed=0, dtype=torch.float32):
-    """What the model could return for images (height, width) before it is brought into `config.space`."""
-    g, S, C = torch.Generator().manual_seed(seed), config.grid, config.channels
-    shapes = dict(f_ins=(batch, C, height // 4, width // 4), k_ins=(batch, C, S, S), f_cate=(batch, C, height // 4, width // 4))
-    leaves = {k: torch.rand(*shape, generator=g, dtype=dtype) + 0.01 for k, shape in shapes.items()}
-    leaves.update(heatmap=torch.randn(batch, 1, S, S, generator=g, dtype=dtype),
-                  k_cate=torch.randn(config.num_classes, C, generator=g, dtype=dtype))
-    return {k: v.requires_grad_() for k, v in leaves.items()}
-
-
-def in_space(leaves, config):
-    return {k: v if k == 'heatmap' else uniparser.to_space(v, config.space) for k, v in leaves.items()}
-
-
-def random_out(batch, height, width, config, seed=0):
-    return in_space(random_leaves(batch, height, width, config, seed), config)
-
-
-def run(*command, **options):
-    """A command as a user gives it, in a process of its own."""
-    environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(HERE)}
-    command = [sys.executable if c == 'python' else str(c) for c in command]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, **options)
-
-
-def call(program, *arguments, cwd='.'):
-    """The same in this process, which spares the imports: program is a module with a main."""
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), contextlib.chdir(cwd):
-        try:
-            program.main([str(a) for a in arguments])
-            code = 0
-        except SystemExit as stop:
-            code = stop.code or 0
-    return SimpleNamespace(returncode=code, stdout=out.getvalue(), stderr=err.getvalue())
+from tests.helpers import TINY, in_space, random_leaves, random_out, tiny_config, tiny_model, two_people
+from uniparser import PRESETS, Config, UniParser, correlate, decode, find_centers, get_config
+from util import datasets, deform
 
 
 # ---- configuration ---------------------------------------------------------------------------------------------
@@ -109,7 +26,7 @@ def call(program, *arguments, cwd='.'):
 def test_presets_name_fields_and_data_sets():
     for name in PRESETS:
         config = get_config(name)
-        assert config.num_classes == len(data.DATASETS[config.data].class_names) - 1
+        assert config.num_classes == len(datasets.DATASETS[config.data].class_names) - 1
     assert get_config('mhp') == Config() and get_config('mhp_released').recipe == 'released'
 
 
@@ -173,7 +90,7 @@ def slow_deform_conv(x, weight, offset, mask, stride):
 @pytest.mark.parametrize('stride', [1, 2])
 def test_deformable_convolution_matches_its_definition(stride):
     torch.manual_seed(0)
-    dcn = uniparser.ModulatedDeformConv2d(torch.nn.Conv2d(3, 4, 3, stride, bias=False)).eval()
+    dcn = deform.ModulatedDeformConv2d(torch.nn.Conv2d(3, 4, 3, stride, bias=False)).eval()
     x = torch.randn(1, 3, 6, 7)
     assert torch.allclose(dcn(x), 0.5 * F.conv2d(x, dcn.weight, stride=stride, padding=1), atol=1e-6)     # as it starts
     torch.nn.init.normal_(dcn.conv_offset.weight, std=0.3)
@@ -228,6 +145,28 @@ def test_without_pretraining_everything_learns():
     assert all(p.requires_grad for p in model.parameters()) and model.backbone.bn1.training
 
 
+@pytest.mark.parametrize('recipe', ['paper', 'released'])
+@pytest.mark.parametrize('share', [False, True])
+def test_every_recipe_takes_either_compression(recipe, share):
+    model = tiny_model(recipe=recipe, share_compression=share)
+    model.init_weights()
+    assert (model.category_neck is None) == share and model(torch.randn(1, 3, 64, 96))['f_cate'].shape == (1, 8, 16, 24)
+
+
+def test_a_backbone_of_grouped_convolutions_runs_with_dcn():
+    """ResNeXt on the CPU gives what torchvision's operator gives."""
+    model = tiny_model(backbone='resnext50_32x4d', dcn=True).eval()
+    conv = model.backbone.layer2[0].conv2
+    torch.nn.init.normal_(conv.conv_offset.weight, std=0.05)
+    assert conv.groups == 32 and conv.weight.shape == (256, 8, 3, 3)
+    x = torch.randn(1, 256, 9, 7)
+    with torch.no_grad():
+        offset, mask = conv.conv_offset(x).split((18, 9), dim=1)
+        theirs = torchvision.ops.deform_conv2d(x, offset, conv.weight, None, conv.stride, conv.padding, mask=mask.sigmoid())
+        assert torch.allclose(conv(x), theirs, atol=1e-5) and offset.abs().max() > 0.5
+        assert model(torch.randn(1, 3, 32, 32))['f_ins'].isfinite().all()
+
+
 # ---- branches: Eqs. (1)-(3) ------------------------------------------------------------------------------------
 
 
@@ -269,10 +208,10 @@ def test_a_cell_takes_the_feature_in_its_middle():
 def test_fusion_of_exact_masks_is_the_exact_parsing():
     q_ins, q_cate = torch.zeros(2, 4, 6), torch.zeros(3, 4, 6)
     q_ins[0, :, :3], q_ins[1, :, 3:], q_cate[0, :2], q_cate[2, 2:] = 1, 1, 1, 1
-    fused = uniparser.Fusion(tiny_config())(q_ins, q_cate, None)
+    parsing = uniparser.Fusion(tiny_config())(q_ins, q_cate, None)
     for n in range(2):
         for c in range(3):
-            assert torch.equal(fused[n, c] > 0.5, (q_ins[n] > 0) & (q_cate[c] > 0))
+            assert torch.equal(parsing[n, c] > 0.5, (q_ins[n] > 0) & (q_cate[c] > 0))
 
 
 @pytest.mark.parametrize('fusion', ['convs', 'multi'])
@@ -295,7 +234,7 @@ def test_fusing_for_inference_changes_no_number():
         torch.nn.init.uniform_(norm.weight, 0.5, 2), torch.nn.init.normal_(norm.bias, std=0.1)
     images = [torch.randn(1, 3, 64, w) for w in (96, 64, 96)]
     before = [model(x) for x in images]
-    model.fuse()
+    model.fold()
     assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in model.modules())
     for x, old in zip(images, before):                                       # the coordinates' cache follows the size
         new = model(x)
@@ -327,7 +266,7 @@ def painted(parsing, config, K=6):
         row, col = (int(S * c[n] // size) for c, size in zip(center, parsing.shape[1:]))
         heatmap[0, row, col], k_ins[n + 1, row, col] = 3.0 - n, 1.0
     return dict(heatmap=heatmap[None], f_ins=f_ins[None], k_ins=k_ins[None], f_cate=f_cate[None],
-                k_cate=torch.eye(K + 1)[1:], fuse=uniparser.Fusion(config))
+                k_cate=torch.eye(K + 1)[1:])
 
 
 def blocks(height=96, width=128):
@@ -427,28 +366,48 @@ def test_focal_loss_matches_torchvision():
     assert torch.allclose(losses.sigmoid_focal_loss(logits, target), expected, atol=1e-6)
 
 
+def test_a_saturated_plateau_is_one_person():
+    """The float32 sigmoid of all logits above 17 is 1: peaks are compared before it."""
+    config = tiny_config(grid=12, theta_center=0.1)
+    rows, cols = torch.meshgrid(torch.arange(12.0), torch.arange(12.0), indexing='ij')
+    logits = 40 - (rows - 5).square() - (cols - 6).square()
+    assert (logits.sigmoid() == 1).sum() > 20
+    cells, scores = find_centers(logits, config)
+    assert cells.tolist() == [5 * 12 + 6] and scores.tolist() == [1.0]
+
+
+def owner_of(regions):
+    """(N, S, S) bool without overlap -> (S, S): 1 + the person that the cell belongs to, 0 none."""
+    assert (regions.sum(0) <= 1).all()
+    return (regions * torch.arange(1, len(regions) + 1).view(-1, 1, 1)).sum(0)
+
+
 def test_center_target_by_hand():
     """An 80x80 image on an 8x8 grid: cells of 10 pixels."""
     parsing = torch.zeros(3, 80, 80, dtype=torch.uint8)
     parsing[0, 0:71, 10:31] = 1                          # rows 0-70, mean 35; columns 10-30, mean 20
     parsing[1, 40:50, 60:70] = 2                         # mean 44 (44.5 truncated), 64
-    owner, cells, exists = losses.center_target(parsing, (80, 80), tiny_config(grid=8))
+    regions, cells, exists = losses.center_target(parsing, (80, 80), tiny_config(grid=8))
+    owner = owner_of(regions)
     expected = torch.zeros(8, 8)
     expected[2:5, 1:3] = 1                               # 35 +- 7 -> rows 28..42, cells 2-4; 20 +- 2 -> cells 1-2
     expected[4, 6] = 2                                   # 44 +- 0.9, 64 +- 0.9: its own cell
     assert torch.equal(owner, expected.long()) and cells.tolist() == [3 * 8 + 2, 4 * 8 + 6, 0]
     assert exists.tolist() == [True, True, False]
-    owner, _, _ = losses.center_target(parsing, (80, 80), tiny_config(grid=8, sigma=0.8, center_radius=1))
+    regions, _, _ = losses.center_target(parsing, (80, 80), tiny_config(grid=8, sigma=0.8, center_radius=1))
+    owner = owner_of(regions)
     assert owner[:, 2].tolist() == [0, 0, 1, 1, 1, 0, 0, 0]                  # at most a cell away
 
 
 def test_a_barycenter_keeps_its_cell_where_regions_overlap():
     parsing = torch.zeros(2, 80, 80, dtype=torch.uint8)
     parsing[0, 30:50, 30:50], parsing[1, :, :] = 1, 2
-    owner, cells, _ = losses.center_target(parsing, (80, 80), tiny_config(grid=80, sigma=0.2))
+    regions, cells, _ = losses.center_target(parsing, (80, 80), tiny_config(grid=80, sigma=0.2))
+    owner = owner_of(regions)
     assert owner[39, 39] == 2 and owner[cells[0] // 80, cells[0] % 80] == owner.flatten()[cells[0]]
     parsing[1, :40] = 0
-    owner, cells, _ = losses.center_target(parsing, (80, 80), tiny_config(grid=80, sigma=2.0))
+    regions, cells, _ = losses.center_target(parsing, (80, 80), tiny_config(grid=80, sigma=2.0))
+    owner = owner_of(regions)
     assert owner.flatten()[cells].tolist() == [1, 2]
 
 
@@ -462,7 +421,8 @@ def slow_terms(out, parsings, ignores, config):
 
     for i, (parsing, ignore) in enumerate(zip(parsings, ignores)):
         labels, certain = parsing[:, 2::4, 2::4], ~ignore[2::4, 2::4]
-        owner, cells, exists = losses.center_target(parsing, parsing.shape[1:], config)
+        regions, cells, exists = losses.center_target(parsing, parsing.shape[1:], config)
+        owner = owner_of(regions)
         maps = torch.einsum('cst,chw->sthw', out['k_ins'][i], out['f_ins'][i])
         q_cate = torch.einsum('kc,chw->khw', out['k_cate'], out['f_cate'][i])
         if config.space == 'sigmoid_after':
@@ -516,8 +476,7 @@ def test_terms_and_gradients_equal_explicit_maps(space):
 def test_parsing_loss_of_fusions_equals_explicit_maps(fusion):
     config, (parsing, ignore) = tiny_config(num_classes=5, fusion=fusion), two_people()
     model, out = tiny_model(num_classes=5, fusion=fusion), random_out(1, 64, 96, config)
-    out['fuse'] = model.fusion
-    ours = uniparser_loss(out, [parsing], ignore[None], config)['parsing']
+    ours = uniparser_loss(out, [parsing], ignore[None], config, model.fusion)['parsing']
     _, cells, _ = losses.center_target(parsing, (64, 96), config)
     q_ins = correlate(out['k_ins'][0].flatten(1).T[cells], out['f_ins'][0], 'cosine')
     q = model.fusion(q_ins, None, out['f_cate'][0])
@@ -688,505 +647,3 @@ def test_the_loss_never_waits_for_the_device():
         uniparser_loss(out, [parsing], ignore[None], config)['total'].backward()
     finally:
         torch.cuda.set_sync_debug_mode('default')
-
-
-# ---- training --------------------------------------------------------------------------------------------------
-
-
-def test_learning_rate_by_hand():
-    config = replace(Config(), warmup=10, epochs=12)
-    rates = [train.learning_rate(s, 100, config) for s in (0, 9, 10, 899, 900, 1099, 1100)]
-    assert np.allclose(rates, [0.0005, 0.005, 0.005, 0.005, 0.0005, 0.0005, 0.00005])        # 8 x 6.25e-4; 9 and 11
-    assert train.learning_rate(0, 100, replace(config, epochs=36, warmup=0)) == 0.005
-    for epochs, milestones in (36, (27, 33)), (75, (50, 65)):
-        config = get_config('cihp' if epochs == 75 else 'mhp', epochs=epochs, warmup=0)
-        drops = [e for e in range(1, epochs) if train.learning_rate(e, 1, config) < 0.5 * train.learning_rate(e - 1, 1, config)]
-        assert tuple(drops) == milestones
-    cosine = [train.learning_rate(s, 1, replace(config, schedule='cosine', epochs=4, warmup=0)) for s in range(5)]
-    assert np.allclose(np.array(cosine) / cosine[0], [1, 0.853553, 0.5, 0.146447, 0], atol=1e-6)
-
-
-def test_overfits_one_scene():
-    """The whole path, photo to metric: a drawn scene of several people is learnt by heart."""
-    torch.manual_seed(0)
-    dataset = data.open_dataset('synthetic', None, 'val')
-    image, parsing, ignore = dataset.read(1)
-    config = get_config('synthetic', grid=20)
-    model = UniParser(config, dataset.class_names, dataset.flip_pairs).train()
-    batch = dict(images=data.normalize(image)[None], parsings=[torch.from_numpy(parsing)],
-                 ignores=torch.from_numpy(ignore)[None], infos=[{}])
-    optimizer, scaler = train.make_optimizer(model, config), torch.amp.GradScaler('cpu', enabled=False)
-    for _ in range(80):
-        terms = train.train_step(model, [batch], optimizer, scaler, config, torch.device('cpu'), None, 3e-3)
-    metrics = parsing_metrics(model.predict(image), [parsing], 6)
-    assert len(parsing) > 1 and metrics['AP50'] == 1.0 and metrics['APvol'] > 0.6, (metrics['APvol'], terms)
-
-
-SHORT = ['--backbone', 'resnet10', '--neck-channels', '16', '--channels', '8', '--depth', '1', '--center-depth', '1',
-         '--batch-size', '4', '--samples', '12', '--val-images', '4', '--warmup', '2', '--device', 'cpu']
-
-
-def weights(run_folder):
-    return torch.load(Path(run_folder) / 'last.pt', weights_only=True)['model']
-
-
-def test_resume_equals_uninterrupted(tmp_path, monkeypatch):
-    """Stopped in the middle of an epoch and resumed with other workers, training gives the same bits."""
-    whole, parts = tmp_path / 'whole', tmp_path / 'parts'
-    train.main([*SHORT, '--epochs', '2', '--out', str(whole)])
-    step, count = train.train_step, []
-
-    def stop_after_four(*args):
-        count.append(1)
-        if len(count) == 4:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return step(*args)
-    monkeypatch.setattr(train, 'train_step', stop_after_four)
-    train.main([*SHORT, '--epochs', '2', '--out', str(parts), '--workers', '1'])
-    state = torch.load(parts / 'last.pt', weights_only=True)
-    assert (state['epoch'], state['position']) == (1, 1) and len(count) == 4
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL                # nobody inherits the run's handler
-    train.main(['--resume', str(parts), '--workers', '2', '--device', 'cpu'])
-    assert len(count) == 6
-    for (name, a), b in zip(weights(whole).items(), weights(parts).values()):
-        assert torch.equal(a, b), name
-    logs = [(f / 'log.jsonl').read_text().splitlines()[-1] for f in (whole, parts)]
-    assert logs[0] == logs[1] and 'AP50' in logs[0]
-
-
-def test_a_run_leaves_what_it_promises(tmp_path):
-    done = call(train, *SHORT, '--epochs', '1', cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    folder = tmp_path / 'runs' / 'synthetic'
-    assert {p.name for p in folder.iterdir()} >= {'config.json', 'log.jsonl', 'last.pt', 'best.pt', 'val'}
-    assert len(list((folder / 'val').glob('*.png'))) == 4
-    assert json.loads((folder / 'config.json').read_text())['channels'] == 8
-    record = json.loads((folder / 'log.jsonl').read_text().splitlines()[0])
-    assert {'center', 'aux_ins', 'aux_cate', 'aux_neg', 'parsing', 'metric', 'total', 'lr', 'images_per_second',
-            'memory'} <= set(record)
-    assert re.search(r'AP50 [\d.]+ APvol [\d.]+ PCP50 [\d.]+ mIoU [\d.]+$', done.stdout.strip().splitlines()[-1])
-    model = UniParser.from_pretrained(folder / 'best.pt')
-    assert model.class_names[1] == 'head' and model.flip_pairs == [[3, 4], [5, 6]] and not model.training
-    assert not list(tmp_path.rglob('*.tmp*'))
-    again = call(train, *SHORT, '--out', folder, cwd=tmp_path)
-    assert again.returncode == 2 and 'holds a run already' in again.stderr and 'Traceback' not in again.stderr
-
-
-def test_two_processes_train_together(tmp_path):
-    done = run('python', '-m', 'torch.distributed.run', '--nproc-per-node', '2', '--standalone', HERE / 'train.py',
-               *SHORT, '--epochs', '1', '--accumulate', '2', '--out', tmp_path / 'run')
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert '2 x cpu' in done.stdout and done.stdout.count('epoch 1: AP50') == 1
-    assert all(torch.isfinite(v).all() for v in weights(tmp_path / 'run').values())
-
-
-def test_processes_share_the_gradients(tmp_path):
-    """Two processes with half of a batch each take the step that one takes with all of it. (Terms are means over the
-    images of a process, so each image is given the same label; BatchNorm keeps its statistics; the center loss, a sum
-    over the positive cells + 1, is left out.)"""
-    script = tmp_path / 'step.py'
-    script.write_text('''
-import sys, torch, torch.distributed as dist
-sys.path.insert(0, sys.argv[1])
-from test_uniparser import *
-torch.manual_seed(0)
-model, (parsing, ignore) = tiny_model(num_classes=5), two_people()
-for norm in (m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)):
-    norm.eval(), setattr(norm, 'train', lambda mode=True: norm)
-images, rank, world, device = torch.randn(2, 3, 64, 96), *train.set_up_processes('cpu')
-net = torch.nn.parallel.DistributedDataParallel(model) if world > 1 else model
-share = slice(rank, rank + 1) if world > 1 else slice(0, 2)
-batch = dict(images=images[share], parsings=[parsing] * len(images[share]), ignores=torch.stack([ignore] * 2)[share])
-optimizer = train.make_optimizer(model, replace(model.config, optimizer='sgd'))
-config, scaler = replace(model.config, lambda_center=0.0), torch.amp.GradScaler('cpu', enabled=False)
-train.train_step(net, [batch], optimizer, scaler, config, device, None, 0.1)
-if world > 1:                                     # who got a signal tells the other
-    assert train.told_to_stop([1] if rank else [], 20, world, device) and not train.told_to_stop([], 40, world, device)
-if rank == 0:
-    torch.save(model.state_dict(), sys.argv[2])
-if world > 1:
-    dist.destroy_process_group()
-''')
-    one = run('python', script, HERE, tmp_path / 'one.pt')
-    two = run('python', '-m', 'torch.distributed.run', '--nproc-per-node', '2', '--standalone', script, HERE,
-              tmp_path / 'two.pt')
-    assert one.returncode == two.returncode == 0, one.stderr[-1500:] + two.stderr[-1500:]
-    first, second = (torch.load(tmp_path / name, weights_only=True) for name in ('one.pt', 'two.pt'))
-    for name in first:
-        assert torch.allclose(first[name], second[name], atol=1e-5), name
-
-
-def test_a_loss_that_is_not_finite_stops_and_names_terms_and_images(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(data, 'normalize', lambda image: torch.full((3, *np.asarray(image).shape[:2]), float('nan')))
-    with pytest.raises(SystemExit) as stop:
-        train.main([*SHORT, '--epochs', '1', '--out', str(tmp_path / 'run')])
-    message = capsys.readouterr().err
-    assert stop.value.code == 2 and 'not finite' in message and 'total' in message and 'train_00' in message
-    assert not (tmp_path / 'run' / 'last.pt').exists()
-
-
-def test_a_spike_of_the_loss_stops_and_names_terms_and_images():
-    batches, scaler = [dict(infos=[dict(id='one')]), dict(infos=[dict(id='two')])], torch.amp.GradScaler('cpu', enabled=False)
-    losses = dict(center=torch.tensor(3.0), total=torch.tensor(0.9 * train.SPIKE))
-    assert train.check_finite(losses, batches, scaler)['center'] == 3
-    losses['total'] *= 2
-    with pytest.raises(train.NonFinite, match=r'above 10,000.*center.*images: one, two'):
-        train.check_finite(losses, batches, scaler)
-
-
-@pytest.mark.parametrize('arguments, message', [
-    (['--data', 'MHP'], '--root'), (['--data', 'MHP', '--root', 'nowhere'], 'nowhere'),
-    (['--batch-size', '3', '--accumulate', '2'], 'multiple of 2'), (['--backbone', 'vgg'], 'unknown backbone'),
-    (['--batch-size', '0'], 'at least 1'), (['--short-side'], 'short_side'),
-    (['--samples', '3', '--batch-size', '8', '--accumulate', '8'], 'too few'), (['--resume', 'nowhere'], 'nowhere'),
-    (['--pretrained', 'nowhere.pth'], 'nowhere.pth')])
-def test_mistakes_get_one_sentence(tmp_path, monkeypatch, capsys, arguments, message):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as stop:
-        train.main([*arguments, '--device', 'cpu'])
-    text = capsys.readouterr().err
-    assert stop.value.code == 2 and message in text and text.startswith('error: ') and text.count('\n') == 1
-    assert not (tmp_path / 'runs').exists()
-
-
-@pytest.mark.parametrize('changes', [dict(space='cosin'), dict(fusion='idx'), dict(optimizer='adam'), dict(recipe='mine'),
-                                     dict(schedule='cos'), dict(epochs=0)])
-def test_settings_that_cannot_be_are_refused(changes):
-    with pytest.raises(ValueError, match=next(iter(changes))):
-        get_config(**changes)
-
-
-@pytest.mark.parametrize('change', [['--lr', '1'], ['--optimizer', 'sgd'], ['--data', 'synthetic'], ['--out', 'x']])
-def test_resume_keeps_the_settings_of_the_run(checkpoint, tmp_path, capsys, change):
-    torch.save(dict(torch.load(checkpoint, weights_only=True), optimizer={}), tmp_path / 'last.pt')
-    with pytest.raises(SystemExit):
-        train.main(['--resume', str(tmp_path), *change])
-    assert f'{change[0]} cannot change' in capsys.readouterr().err
-
-
-def test_every_setting_is_a_flag():
-    flags = vars(train.parse_arguments(['--short-side', '10', '20', '--no-dcn', '--light', '--lr', '0.1', '--epochs', '7']))
-    config, *_ = train.prepare(train.parse_arguments(['--short-side', '10', '20', '--no-dcn', '--light', '--lr', '0.1']))
-    assert config.short_side == (10, 20) and config.light and not config.dcn and config.lr == 0.1 and flags['epochs'] == 7
-    help_text = call(train, '--help').stdout.replace(',', ' ').replace('\n', ' ')
-    for field in fields(Config):
-        if field.name not in ('data', 'recipe', 'num_classes', 'pretrained_stages'):
-            assert f'--{field.name.replace("_", "-")} ' in help_text, field.name
-
-
-# ---- checkpoints -----------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope='module')
-def checkpoint(tmp_path_factory):
-    """Weights that find somebody everywhere: random, with low thresholds."""
-    path = tmp_path_factory.mktemp('weights') / 'model.pt'
-    tiny_model(theta_center=0.0, theta_part=0.0, theta_mask=0.1, max_people=4, test_short_side=48).save(path)
-    return path
-
-
-def test_saving_and_loading_gives_the_same_model(checkpoint):
-    image = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
-    model = UniParser.from_pretrained(checkpoint)
-    same = tiny_model(theta_center=0.0, theta_part=0.0, theta_mask=0.1, max_people=4, test_short_side=48)
-    assert model.config == same.config and asdict(model.config)['max_people'] == 4
-    assert np.array_equal(model.predict(image)[0].parsing, same.predict(image)[0].parsing)
-    assert UniParser.from_pretrained(checkpoint, max_people=1).predict(image)[0].parsing.shape[0] <= 1
-
-
-def test_a_fused_model_is_not_saved(checkpoint, tmp_path):
-    model = UniParser.from_pretrained(checkpoint).fuse().fuse()
-    with pytest.raises(ValueError, match='fused'):
-        model.save(tmp_path / 'a.pt')
-
-
-def test_broken_checkpoints_are_refused(checkpoint, tmp_path):
-    state = torch.load(checkpoint, weights_only=True)
-    cases = {'cut.pt': checkpoint.read_bytes()[:500], 'text.pt': b'no weights'}
-    for name, content in cases.items():
-        (tmp_path / name).write_bytes(content)
-        with pytest.raises(ValueError, match=f'{name} is not a readable'):
-            UniParser.from_pretrained(tmp_path / name)
-    torch.save({'a': 1}, tmp_path / 'other.pt')
-    torch.save([1], tmp_path / 'list.pt')
-    torch.save(dict(state, model={**state['model'], 'extra': torch.zeros(1)}), tmp_path / 'extra.pt')
-    torch.save(dict(state, config=dict(state['config'], channels=16)), tmp_path / 'shape.pt')
-    torch.save(dict(state, config=dict(state['config'], warp=9)), tmp_path / 'newer.pt')
-    for name, message in dict(other='not a UniParser', list='not a dictionary', extra='extra', shape='of another shape',
-                              newer='warp').items():
-        with pytest.raises(ValueError, match=message):
-            UniParser.from_pretrained(tmp_path / f'{name}.pt')
-
-
-def test_a_pickle_that_runs_code_does_not_run(tmp_path):
-    class Payload:
-        def __reduce__(self):
-            return (os.mkdir, (str(tmp_path / 'ran'),))
-    torch.save(dict(model=Payload()), tmp_path / 'evil.pt')
-    with pytest.raises(ValueError, match='not a readable weights file'):
-        UniParser.from_pretrained(tmp_path / 'evil.pt')
-    assert not (tmp_path / 'ran').exists()
-
-
-# ---- infer.py --------------------------------------------------------------------------------------------------
-
-
-def write_photo(path, seed=0, size=(60, 40)):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), np.uint8)).save(path)
-
-
-def test_a_folder_is_parsed_and_a_broken_photo_is_reported(checkpoint, tmp_path):
-    for k, name in enumerate(('a b.png', 'sub/é.jpg', 'sub/a b.jpg', '-dash.png')):
-        write_photo(tmp_path / 'in' / name, k)
-    (tmp_path / 'in' / 'broken.jpg').write_text('not a photo')
-    done = call(infer, 'in', '--weights', checkpoint, '--out', 'out', '--cutouts', cwd=tmp_path)
-    assert done.returncode == 2 and 'broken.jpg' in done.stderr and '1 photo' in done.stderr
-    assert 'Traceback' not in done.stderr and '4 of 5 photos' in done.stdout
-    out = tmp_path / 'out'
-    records = {p.stem: json.loads(p.read_text()) for p in out.glob('*.json')}
-    assert len(records) == 4 and 'é' in records and len({r['photo'] for r in records.values()}) == 4
-    for name, record in records.items():
-        check_results(out, name, record)
-
-
-def check_results(out, name, record):
-    """Pictures, boxes and run lengths tell the same story."""
-    parts, people = (np.asarray(Image.open(out / f'{name}_{kind}.png')) for kind in ('parts', 'people'))
-    assert parts.shape == people.shape == (record['height'], record['width'])
-    assert Image.open(out / f'{name}_parts.png').mode == 'P' and Image.open(out / f'{name}_overlay.png').mode == 'RGB'
-    assert ((parts > 0) == (people > 0)).all() and record['people']
-    for person in record['people']:
-        whole = np.zeros(parts.shape, np.uint8)
-        for part in person['parts']:
-            mask = data.decode_rle(part['rle']['counts'], record['width'], record['height'])
-            rows, cols = np.nonzero(mask)
-            assert part['rle']['size'] == [record['height'], record['width']] and part['area'] == mask.sum()
-            assert part['box'] == [cols.min(), rows.min(), np.ptp(cols) + 1, np.ptp(rows) + 1]
-            assert part['name'] == data.Synthetic.class_names[part['id']]
-            whole[mask] = part['id']
-        mine = people == person['id']
-        assert (parts[mine] == whole[mine]).all() and person['area'] == (whole > 0).sum()
-        cut = Image.open(out / f'{name}_person{person["id"]}.png')
-        assert cut.mode == 'RGBA' and cut.size == tuple(person['box'][2:])
-        assert (np.asarray(cut)[..., 3] > 0).sum() == person['area']
-        assert len(list(out.glob(f'{name}_person{person["id"]}_*.png'))) == len(person['parts'])
-
-
-@pytest.mark.parametrize('seed', range(4))
-def test_run_lengths_are_those_of_coco(seed):
-    rng = np.random.default_rng(seed)
-    for share in (0, 0.02, 0.5, 1):
-        mask = rng.random((37, 53)) < share
-        if share == 0.02:
-            mask = np.kron(mask, np.ones((9, 9))) > 0
-        for y, x, photo in (0, 0, mask), (3, 5, np.pad(mask, ((3, 9), (5, 0)))):
-            rle = infer.encode_rle(mask, x, y, photo.shape)
-            assert rle['size'] == list(photo.shape)
-            assert np.array_equal(data.decode_rle(rle['counts'], photo.shape[1], photo.shape[0]), photo)
-
-
-def test_maps_show_the_people_that_were_found(monkeypatch):
-    """The panels of two people are drawn from the cells of their own peaks, whoever else the heat map shows."""
-    model = tiny_model(theta_center=0.0, theta_part=0.0, theta_mask=0.1, test_short_side=96)
-    torch.nn.init.normal_(model.center_locator.heatmap.weight)
-    photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8))
-    found = model.predict(photo)[0]
-    assert len(found.scores) > 2
-    kept = type(found)(*(field[1:] for field in found))                      # as if the best had no part
-    out = predict.outputs(model, predict.prepare(photo, model.config))
-    cells, scores = find_centers(out['heatmap'][0, 0], model.config)
-    seen = []
-    monkeypatch.setattr(infer, 'correlate', lambda k, f, space: seen.append(k) or correlate(k, f, space))
-    infer.draw_maps(model, out, photo, kept)
-    own = [cells[np.isclose(scores, score)][0] for score in kept.scores[:2]]
-    assert torch.equal(seen[0], out['k_ins'][0].flatten(1).T[torch.stack(own)])
-    assert infer.draw_maps(model, out, photo, type(found)(*(field[:0] for field in found))).width > 0
-
-
-def test_results_among_the_photos_are_not_photos(checkpoint, tmp_path):
-    write_photo(tmp_path / 'a.png')
-    for _ in range(2):
-        done = call(infer, tmp_path, '--weights', checkpoint, '--out', tmp_path / 'results')
-        assert done.returncode == 0 and '1 of 1 photos' in done.stdout
-
-
-def test_only_keeps_the_named_parts(checkpoint, tmp_path):
-    write_photo(tmp_path / 'a.png')
-    done = call(infer, tmp_path / 'a.png', '--weights', checkpoint, '--out', tmp_path, '--only',
-               'head, left-arm')
-    assert done.returncode == 0, done.stderr
-    assert set(np.unique(np.asarray(Image.open(tmp_path / 'a_parts.png')))) <= {0, 1, 3}
-    done = call(infer, tmp_path / 'a.png', '--weights', checkpoint, '--out', tmp_path, '--only', 'hat')
-    assert done.returncode == 2 and "unknown part 'hat'" in done.stderr and 'left-leg' in done.stderr
-
-
-def test_nobody_found_is_said_and_is_no_error(checkpoint, tmp_path):
-    write_photo(tmp_path / 'a.png')
-    done = call(infer, tmp_path / 'a.png', '--weights', checkpoint, '--out', tmp_path,
-               '--theta-center', '0.999')
-    assert done.returncode == 0 and 'nobody found' in done.stdout + done.stderr
-    assert json.loads((tmp_path / 'a.json').read_text())['people'] == []
-    assert not np.asarray(Image.open(tmp_path / 'a_parts.png')).any()
-
-
-def test_names_of_results_are_unique():
-    paths = [Path(p) for p in ('x/a.jpg', 'y/a.jpg', 'y/a.png', 'y/b.jpg', 'z/y/a.png')]
-    names = infer.result_names(paths)
-    assert len(set(names)) == 5 and names[3] == 'b'
-
-
-@pytest.mark.parametrize('arguments, message', [
-    ([], 'give photos'), (['nothing.jpg'], 'nothing.jpg does not exist'), (['no*.jpg'], 'no*.jpg does not exist'),
-    (['.'], 'a folder without photos'), (['a.jpg', '--weights', 'no.pt'], 'no.pt does not exist'),
-    (['--data', 'MHP'], 'other classes')])
-def test_mistakes_in_infer_get_one_sentence(checkpoint, tmp_path, monkeypatch, capsys, arguments, message):
-    monkeypatch.chdir(tmp_path)
-    if '--data' in arguments:
-        (tmp_path / 'list').mkdir(), (tmp_path / 'list' / 'val.txt').write_text('1')
-        write_photo(tmp_path / 'val' / 'images' / '1.jpg'), write_photo(tmp_path / 'val' / 'parsing_annos' / '1_01_01.png')
-        arguments = [*arguments, '--root', '.']
-    with pytest.raises(SystemExit) as stop:
-        infer.main([*(() if '--weights' in arguments else ('--weights', str(checkpoint))), *arguments, '--device', 'cpu'])
-    assert stop.value.code == 2 and message in capsys.readouterr().err
-
-
-def test_predictions_of_a_split_evaluate_to_what_training_reports(checkpoint, tmp_path):
-    model = UniParser.from_pretrained(checkpoint)
-    dataset = data.open_dataset('synthetic', None, 'val')
-    expected = train.validate(model, dataset, model.config)
-    done = call(infer, '--data', 'synthetic', '--weights', checkpoint, '--out', tmp_path / 'pred')
-    assert done.returncode == 0, done.stderr
-    done = call(evaluate, '--data', 'synthetic', '--predictions', tmp_path / 'pred', '--json',
-               tmp_path / 'metrics.json')
-    assert done.returncode == 0, done.stderr
-    found = json.loads((tmp_path / 'metrics.json').read_text())
-    for name in train.REPORTED:
-        assert abs(found[name] - expected[name]) < 1e-4, name                # infer.py fuses BatchNorm: ties may turn
-
-
-def test_with_the_truth_for_people_and_classes_little_is_left_to_get_wrong(monkeypatch):
-    model, dataset, found = tiny_model(num_classes=6, test_short_side=96, long_side=128), data.open_dataset('synthetic'), []
-    samples = [dataset.read(i) for i in range(4)]
-    for sample in samples:
-        with monkeypatch.context() as patch:
-            patch.setattr(infer, 'decode', lambda out, *_: out)
-            out = infer.predict_with_truth(model, 'classes', *sample)
-            patch.undo()
-            patch.setattr(infer, 'outputs', lambda *_: out)
-            found.append(infer.predict_with_truth(model, 'people', *sample))
-    metrics = parsing_metrics(found, [parsing for _, parsing, _ in samples], 6)
-    assert metrics['people'] > 4 and metrics['AP50'] == 1.0 and metrics['APvol'] > 0.75
-    centers = infer.predict_with_truth(model, 'centers', *samples[0])
-    assert len(centers.scores) <= len(samples[0][1])
-
-
-# ---- documents -------------------------------------------------------------------------------------------------
-
-README = (HERE / 'README.md').read_text()
-
-
-def readme_commands():
-    """Every line of the README that starts a program, without its comment."""
-    lines = [line.split('  #')[0].strip() for line in README.splitlines() if line.startswith('    ')]
-    return [c for line in lines for c in line.split(' && ') if c.startswith(('python ', 'torchrun '))]
-
-
-def write_tiny_mhp(root):
-    """Four photos of a drawn scene each, in MHPv2's layout."""
-    dataset = data.open_dataset('synthetic')
-    for split in ('train', 'val'):
-        (root / 'list').mkdir(parents=True, exist_ok=True)
-        (root / 'list' / f'{split}.txt').write_text('1\n2\n3\n4\n')
-        (root / split / 'parsing_annos').mkdir(parents=True)
-        for i in range(1, 5):
-            image, parsing, _ = dataset.read(i)
-            write_photo(root / split / 'images' / f'{i}.jpg')
-            Image.fromarray(image).save(root / split / 'images' / f'{i}.jpg')
-            for n, labels in enumerate(parsing, 1):
-                rgb = np.stack([labels] * 3, -1)
-                Image.fromarray(rgb).save(root / split / 'parsing_annos' / f'{i}_{len(parsing):02d}_{n:02d}.png')
-
-
-def test_every_command_of_the_readme_runs(tmp_path):
-    """In order, in one folder, with a tiny data set and a tiny network in place of the real ones."""
-    write_tiny_mhp(tmp_path / 'data' / 'LV-MHP-v2')
-    write_photo(tmp_path / 'photo.jpg'), write_photo(tmp_path / 'holiday' / 'b.jpg')
-    for folder in ('assets', 'weights'):
-        (tmp_path / folder).symlink_to(HERE / folder)
-    small = [*SHORT, '--pretrained', '', '--no-dcn', '--epochs', '1', '--grid', '8', '--short-side', '64',
-             '--test-short-side', '64', '--workers', '0']
-    commands = readme_commands()
-    programs = {w for c in commands for w in shlex.split(c) if w.endswith('.py')}
-    assert programs == {'train.py', 'infer.py', 'data.py', 'evaluate.py'}
-    for command in commands:
-        words = shlex.split(command.replace('DIR', 'data/LV-MHP-v2').replace('512 512', '64 64'))
-        if '--export' in words and not importlib.util.find_spec('onnxscript'):
-            continue
-        if 'train.py' in command and '--resume' not in command:
-            words += small
-        if words[0] == 'torchrun':
-            launcher = ['python', '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2']
-            done = run(*launcher, HERE / words[3], *words[4:], cwd=tmp_path)
-        elif words[1].endswith('.py'):
-            done = call(globals()[words[1].removesuffix('.py')], *words[2:], cwd=tmp_path)
-        assert done.returncode == 0, (command, done.stderr[-2000:])          # python -m pytest is running just now
-    with contextlib.chdir(tmp_path):
-        found = {}
-        for code in re.findall(r'```python\n(.*?)```', README, re.S):
-            exec(code, found)
-    assert found['hair'].shape == found['parsing'].shape and found['hair'].dtype == bool
-
-
-def test_the_readme_names_flags_and_functions_that_exist():
-    parsers = ' '.join(call(module, '--help').stdout for module in (train, infer, data, evaluate))
-    for flag in set(re.findall(r'(?<![\w-])--[a-z][a-z-]+', README)) - {'--nproc-per-node'}:
-        assert flag in parsers or flag.replace('--no-', '--') in parsers, flag
-    sources = ''.join((HERE / f'{name}.py').read_text() for name in ('uniparser', 'predict', 'losses', 'checkpoints'))
-    table = README[README.index('| in the paper | here |'):README.index('Labels are the same everywhere')]
-    for line in table.splitlines()[2:]:
-        if line.startswith('|'):
-            for name in re.findall(r'`(?:UniParser\.)?([A-Za-z_]+)`', line.split('|')[2]):
-                assert re.search(rf'(class|def) {name}\b', sources) or name in PRESETS, name
-
-
-@pytest.mark.parametrize('number, names', [
-    (1, ['CenterLocator', 'find_centers']), (2, ['InstanceFeatureSpaceBuilder', 'correlate', 'decode']),
-    (3, ['CategoryFeatureSpaceBuilder', 'correlate']), (4, ['uniparser_loss']), (5, ['auxiliary_loss']),
-    (6, ['metric_loss'])])
-def test_equations_are_tagged(number, names):
-    sources = ''.join((HERE / f'{name}.py').read_text() for name in ('uniparser', 'predict', 'losses', 'checkpoints'))
-    for name in names:
-        body = re.search(rf'^( *)(class|def) {name}\b.*?(?=^\1(class|def|@) ?|\Z)', sources, re.S | re.M).group(0)
-        assert re.search(rf'Eqs?\. (\(\d\)[ ,and]*)*\({number}\)', body), (name, number)
-
-
-def test_the_readme_tells_the_size_of_every_file():
-    for name, lines in re.findall(r'\| `(\w+\.py)` \| .* \| (\d+) \|', README):
-        assert abs(int(lines) - len((HERE / name).read_text().splitlines())) <= 0.1 * int(lines), name
-
-
-def test_code_is_ascii_and_not_wide():
-    for path in HERE.glob('*.py'):
-        for number, line in enumerate(path.read_text().splitlines(), 1):
-            test = path.name.startswith('test_')
-            assert len(line) <= (130 if test else 120) and (test or line.isascii()), f'{path.name}:{number}'
-
-
-def test_the_weights_are_those_of_their_card():
-    card = (HERE / 'weights' / 'README.md').read_text()
-    weights = HERE / 'weights' / 'uniparser_ccp.pt'
-    assert hashlib.sha256(weights.read_bytes()).hexdigest() in card and weights.stat().st_size < 45e6
-    config = UniParser.from_pretrained(weights).config
-    assert config.data == 'CCP' and not os.path.dirname(config.pretrained)
-
-
-def test_the_weights_that_ship_parse_the_demo_photo():
-    found = UniParser.from_pretrained(HERE / 'weights' / 'uniparser_ccp.pt').fuse().predict(HERE / 'assets' / 'street.jpg')[0]
-    names = data.CIHP.class_names
-    person = found.parsing[0]
-    assert len(found.scores) == 3 and found.parsing.shape == (3, 640, 480)
-    columns = {side: np.nonzero(person == names.index(f'{side}-leg'))[1] for side in ('left', 'right')}
-    hair, pants = (np.nonzero(found.parsing.max(0) == names.index(name))[0] for name in ('hair', 'pants'))
-    assert hair.mean() < pants.mean() or not len(pants)                      # heads up
-    assert not all(map(len, columns.values())) or columns['right'].mean() < columns['left'].mean()     # own left

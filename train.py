@@ -8,67 +8,72 @@
 
 Every field of `uniparser.Config` is a flag. A run writes runs/NAME/: config.json, log.jsonl, last.pt, best.pt and
 val/*.png; its last line is its metrics.
+
+`Trainer` is the loop, for any `Task`: a model, its data and its loss. UniParser's task is at the end.
 """
 import argparse
-import json
 import math
 import os
-import signal
 import sys
 import time
-from contextlib import contextmanager
-from dataclasses import asdict, fields, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from PIL import Image
 from tqdm import tqdm
 
 import data
-from util.benchmark import benchmark_training, drawn_photos, memory
-from util.checkpoints import FORMAT, load_strictly, read_checkpoint, reading
 from evaluate import ParsingMetrics
 from losses import uniparser_loss
-from util.submissions import make_folder, write_file, writing
-from uniparser import CHOICES, Config, UniParser, describe, find_device, get_config
+from uniparser import CHOICES, PRESETS, Config, UniParser, get_config
+from util.checkpoints import FORMAT, PATHS, load_strictly, read_checkpoint, reading
+from util.datasets import DATASETS, open_dataset
+from util.files import write_png
+from util.pictures import overlay, side_by_side
+from util.run import Run, add_run_flags, add_settings, describe, given_settings, memory
 
 LOG_SECONDS, SAVE_SECONDS, PICTURES = 10, 600, 8
-STATE = 'format', 'config', 'model', 'optimizer', 'scaler', 'root', 'world', 'best', 'epoch', 'position'
+STATE = 'format', 'config', 'model', 'optimizer', 'scaler', 'root', 'paths', 'world', 'best', 'epoch', 'position'
 SPIKE = 10_000                                       # total loss; an untrained network has about 10
-REPORTED = 'AP50', 'APvol', 'PCP50', 'mIoU'
 RESUMABLE = 'epochs', 'milestones', 'workers', 'val_every', 'val_images'      # what --resume may change
 
 
-def parse_arguments(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--data', choices=list(data.DATASETS), help='default: synthetic')
-    parser.add_argument('--root', help='folder of the data set, as downloaded')
-    parser.add_argument('--recipe', choices=CHOICES['recipe'], help='default: paper')
-    parser.add_argument('--out', help='folder of the run; default runs/NAME, the first that is free')
-    parser.add_argument('--resume', metavar='RUN', help='folder of a run to continue')
-    parser.add_argument('--device', default='auto', choices=['auto', 'cpu', 'cuda', 'mps'])
-    parser.add_argument('--amp', action=argparse.BooleanOptionalAction, help='half precision; default: on CUDA')
-    parser.add_argument('--benchmark', action='store_true',
-                        help='measure the speed of data and steps on this machine; MHP without --root: on drawn files')
-    parser.add_argument('--skip-bad', action='store_true', help='leave out images that cannot be read, and name them')
-    group = parser.add_argument_group('settings (the defaults are those of the preset)')
-    for field in fields(Config):
-        if field.name in ('data', 'recipe', 'num_classes', 'pretrained_stages'):
-            continue
-        flag, kind = '--' + field.name.replace('_', '-'), type(field.default)
-        if kind is bool:
-            group.add_argument(flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS)
-        elif kind is tuple:
-            group.add_argument(flag, type=int, nargs='*', default=argparse.SUPPRESS, metavar='N')
-        else:
-            group.add_argument(flag, type=kind, default=argparse.SUPPRESS, choices=CHOICES.get(field.name),
-                               metavar=None if field.name in CHOICES else kind.__name__.upper())
-    return parser.parse_args(argv)
-
-
 # ---------------------------------------------------------------------------------------------------------------
-# Schedule
+# What is trained
+
+
+class Task:
+    """A model, its data and its loss, as `Trainer` needs them. config has epochs, batch_size, accumulate, clip, lr,
+    schedule and the other fields that the methods below read; the system's name is stored in its files."""
+    reported = ('mIoU',)                             # metrics in the log and the last line; the first one picks best.pt
+
+    def __init__(self, config, model, loader, root=None):
+        self.config, self.model, self.loader, self.root = config, model, loader, root
+
+    def loss(self, net, batch, run):
+        """Forward and loss of a batch -> dict of scalar terms with `total`. net: the model, or DDP around it."""
+        raise NotImplementedError
+
+    def validate(self, run):
+        """-> dict of metrics, or None if a signal ended it early."""
+        raise NotImplementedError
+
+    def optimizer(self):
+        return make_optimizer(self.model, self.config)
+
+    def learning_rate(self, step, steps_per_epoch):
+        return learning_rate(step, steps_per_epoch, self.config)
+
+    def end_epoch(self, epoch, run):
+        """Called after the last step of an epoch, before the validation."""
+
+    def state(self):
+        """More that last.pt must hold: a dict of tensors and numbers."""
+        return {}
+
+    def load_state(self, state):
+        """Continues from the content of last.pt."""
 
 
 def learning_rate(step, steps_per_epoch, config):
@@ -84,6 +89,7 @@ def learning_rate(step, steps_per_epoch, config):
 
 
 def make_optimizer(model, config):
+    """SGD or AdamW; the rate of a group is its `factor` times the schedule's."""
     backbone = [p for p in model.backbone.parameters() if p.requires_grad]
     ids = {id(p) for p in backbone}
     rest = [p for p in model.parameters() if p.requires_grad and id(p) not in ids]
@@ -101,27 +107,22 @@ class NonFinite(RuntimeError):
     pass
 
 
-def train_step(model, batches, optimizer, scaler, config, device, amp, rate):
-    """Forward and backward of `batches` (the passes of one step), one update. Returns the mean of each loss term, on
-    the device: reading them would make the host wait."""
+def train_step(net, loss, batches, optimizer, scaler, rate, clip):
+    """Forward and backward of `batches` (the passes of one step), one update. loss(net, batch) -> dict of terms.
+    Returns the mean of each term, on the device: reading them would make the host wait."""
     for group in optimizer.param_groups:
         group['lr'] = rate * group['factor']
     optimizer.zero_grad(set_to_none=True)
     total = {}
     for k, batch in enumerate(batches):
-        images = batch['images'].to(device, non_blocking=True, memory_format=torch.channels_last)
-        parsings = [p.to(device, non_blocking=True) for p in batch['parsings']]
-        ignores = batch['ignores'].to(device, non_blocking=True)
-        if hasattr(model, 'require_backward_grad_sync'):                     # DDP: exchange gradients once a step
-            model.require_backward_grad_sync = k == len(batches) - 1
-        with torch.autocast(device.type, amp or None, enabled=bool(amp)):
-            out = model(images)
-        losses = uniparser_loss(out, parsings, ignores, config)
+        if hasattr(net, 'require_backward_grad_sync'):                       # DDP: exchange gradients once per step
+            net.require_backward_grad_sync = k == len(batches) - 1
+        losses = loss(net, batch)
         scaler.scale(losses['total'] / len(batches)).backward()
         for name, value in losses.items():
             total[name] = total.get(name, 0) + value.detach() / len(batches)
     scaler.unscale_(optimizer)
-    total['grad_norm'] = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip)
+    total['grad_norm'] = torch.nn.utils.clip_grad_norm_(net.parameters(), clip)
     scaler.step(optimizer)
     scaler.update()
     return total
@@ -140,200 +141,171 @@ def check_finite(losses, batches, scaler):
 
 
 # ---------------------------------------------------------------------------------------------------------------
-# Validation
+# The loop
 
 
-def validate(model, dataset, config, rank=0, world=1, pictures=None, seen=()):
-    """AP^p, PCP and mIoU on the data set, each process its share; pictures: folder for the first few. None where a lone
-    process has `seen` a signal."""
-    count = min(len(dataset), config.val_images or len(dataset))
-    metrics = ParsingMetrics(config.num_classes)
-    for i in tqdm(range(rank, count, world), desc='validation', leave=False, disable=rank > 0 or None):
-        if seen and world == 1:
+class Trainer:
+    """Trains a task to its last epoch: `fit`. state: the content of last.pt, from which it continues exactly."""
+
+    def __init__(self, task, run, state=None):
+        self.task, self.run, self.config = task, run, task.config
+        self.optimizer = task.optimizer()
+        self.scaler = torch.amp.GradScaler(run.device.type, enabled=run.amp == torch.float16)
+        self.epoch, self.position, self.saved = 0, 0, time.time()
+        if state:
+            with reading(run.folder / 'last.pt'):
+                self.optimizer.load_state_dict(state['optimizer'])
+                self.scaler.load_state_dict(state['scaler'])
+                task.load_state(state)
+            self.epoch, self.position, run.best = state['epoch'], state['position'], state['best']
+        self.net = task.model
+        if run.world > 1:
+            devices = [run.device.index] if run.device.type == 'cuda' else None
+            self.net = torch.nn.parallel.DistributedDataParallel(task.model, devices)
+        self.steps = task.loader.batch_sampler.total() // self.config.accumulate
+
+    def fit(self):
+        """-> the metrics of the last validation; {} where a signal ended the run."""
+        result = {}
+        with self.run.catching_signals(), data.workers_of(self.task.loader):
+            for self.epoch in range(self.epoch, self.config.epochs):
+                stopped = not self.train_epoch()
+                if not stopped and self.is_validated():
+                    self.save(self.epoch, self.steps)            # a run stopped now resumes with the validation
+                    result = self.validate()
+                    stopped = result is None
+                if stopped:
+                    self.run.log(f'stopped; continue with --resume {self.run.folder}')
+                    return {}
+                self.position = 0
+                self.save(self.epoch + 1, 0)
+        self.run.log(f'{self.run.folder}: '
+                     + (self.summary(result) if result else 'complete; a larger --epochs goes on'))
+        return result
+
+    def is_validated(self):
+        return (self.epoch + 1) % self.config.val_every == 0 or self.epoch + 1 == self.config.epochs
+
+    def train_epoch(self):
+        """The steps of an epoch, from `position` on. False where a signal ended it; then it is saved."""
+        task, accumulate, finished = self.task, self.config.accumulate, self.position == self.steps
+        task.loader.batch_sampler.set_epoch(self.epoch, start=self.position * accumulate)
+        self.net.train()
+        iterator, pending = data.read_batches(task.loader), None
+        self.shown = time.time(), self.position
+        for self.position in tqdm(range(self.position, self.steps), initial=self.position, total=self.steps,
+                                  desc=f'epoch {self.epoch + 1}', leave=False, disable=not self.run.first or None):
+            batches = [next(iterator) for _ in range(accumulate)]
+            rate = task.learning_rate(self.epoch * self.steps + self.position, self.steps)
+            losses = train_step(self.net, self.loss, batches, self.optimizer, self.scaler, rate, self.config.clip)
+            if pending:                              # one step late, so that the host does not wait for the device
+                check_finite(*pending)
+            pending = losses, batches, self.scaler
+            last = self.position == self.steps - 1       # a stop waits for the end of the epoch
+            stop = not last and self.run.told_to_stop(self.position)
+            save = stop or (not last and time.time() - self.saved > SAVE_SECONDS)
+            if last or save or time.time() - self.shown[0] > LOG_SECONDS:
+                self.log(check_finite(*pending), rate)
+            if save:
+                self.save(self.epoch, self.position + 1)
+            if stop:
+                return False
+        if not finished:                             # else the run was stopped in the validation
+            task.end_epoch(self.epoch, self.run)
+        return True
+
+    def loss(self, net, batch):
+        return self.task.loss(net, batch, self.run)
+
+    def validate(self):
+        """Logs and returns the task's metrics, and writes best.pt if they are the best so far. None after a signal."""
+        result, task = self.task.validate(self.run), self.task
+        if result is None:
             return None
-        try:
-            image, parsing, ignore = dataset.read(i)
-        except (OSError, ValueError) as error:
-            if not dataset.skip_bad:
-                raise
-            tqdm.write(f'skipped: {error}', file=sys.stderr)
-            continue
-        prediction = model.predict(image)[0]
-        metrics.add(i, prediction, (parsing, ignore))
-        if pictures and i < PICTURES:
-            save_picture(pictures / f'{i:02d}_{dataset.ids[i]}.png', image, parsing, prediction.parsing, dataset)
-    if world > 1:
-        parts = [None] * world
-        dist.all_gather_object(parts, metrics)
-        metrics = parts[0]
-        for part in parts[1:]:
-            metrics.merge(part)
-    return metrics.result()
+        self.run.log(f'epoch {self.epoch + 1}: {self.summary(result)}', epoch=self.epoch + 1,
+                     **{k: result[k] for k in task.reported})
+        if result[task.reported[0]] > self.run.best:
+            self.run.best = result[task.reported[0]]
+            if self.run.first:
+                task.model.save(self.run.folder / 'best.pt')
+        return result
 
+    def summary(self, result):
+        return ' '.join(f'{name} {result[name]:.3f}' for name in self.task.reported)
 
-def save_picture(path, image, truth, found, dataset):
-    """Photo, ground truth and prediction, side by side."""
-    panels = [Image.fromarray(image), data.overlay(image, truth, dataset.class_names),
-              data.overlay(image, found, dataset.class_names)]
-    sheet = Image.new('RGB', (sum(p.width for p in panels), max(p.height for p in panels)))
-    x = 0
-    for panel in panels:
-        sheet.paste(panel, (x, 0))
-        x += panel.width
-    make_folder(path.parent)
-    with writing(path):
-        sheet.save(path)
+    def log(self, losses, rate):
+        speed = (self.position + 1 - self.shown[1]) * self.config.batch_size / (time.time() - self.shown[0])
+        self.shown = time.time(), self.position + 1
+        self.run.log(f'epoch {self.epoch + 1} iter {self.position + 1}/{self.steps} | '
+                     + ' '.join(f'{k} {v:.4f}' for k, v in losses.items())
+                     + f' | lr {rate:.2e} | {speed:.1f} images/s | {memory(self.run.device):.1f} GB',
+                     epoch=self.epoch + 1, iter=self.position + 1, lr=rate, images_per_second=speed,
+                     memory=memory(self.run.device), **losses)
 
-
-def summary(result):
-    return ' '.join(f'{name} {result[name]:.3f}' for name in REPORTED)
+    def save(self, epoch, position):
+        """last.pt: the weights and all that `--resume` needs."""
+        self.saved, task, run = time.time(), self.task, self.run
+        if run.first:
+            paths = {name: getattr(self.config, name) for name in PATHS if hasattr(self.config, name)}
+            task.model.save(run.folder / 'last.pt', optimizer=self.optimizer.state_dict(), root=task.root, paths=paths,
+                            scaler=self.scaler.state_dict(), world=run.world, best=run.best, epoch=epoch,
+                            position=position, **task.state())
 
 
 # ---------------------------------------------------------------------------------------------------------------
-# The run
+# The command, for any system
 
 
-def prepare(args):
-    """Arguments -> config, folder, state of the run to continue (or None), root."""
-    names = {f.name for f in fields(Config)} - {'data', 'recipe'}
-    changes = {k: tuple(v) if isinstance(v, list) else v for k, v in vars(args).items() if k in names}
-    if args.resume:
-        state = read_checkpoint(os.path.join(args.resume, 'last.pt'))
-        fixed = [k for k in ('data', 'recipe', 'out') if getattr(args, k)] + [k for k in changes if k not in RESUMABLE]
-        if fixed:
-            flag = fixed[0].replace('_', '-')
-            raise ValueError(f'--resume goes on with the settings of the run: --{flag} cannot change')
-        if any(key not in state for key in STATE) or state['format'] != FORMAT:
-            raise ValueError(f'{args.resume}/last.pt holds no training state to resume from; give the folder of a run '
-                             'of this version')
-        with reading(os.path.join(args.resume, 'last.pt')):
-            return replace(Config(**state['config']), **changes), Path(args.resume), state, args.root or state['root']
-    preset = (args.data or 'synthetic').lower() + ('_released' if args.recipe == 'released' else '')
-    config = get_config(preset, **changes)
+def read_resumed(args, config_class, system):
+    """--resume's run -> config, folder, content of last.pt, root of the data."""
+    path = os.path.join(args.resume, 'last.pt')
+    state, changes = read_checkpoint(path), given_settings(args, config_class)
+    fixed = [k for k in ('data', 'recipe', 'out') if getattr(args, k)] + [k for k in changes if k not in RESUMABLE]
+    if fixed:
+        flag = fixed[0].replace('_', '-')
+        raise ValueError(f'--resume goes on with the settings of the run: --{flag} cannot change')
+    if any(key not in state for key in STATE) or state['format'] != FORMAT or state.get('system', system) != system:
+        raise ValueError(f'{path} holds no training state to resume from; give the folder of a run of this version')
+    with reading(path):
+        config = replace(config_class(**{**state['config'], **state['paths']}), **changes)
+    return config, Path(args.resume), state, args.root or state['root']
+
+
+def check_run(config, run, args, state):
+    """ValueError where the processes cannot share the batches or continue the run, or --out holds another run."""
     if args.out and os.path.exists(os.path.join(args.out, 'last.pt')):
         raise ValueError(f'{args.out} holds a run already; go on with --resume {args.out} or choose another --out')
-    return config, args.out and Path(args.out), None, args.root
+    if config.batch_size % (run.world * config.accumulate):
+        raise ValueError(f'--batch-size {config.batch_size} cannot be shared by {run.world} processes with '
+                         f'--accumulate {config.accumulate}; choose a multiple of {run.world * config.accumulate}')
+    if state and state['world'] != run.world:
+        raise ValueError(f'{args.resume} was trained by {state["world"]} processes; go on with as many')
 
 
-def train(args):
-    config, folder, state, root = prepare(args)
-    rank, world, device = set_up_processes(args.device)
-    if config.batch_size % (world * config.accumulate):
-        raise ValueError(f'--batch-size {config.batch_size} cannot be shared by {world} processes with '
-                         f'--accumulate {config.accumulate}; choose a multiple of {world * config.accumulate}')
-    if state and state['world'] != world:
-        raise ValueError(f'{folder} was trained by {state["world"]} processes; go on with as many')
-    torch.manual_seed(config.seed)
-    drawn = dict(long_side=config.long_side, samples=config.samples) if config.data in ('CCP', 'synthetic') else {}
-    if config.data == 'CCP':
-        drawn.update(backgrounds=config.backgrounds, people=config.people)
-    train_set = data.open_dataset(config.data, root, 'train', **drawn)
-    val_set = data.open_dataset(config.data, root, 'val')
-    train_set.skip_bad = val_set.skip_bad = args.skip_bad
-    samples = data.Samples(train_set, config)
-    loader = data.loader(samples, config, config.batch_size // world // config.accumulate, rank, world, device)
+def make_loader(samples, config, run):
+    """The loader of a run's training samples; ValueError where there are too few for one step."""
+    loader = data.loader(samples, config, config.batch_size // run.world // config.accumulate, run.rank, run.world,
+                         run.device)
     if loader.batch_sampler.total() < config.accumulate:
-        raise ValueError(f'{len(train_set)} training images are too few for --batch-size {config.batch_size} with '
+        raise ValueError(f'{len(samples)} training images are too few for --batch-size {config.batch_size} with '
                          f'--accumulate {config.accumulate}')
-    model = UniParser(config, train_set.class_names, train_set.flip_pairs)
-    if state:
-        load_strictly(model, state['model'], folder / 'last.pt')
-    elif args.benchmark:
-        model.backbone.freeze(4 if config.pretrained else 0)
-    elif config.pretrained:
-        model.load_imagenet()
-        config = model.config
-        if config.pretrained_stages < 4 and rank == 0:
-            print(f'{config.pretrained} ends at stage {config.pretrained_stages}; the rest starts from scratch')
-    model.to(device, memory_format=torch.channels_last)
-    if args.benchmark:
-        with data.workers_of(loader):
-            return benchmark_training(model, loader, config, device, choose_amp(args.amp, device))
-    if folder is None:
-        folder = [free_folder(config.data)]
-        if world > 1:
-            dist.broadcast_object_list(folder)
-        folder = folder[0]
-    run = Run(folder, rank)
-    run.best = state['best'] if state else -1.0
-    if rank == 0:
-        write_file(run.folder / 'config.json', json.dumps(asdict(config), indent=1) + '\n')
-    run.log(f'{run.folder}: {len(train_set)} training and {len(val_set)} validation images, {world} x {device}, '
-            f'{sum(p.numel() for p in model.parameters()):,} parameters')
-    run.log(f'settings: {describe(config)}')
-    with signals() as seen, data.workers_of(loader):
-        return fit(model, config, loader, val_set, run, state, root, rank, world, device, args.amp, seen)
+    return loader
 
 
-def fit(model, config, loader, val_set, run, state, root, rank, world, device, amp, seen):
-    optimizer = make_optimizer(model, config)
-    amp = choose_amp(amp, device)
-    scaler = torch.amp.GradScaler(device.type, enabled=amp == torch.float16)
-    epoch, position = 0, 0
-    if state:
-        with reading(run.folder / 'last.pt'):
-            optimizer.load_state_dict(state['optimizer'])
-            scaler.load_state_dict(state['scaler'])
-        epoch, position = state['epoch'], state['position']
-    net = model
-    if world > 1:
-        net = torch.nn.parallel.DistributedDataParallel(model, [device.index] if device.type == 'cuda' else None)
-    steps = loader.batch_sampler.total() // config.accumulate
-
-    def save(epoch, position):
-        if rank == 0:
-            model.save(run.folder / 'last.pt', optimizer=optimizer.state_dict(), scaler=scaler.state_dict(), root=root,
-                       world=world, best=run.best, epoch=epoch, position=position)
-
-    result, saved = {}, time.time()
-    for epoch in range(epoch, config.epochs):
-        loader.batch_sampler.set_epoch(epoch, start=position * config.accumulate)
-        net.train()
-        iterator, shown, pending = data.read_batches(loader), (time.time(), position), None
-        for position in tqdm(range(position, steps), initial=position, total=steps, desc=f'epoch {epoch + 1}',
-                             leave=False, disable=rank > 0 or None):
-            batches = [next(iterator) for _ in range(config.accumulate)]
-            rate = learning_rate(epoch * steps + position, steps, config)
-            losses = train_step(net, batches, optimizer, scaler, config, device, amp, rate)
-            if pending:                                  # one step late, so that the host does not wait for the device
-                check_finite(*pending)
-            pending = losses, batches, scaler
-            last, stop = position == steps - 1, told_to_stop(seen, position, world, device)
-            save_now = stop or (not last and time.time() - saved > SAVE_SECONDS)
-            if last or save_now or time.time() - shown[0] > LOG_SECONDS:
-                losses = check_finite(*pending)
-                speed = (position + 1 - shown[1]) * config.batch_size / (time.time() - shown[0])
-                shown = time.time(), position + 1
-                run.log(f'epoch {epoch + 1} iter {position + 1}/{steps} | '
-                        + ' '.join(f'{k} {v:.4f}' for k, v in losses.items())
-                        + f' | lr {rate:.2e} | {speed:.1f} images/s | {memory(device):.1f} GB', epoch=epoch + 1,
-                        iter=position + 1, lr=rate, images_per_second=speed, memory=memory(device), **losses)
-            if save_now:
-                save(epoch, position + 1)
-                saved = time.time()
-            if stop:
-                run.log(f'stopped; continue with --resume {run.folder}')
-                return result
-        position = 0
-        if (epoch + 1) % config.val_every == 0 or epoch + 1 == config.epochs:
-            save(epoch, steps)                           # who stops it now resumes with the validation
-            result = validate(model, val_set, config, rank, world, run.folder / 'val', seen)
-            if result is None:
-                run.log(f'stopped; continue with --resume {run.folder}')
-                return {}
-            run.log(f'epoch {epoch + 1}: {summary(result)}', epoch=epoch + 1, **{k: result[k] for k in REPORTED})
-            if result['AP50'] > run.best:
-                run.best = result['AP50']
-                if rank == 0:
-                    model.save(run.folder / 'best.pt')
-        save(epoch + 1, 0)
-    run.log(f'{run.folder}: ' + (summary(result) if result else 'complete; a larger --epochs goes on'))
-    return result
+def train_task(task, run, folder, state, images):
+    """Opens the run's folder, logs what is trained, and trains. images: a text about the numbers of images."""
+    task.model.to(run.device, memory_format=torch.channels_last)
+    run.open(folder, task.config.data)
+    run.write_config(task.config)
+    run.log(f'{run.folder}: {images}, {run.world} x {run.device}, '
+            f'{sum(p.numel() for p in task.model.parameters()):,} parameters')
+    run.log(f'settings: {describe(task.config)}')
+    return Trainer(task, run, state).fit()
 
 
 def explain(error):
-    """A sentence about an error that is no mistake of the program; None about others."""
-    if isinstance(error, (OSError, ValueError, NonFinite)):
+    """A sentence about an error that is not a mistake of the program; None about others."""
+    if isinstance(error, (OSError, ValueError, NonFinite, ModuleNotFoundError)):
         return str(error)
     if isinstance(error, KeyboardInterrupt):
         return 'stopped before training began'
@@ -343,14 +315,10 @@ def explain(error):
         return 'another process of this run has ended or cannot be reached; its message says why; go on with --resume'
 
 
-def main(argv=None):
+def run_command(function, *arguments):
+    """function(*arguments) of a training command; a user's mistake is one sentence and exit code 2."""
     try:
-        args = parse_arguments(argv)
-        if args.benchmark and args.data == 'MHP' and not args.root:
-            with drawn_photos() as args.root:
-                train(args)
-        else:
-            train(args)
+        return function(*arguments)
     except (Exception, KeyboardInterrupt) as error:
         if not explain(error):
             raise
@@ -359,6 +327,110 @@ def main(argv=None):
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# UniParser
+
+
+class UniParserTask(Task):
+    reported = 'AP50', 'APvol', 'PCP50', 'mIoU'
+
+    def __init__(self, config, model, loader, val_set, root=None):
+        super().__init__(config, model, loader, root)
+        self.val_set = val_set
+
+    def loss(self, net, batch, run):
+        images = batch['images'].to(run.device, non_blocking=True, memory_format=torch.channels_last)
+        parsings = [p.to(run.device, non_blocking=True) for p in batch['parsings']]
+        ignores = batch['ignores'].to(run.device, non_blocking=True)
+        with run.autocast():
+            out = net(images)
+        return uniparser_loss(out, parsings, ignores, self.config, self.model.fusion)
+
+    def validate(self, run):
+        """AP^p, PCP and mIoU on the validation set, with pictures of the first images. Each process takes its share; a
+        lone process stops at a signal."""
+        dataset, config = self.val_set, self.config
+        count, metrics = min(len(dataset), config.val_images or len(dataset)), ParsingMetrics(config.num_classes)
+        for i in tqdm(range(run.rank, count, run.world), desc='validation', leave=False, disable=not run.first or None):
+            if run.seen and run.world == 1:
+                return None
+            try:
+                image, parsing, ignore = dataset.read(i)
+            except (OSError, ValueError) as error:
+                if not dataset.skip_bad:
+                    raise
+                tqdm.write(f'skipped: {error}', file=sys.stderr)
+                continue
+            found = self.model.predict(image)[0]
+            metrics.add(i, found, dataset.truth(i, parsing, ignore))
+            if run.folder and i < PICTURES:
+                panels = [image, *(overlay(image, maps, dataset.class_names) for maps in (parsing, found.parsing))]
+                write_png(run.folder / 'val' / f'{i:02d}_{dataset.ids[i]}.png', side_by_side(panels))
+        for part in run.gather(metrics):
+            metrics.merge(part)
+        return metrics.result()
+
+
+def parse_arguments(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--data', choices=list(DATASETS), help='default: synthetic')
+    parser.add_argument('--recipe', choices=CHOICES['recipe'], help='default: paper')
+    add_run_flags(parser)
+    add_settings(parser, Config, CHOICES, skip=('data', 'recipe', 'num_classes', 'pretrained_stages'))
+    return parser.parse_args(argv)
+
+
+def preset_of(name, recipe):
+    """The preset of a data set; one without a preset of its own has the paper's settings, and its own classes."""
+    name = (name or 'synthetic').lower() + ('_released' if recipe == 'released' else '')
+    return name if name in PRESETS else 'mhp_released' if recipe == 'released' else 'mhp'
+
+
+def open_sets(config, root, skip_bad):
+    """Training and validation set of a config."""
+    drawn = dict(long_side=config.long_side, samples=config.samples) if config.data in ('CCP', 'synthetic') else {}
+    if config.data == 'CCP':
+        drawn.update(backgrounds=config.backgrounds, people=config.people)
+    train_set = open_dataset(config.data, root, 'train', **drawn)
+    val_set = open_dataset(config.data, root, 'val')
+    train_set.skip_bad = val_set.skip_bad = skip_bad
+    return train_set, val_set
+
+
+def prepare_task(args, run):
+    """Arguments -> the task, the run's folder (None: not chosen yet), and the state to continue from or None."""
+    if args.resume:
+        config, folder, state, root = read_resumed(args, Config, 'uniparser')
+    else:
+        name, changes = args.data or 'synthetic', given_settings(args, Config)
+        changes.update(data=name, num_classes=len(DATASETS[name].class_names) - 1)
+        config = get_config(preset_of(args.data, args.recipe), **changes)
+        folder, state, root = args.out, None, args.root
+    check_run(config, run, args, state)
+    torch.manual_seed(config.seed)
+    train_set, val_set = open_sets(config, root, args.skip_bad)
+    loader = make_loader(data.Samples(train_set, config), config, run)
+    model = UniParser(config, train_set.class_names, train_set.flip_pairs)
+    if state:
+        load_strictly(model, state['model'], folder / 'last.pt')
+    elif config.pretrained:
+        model.load_imagenet()
+        if model.config.pretrained_stages < 4 and run.first:
+            print(f'{config.pretrained} ends at stage {model.config.pretrained_stages}; the rest starts from scratch')
+    return UniParserTask(model.config, model, loader, val_set, root), folder, state
+
+
+def train(args):
+    run = Run(args.device, args.amp)
+    task, folder, state = prepare_task(args, run)
+    counts = f'{len(task.loader.dataset)} training and {len(task.val_set)} validation images'
+    return train_task(task, run, folder, state, counts)
+
+
+def main(argv=None):
+    run_command(lambda: train(parse_arguments(argv)))
 
 
 if __name__ == '__main__':

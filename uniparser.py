@@ -1,35 +1,44 @@
 """UniParser: Multi-Human Parsing with Unified Correlation Representation Learning (Chu et al. 2023, arXiv:2310.08984).
 
-A photo goes through ResNet and FPN; three small branches read the result, and people come out as label maps.
+A photo passes through a ResNet and an FPN. Three small branches read the pyramid, and `decode` turns their outputs into
+one label map per person.
 
-    paper      here       shape          what                                                     where
+    paper      here       shape          meaning                                                  where
     F_neck     f_neck     (B,256,h,w)    the compressed pyramid, h = H/4, w = W/4                 Sec. 3.1
     H_c        heatmap    (B,1,S,S)      logits of "a person's barycenter lies in this cell"      Eq. (1)
     F_ins      f_ins      (B,C,h,w)      unit vectors, alike within one person                    Eq. (2)
-    f_xy       k_ins      (B,C,S,S)      of them, the one each cell would search its person with  Eq. (2)
+    f_xy       k_ins      (B,C,S,S)      the vector of F_ins with which a cell finds its person   Eq. (2)
     F_cate     f_cate     (B,C,h,w)      unit vectors, alike within one category                  Eq. (3)
-    K_cate     k_cate     (K,C)          a learnt unit vector a category                          Eq. (3)
+    K_cate     k_cate     (K,C)          one learned unit vector per category                     Eq. (3)
     Q_*        q_ins, q_cate, q_parsing  correlations of kernels and features                     Eqs. (2), (3)
 
-Labels: parsing (N,H,W) uint8, one map a person: 0 not this person, 1..K part, 255 this person, part unknown.
+    H_c    -> cells above theta_center that are the maximum of 5x5 cells    find_centers   Eq. (2), WHERE
+    Q_ins  -> the person's pixels: correlations above theta_mask            decode         Eq. (2), Sec. 3.4, index
+    Q_cate -> the classes that correlate well enough inside the person      part_scores
+           -> at the photo's size, the class of the largest correlation     paint
+
+Labels: parsing (N,H,W) uint8, one map per person: 0 not this person, 1..K part, 255 this person, part unknown.
 The defaults of `Config` are the paper's text on MHPv2.0. Where the paper is silent, `recipe` chooses between our
-reading and what the authors' released code does; README.md lists every such place.
+reading and the authors' released code (util/released.py); docs/differences.md lists every such place.
 """
 import difflib
 import math
 import os
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-import torchvision
-from torchvision.models.resnet import BasicBlock, ResNet
-from torchvision.ops import deform_conv2d
+from PIL import Image
 from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
 
-from util.checkpoints import FORMAT, from_released, is_released, load_strictly, read_checkpoint, reading
+from data import input_size, network_input, to_photo
+from util import released
+from util.backbone import Backbone
+from util.checkpoints import FORMAT, check_settings, load_strictly, read_checkpoint, reading, write_checkpoint
+from util.tensors import bilinear_taps, resize_map
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -82,7 +91,7 @@ class Config:
     max_people: int = 100
     # training (Secs. 4.1, 6.2)
     batch_size: int = 8                 # images per step, over all processes
-    accumulate: int = 1                 # a step's images in this many passes
+    accumulate: int = 1                 # passes per step, each with a share of its images
     epochs: int = 12
     milestones: tuple = ()              # epochs after which the rate is divided by 10; () = at 3/4 and 11/12
     optimizer: str = 'sgd'              # sgd | adamw
@@ -92,7 +101,7 @@ class Config:
     warmup: int = 500                   # iterations
     weight_decay: float = 1e-4
     clip: float = 35.0                  # largest gradient norm
-    samples: int = 0                    # training images of an epoch, for sets that are drawn; 0 = their default
+    samples: int = 0                    # training images per epoch of drawn sets; 0 = their default
     backgrounds: str = ''               # CCP: folder of photos without people, for a fifth of the scenes
     people: str = ''                    # CCP: folder of images/ and instances/, people without parts, for a tenth
     val_every: int = 1                  # epochs
@@ -116,6 +125,7 @@ class Config:
             raise ValueError('short_side is empty; give a range, such as 640 800, or some values')
 
 
+INFERENCE = 'theta_center', 'theta_mask', 'theta_part', 'max_people', 'test_short_side', 'long_side'
 CHOICES = dict(recipe=('paper', 'released'), space=('cosine', 'inner', 'sigmoid_after', 'sigmoid_before'),
                fusion=('index', 'convs', 'multi'), optimizer=('sgd', 'adamw'), schedule=('step', 'cosine'))
 SCALES = (640, 672, 704, 736, 768, 800)
@@ -154,81 +164,8 @@ def get_config(preset='mhp', **changes):
     return replace(Config(), **{**PRESETS[preset], **changes})
 
 
-def describe(config):
-    """What differs from the defaults, as text: 'backbone=resnet18 dcn=False'."""
-    default = Config()
-    return ' '.join(f'{k}={v}' for k, v in asdict(config).items() if v != getattr(default, k)) or 'the defaults'
-
-
 # ---------------------------------------------------------------------------------------------------------------
-# Backbone and neck
-
-
-class Backbone(nn.Module):
-    """torchvision's ResNet without its classifier; its keys are kept, so its weights load by name.
-
-    `stages`: how many of the 4 hold ImageNet weights. If any, stem and stage 1 are frozen, and the loaded BatchNorms
-    keep their statistics while gamma and beta are trained (released code; the paper is silent). The rest is trained
-    in full.
-    """
-
-    def __init__(self, name, dcn, stages):
-        super().__init__()
-        if name == 'resnet10':                            # one block a stage: for drawn people and tests
-            net = ResNet(BasicBlock, [1, 1, 1, 1])
-        elif name.startswith(('resnet', 'resnext', 'wide_resnet')) and name in torchvision.models.list_models():
-            net = torchvision.models.get_model(name, weights=None)
-        else:
-            raise ValueError(f'unknown backbone {name!r}; use a torchvision ResNet such as resnet18 or resnet50')
-        self.name, self.channels = name, [net.fc.in_features // n for n in (8, 4, 2, 1)]
-        self.conv1, self.bn1, self.relu, self.maxpool = net.conv1, net.bn1, net.relu, net.maxpool
-        self.layer1, self.layer2, self.layer3, self.layer4 = net.layer1, net.layer2, net.layer3, net.layer4
-        if dcn:
-            for block in [*self.layer2, *self.layer3, *self.layer4]:
-                block.conv2 = ModulatedDeformConv2d(block.conv2)
-        self.freeze(stages)
-
-    def freeze(self, stages):
-        self.stages = stages
-        for module in (self.conv1, self.bn1, self.layer1):
-            module.requires_grad_(stages == 0)
-
-    def train(self, mode=True):
-        super().train(mode)
-        loaded = (self.bn1, self.layer1, self.layer2, self.layer3, self.layer4)[:self.stages + 1 if self.stages else 0]
-        for norm in (m for module in loaded for m in module.modules() if isinstance(m, nn.BatchNorm2d)):
-            norm.eval()
-        return self
-
-    def forward(self, x):                                                    # (B, 3, H, W)
-        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))                 # (B, 64, H/4, W/4)
-        c2 = self.layer1(x)
-        c3 = self.layer2(c2)
-        c4 = self.layer3(c3)
-        return c2, c3, c4, self.layer4(c4)                                   # strides 4, 8, 16, 32
-
-    def load_imagenet(self, source):
-        """Loads 'imagenet' (torchvision's download) or a file in the same layout, which may lack the last stages;
-        returns the number of stages loaded."""
-        if source == 'imagenet':
-            try:
-                state = torchvision.models.get_model_weights(self.name).IMAGENET1K_V1.get_state_dict(check_hash=True)
-            except OSError as error:
-                raise ConnectionError(
-                    f'the ImageNet weights of {self.name} cannot be downloaded ({error}); give a file in the layout of '
-                    'torchvision (--pretrained FILE) or start without (--pretrained "")') from None
-        else:
-            state = read_checkpoint(source)
-        state = {k: v for k, v in state.items() if torch.is_tensor(v) and not str(k).startswith('fc.')}
-        own = {k: v for k, v in self.state_dict().items() if 'conv_offset' not in k and 'num_batches' not in k}
-        wrong = [k for k, v in state.items() if 'num_batches' not in k and (k not in own or own[k].shape != v.shape)]
-        missing = {k.split('.')[0] for k in own if k not in state}
-        if wrong or missing - {'layer2', 'layer3', 'layer4'}:
-            raise ValueError(f'{source} is not for {self.name}: it has {len(wrong)} entries of other names or shapes '
-                             f'{wrong[:1]} and lacks {sorted(missing)}')
-        self.load_state_dict(state, strict=False)
-        self.freeze(min([int(m[-1]) for m in missing], default=5) - 1)
-        return self.stages
+# Neck: F_neck
 
 
 class Neck(nn.Module):
@@ -251,17 +188,12 @@ class Neck(nn.Module):
         if self.light:
             return self.conv(pyramid[0])
         if self.conv.kernel_size != (1, 1):
-            return self.conv(torch.cat([resize(p, size) for p in pyramid], dim=1))
+            return self.conv(torch.cat([resize_map(p, size) for p in pyramid], dim=1))
         weights = self.conv.weight.chunk(5, dim=1)
         f_neck = F.conv2d(pyramid[0], weights[0], self.conv.bias)
         for p, weight in zip(pyramid[1:], weights[1:]):
-            f_neck = f_neck + resize(F.conv2d(p, weight), size)
+            f_neck = f_neck + resize_map(F.conv2d(p, weight), size)
         return f_neck                                                        # (B, 256, h, w)
-
-
-def resize(x, size):
-    """Bilinear, corners aligned, as the released code resizes feature maps."""
-    return F.interpolate(x, size=size, mode='bilinear', align_corners=True)
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -284,7 +216,7 @@ class ConvModule(nn.Module):
 class ConvTower(nn.Module):
     """g(.) of Eqs. (1)-(3): stacked convolutions; with `coords`, two maps with the relative coordinates x and y in
     -1..1 join the input. Their share of the first convolution depends on the size alone: it is added, not
-    concatenated, and kept between calls once the weights are fixed (`UniParser.fuse`)."""
+    concatenated, and kept between calls once the weights are fixed (`UniParser.fold`)."""
 
     def __init__(self, in_channels, channels, depth, coords):
         super().__init__()
@@ -335,14 +267,13 @@ class CenterLocator(nn.Module):
         self.heatmap = nn.Conv2d(config.channels, 1, 3, padding=1)
 
     def forward(self, f_neck):                                               # (B, 256, h, w) -> (B, 1, S, S)
-        return self.heatmap(self.tower(resize(f_neck, (self.grid, self.grid))))            # Eq. (1)
+        return self.heatmap(self.tower(resize_map(f_neck, (self.grid, self.grid))))            # Eq. (1)
 
 
 class InstanceFeatureSpaceBuilder(nn.Module):
     """F_ins = Normalize(g_IFSB(F_neck)),  f_xi,yi = F_ins[xi, yi],  Q_ins = Concat(f_xy) * F_ins     Eq. (2)
 
-    Which pixel is "[x, y]" for a cell of the S x S grid is not said. Ours: the one in the cell's middle. Released code:
-    in training the features resized to S x S, in inference the pixel at the cell's upper left corner.
+    The paper does not say which pixel is "[x, y]" for a cell of the S x S grid. Here it is the pixel in its middle.
     """
 
     def __init__(self, config):
@@ -351,11 +282,10 @@ class InstanceFeatureSpaceBuilder(nn.Module):
         self.tower = ConvTower(config.neck_channels, config.channels, config.depth, coords=True)
 
     def kernels(self, f):
-        S, (h, w), released = self.config.grid, f.shape[-2:], self.config.recipe == 'released'
-        if released and self.training:
-            return F.interpolate(f, size=(S, S), mode='bilinear', align_corners=False)
-        cell = torch.arange(S, device=f.device)
-        rows, cols = [cell * n // S if released else (2 * cell + 1) * n // (2 * S) for n in (h, w)]
+        S = self.config.grid
+        if self.config.recipe == 'released':
+            return released.kernels(f, S, self.training)
+        rows, cols = [(2 * torch.arange(S, device=f.device) + 1) * n // (2 * S) for n in f.shape[-2:]]
         return f[:, :, rows][..., cols]
 
     def forward(self, f_neck):                                               # (B, 256, h, w)
@@ -382,7 +312,7 @@ class CategoryFeatureSpaceBuilder(nn.Module):
 class Fusion(nn.Module):
     """g_fusion (Sec. 3.4, Tab. 4 d): the parsing of each person from its map q_ins and the categories.
 
-    index   q_ins * q_cate: no weights; in inference q_ins > theta_mask selects from q_cate (`predict.decode`)
+    index   q_ins * q_cate: no weights; in inference q_ins > theta_mask selects from q_cate (`decode`)
     convs   convolutions over q_ins concatenated with f_cate
     multi   convolutions over q_ins times f_cate
     The number of convolutions is in the paper's Fig. 5, which its text does not give: here one module and an output.
@@ -413,8 +343,8 @@ class Fusion(nn.Module):
 
 class UniParser(nn.Module):
     """model(images (B, 3, H, W), normalized, H and W multiples of 32) -> dict of heatmap, f_ins, k_ins, f_cate, k_cate
-    (shapes above) and fuse, the fusion; model.predict(photos) -> list of Parsing. class_names[0] is 'background';
-    flip_pairs are (left, right) ids."""
+    (shapes above); model.predict(photos) -> list of Parsing. class_names[0] is 'background'; flip_pairs are (left,
+    right) ids."""
 
     def __init__(self, config, class_names=None, flip_pairs=()):
         super().__init__()
@@ -433,7 +363,7 @@ class UniParser(nn.Module):
         self.instance_builder = InstanceFeatureSpaceBuilder(config)
         self.category_builder = CategoryFeatureSpaceBuilder(config)
         self.fusion = Fusion(config)
-        self.fused = False
+        self.folded = False
         self.init_weights()
 
     def init_weights(self):
@@ -450,7 +380,7 @@ class UniParser(nn.Module):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
         nn.init.constant_(self.center_locator.heatmap.bias, float(np.log(0.01 / 0.99)))
-        if self.config.recipe == 'released':
+        if self.config.recipe == 'released' and self.category_neck is not None:
             nn.init.constant_(self.category_neck.conv.bias, float(np.log(0.01 / 0.99)))
 
     @property
@@ -479,19 +409,19 @@ class UniParser(nn.Module):
         if self.category_neck is not None:
             f_neck = self.category_neck(pyramid)
         f_cate, k_cate = self.category_builder(f_neck)                       # (B, C, h, w), (K, C)   Eq. (3)
-        return dict(heatmap=heatmap, f_ins=f_ins, k_ins=k_ins, f_cate=f_cate, k_cate=k_cate, fuse=self.fusion)
+        return dict(heatmap=heatmap, f_ins=f_ins, k_ins=k_ins, f_cate=f_cate, k_cate=k_cate)
 
-    def fuse(self):
+    def fold(self):
         """Fixes the weights for inference: BatchNorm goes into the convolutions, K_cate is normalized once, the shares
         of the coordinates are kept. Same numbers, fewer operations; not for training."""
-        if self.fused:
+        if self.folded:
             return self
-        self.fused = True
+        self.folded = True
         self.eval().requires_grad_(False).to(memory_format=torch.channels_last)
         for module in list(self.backbone.modules()):
             for conv, norm in ('conv1', 'bn1'), ('conv2', 'bn2'), ('conv3', 'bn3'), ('0', '1'):
                 if isinstance(getattr(module, norm, None), nn.BatchNorm2d):
-                    fold(getattr(module, conv), getattr(module, norm))
+                    fold_norm(getattr(module, conv), getattr(module, norm))
                     setattr(module, norm, nn.Identity())
         if self.config.space == 'cosine':
             self.category_builder.k_cate.copy_(F.normalize(self.category_builder.k_cate, dim=1))
@@ -500,66 +430,72 @@ class UniParser(nn.Module):
                 module.cache = (None, None)
         return self
 
+    @torch.no_grad()
+    def outputs(self, images):
+        """`forward` in eval mode on the model's device, as float32. images: (B, 3, H, W), see `data.network_input`."""
+        out = self.eval()(images.to(self.device, memory_format=torch.channels_last))
+        return {k: v.float() for k, v in out.items()}
+
+    @torch.no_grad()
     def predict(self, photos, batch_size=8):
-        """People of one photo or of several -> list of Parsing; see `predict.predict`."""
-        from predict import predict
-        return predict(self, photos, batch_size)
+        """People of one photo or of a list of photos -> list of Parsing, each at its photo's own size.
+
+        A photo is a path, a PIL image, an RGB array (H, W, 3) or (H, W) uint8, or a tensor (3, H, W), uint8 or float in
+        0..1. Only photos of the same padded size share a batch, so that no result depends on the other photos.
+        Errors: FileNotFoundError, ValueError naming the photo.
+        """
+        single = isinstance(photos, (str, os.PathLike, Image.Image)) or getattr(photos, 'ndim', 4) < 4
+        photos = [to_photo(photo) for photo in ([photos] if single else photos)]
+        groups, results = {}, [None] * len(photos)
+        for i, photo in enumerate(photos):
+            groups.setdefault(input_size(photo, self.config)[0], []).append(i)
+        for members in groups.values():
+            for start in range(0, len(members), batch_size):
+                chunk = members[start:start + batch_size]
+                out = self.outputs(torch.cat([network_input(photos[i], self.config) for i in chunk]))
+                for k, i in enumerate(chunk):
+                    results[i] = decode(out, k, photos[i], self.config, self.fusion)
+        return results
 
     def save(self, path, **more):
         """Writes weights, config, class names and flip pairs to one file, atomically; `more` is stored beside them."""
-        if self.fused:
-            raise ValueError('a fused model cannot be saved; save it before fuse()')
-        state = dict(format=FORMAT, config=asdict(self.config), class_names=self.class_names,
-                     flip_pairs=self.flip_pairs, model=self.state_dict(), **more)
-        temporary = f'{path}.tmp'                         # one name, so that kills leave one file at most
-        try:
-            with open(temporary, 'wb') as f:
-                torch.save(state, f)
-                f.flush()
-                os.fsync(f.fileno())
-            os.replace(temporary, path)
-        except (OSError, RuntimeError) as error:          # torch makes its own of a full disk
-            reason = getattr(error, 'strerror', None) or 'probably the disk is full'
-            raise OSError(f'{path} cannot be written ({reason}); make room: what it held before is kept') from None
-        finally:
-            if os.path.exists(temporary):
-                os.remove(temporary)
+        if self.folded:
+            raise ValueError('a folded model cannot be saved; save it before fold()')
+        write_checkpoint(path, 'uniparser', self.config, self.state_dict(), class_names=self.class_names,
+                         flip_pairs=self.flip_pairs, **more)
 
     @classmethod
     def from_pretrained(cls, path, device='cpu', **changes):
         """The model in a file written by `save` or by the released code, in eval mode. `changes` are config fields,
         such as theta_center."""
-        replace(Config(), **changes)                      # whose mistakes are not the file's
+        replace(Config(), **changes)                      # raises mistakes of the caller, not of the file
         state = read_checkpoint(path)
         with reading(path):
-            if is_released(state):
-                state = from_released(state, path)
-            if state.get('format') != FORMAT:
-                raise ValueError(f'{path} is not a UniParser checkpoint of this version (its "format" is '
-                                 f'{state.get("format")!r}); give a file written by train.py, or by the released code')
-            unknown = sorted(set(state['config']) - {f.name for f in fields(Config)})
-            if unknown:
-                raise ValueError(f'{path} was written by another version: its config has unknown fields {unknown}')
-            for name, value in state['config'].items():
-                default = getattr(Config, name)
-                if type(value) is not type(default) and (type(value), type(default)) != (int, float):
-                    raise ValueError(f'its setting {name} is {value!r}, but should be like {default!r}')
-            config, names = replace(Config(**state['config']), **changes), state['class_names']
-            with torch.device('meta'):                    # takes no memory, whatever sizes the file tells
-                model = cls(config, names and [*map(str, names)], state['flip_pairs'])
-            load_strictly(model, state['model'], path)
+            if released.is_released(state):
+                preset, values, names, flip_pairs, weights = released.convert(state, path)
+                config = get_config(preset, **{**values, **changes})
+            else:
+                if state.get('format') != FORMAT or state.get('system', 'uniparser') != 'uniparser':
+                    raise ValueError(f'{path} is not a UniParser checkpoint of this version (its "format" is '
+                                     f'{state.get("format")!r}); give a file of train.py or of the released code')
+                check_settings(state['config'], Config)
+                config = replace(Config(**state['config']), **changes)
+                names, flip_pairs, weights = state['class_names'], state['flip_pairs'], state['model']
+            with torch.device('meta'):                    # takes no memory, whatever sizes the file claims
+                model = cls(config, names and [*map(str, names)], flip_pairs)
+            load_strictly(model, weights, path)
             return model.to(device).eval()
 
 
-def fold(conv, norm):
-    """BatchNorm with fixed statistics is a scale and a shift of each channel: into the convolution with them."""
+def fold_norm(conv, norm):
+    """Folds BatchNorm with fixed statistics, a scale and a shift per channel, into the convolution before it."""
     scale = norm.weight / (norm.running_var + norm.eps).sqrt()
     conv.weight.mul_(scale.view(-1, 1, 1, 1))
     conv.bias = nn.Parameter(norm.bias - norm.running_mean * scale, requires_grad=False)
 
 
-if __name__ == '__main__':
-    main()
+# ---------------------------------------------------------------------------------------------------------------
+# From outputs to people
 
 
 class Parsing(NamedTuple):
@@ -568,50 +504,57 @@ class Parsing(NamedTuple):
     scores: np.ndarray
     centers: np.ndarray
 
+    def visible(self):
+        """The people with visible pixels."""
+        some = self.parsing.any((1, 2))
+        return self if some.all() else Parsing(*(field[some] for field in self))           # a copy is all of it twice
 
-def decode(out, i, photo, config):
-    """Outputs for image i, which was `photo` (only its width and height are used) -> Parsing."""
+
+def decode(out, i, photo, config, fusion=None):
+    """Outputs for image i, which was `photo` (only its width and height are used) -> Parsing. fusion: the model's,
+    which `convs` and `multi` need. People are capped before anything is enlarged, and only a person's own classes are
+    enlarged, in the person's box: no map of N people times K classes is built."""
     padded, size = input_size(photo, config)
     cells, scores = find_centers(out['heatmap'][i, 0], config)                             # (N,), (N,)
     k_ins = out['k_ins'][i].flatten(1).T[cells]                                            # (N, C)
     q_ins = correlate(k_ins, out['f_ins'][i], config.space)                                # (N, h, w)  Eq. (2)
     q_cate = correlate(out['k_cate'], out['f_cate'][i], config.space)                      # (K, h, w)  Eq. (3)
+    inside = q_ins > (config.theta_mask if config.fusion == 'index' else -math.inf)        # (N, h, w)
     parsing = np.zeros((len(cells), photo.height, photo.width), np.uint8)
     if config.fusion == 'index':
-        inside = q_ins > config.theta_mask
-        kept = part_scores(inside, q_cate, config.theta_mask) > config.theta_part          # (N, K)
+        mean_cate = part_scores(inside, q_cate, config.theta_mask)                         # (N, K)
     for n in range(len(cells)):
         if config.fusion == 'index':
-            classes = kept[n].nonzero()[:, 0]
-            maps = inside[n] * q_cate[classes]                                             # Sec. 3.4
+            maps, mean = q_cate, mean_cate[n]                                              # (K, h, w), (K,)
         else:
-            maps = out['fuse'](q_ins[n:n + 1], q_cate, out['f_cate'][i])[0]
-            everywhere = torch.ones_like(maps[:1], dtype=torch.bool)
-            classes = (part_scores(everywhere, maps, config.theta_mask)[0] > config.theta_part).nonzero()[:, 0]
-            maps = maps[classes]
+            maps = fusion(q_ins[n:n + 1], q_cate, out['f_cate'][i])[0]
+            mean = part_scores(inside[n:n + 1], maps, config.theta_mask)[0]
+        classes = (mean > config.theta_part).nonzero()[:, 0]
         if len(classes):
-            (paint if config.recipe == 'paper' else paint_released)(parsing[n], maps, classes, size, config.theta_mask)
+            (paint if config.recipe == 'paper' else released.paint)(
+                parsing[n], inside[n] * maps[classes], classes, size, config.theta_mask)   # Sec. 3.4
     x, y = ((2 * cell + 1) / (2 * config.grid) for cell in (cells % config.grid, cells // config.grid))
     centers = torch.stack([x * padded[1] / size[1] * photo.width, y * padded[0] / size[0] * photo.height], 1)
-    found = parsing.any(axis=(1, 2)) | (config.recipe == 'released')                       # it returns the empty ones
-    people = parsing, scores.cpu().numpy(), centers.cpu().numpy()
-    return Parsing(*people) if found.all() else Parsing(*(a[found] for a in people))       # a copy is all of it twice
+    people = Parsing(parsing, scores.cpu().numpy(), centers.cpu().numpy())
+    return people if config.recipe == 'released' else people.visible()                     # it returns the empty ones
 
 
 def find_centers(heatmap, config):
     """Sigmoid of Eq. (1) and WHERE(H_c > theta_c) of Eq. (2), kept to local maxima of 5x5 cells: the target of a person
     is a rectangle of cells, so without that each would be found many times. heatmap (S, S) logits -> cells (N,) =
     row * S + column, scores (N,) descending, at most max_people."""
-    scores, cells = keep_peaks(heatmap.float().sigmoid(), config).flatten().sort(descending=True, stable=True)
+    logits, cells = keep_peaks(heatmap.float(), config).flatten().sort(descending=True, stable=True)
+    scores = logits.sigmoid()
     found = (scores > config.theta_center).nonzero()[:config.max_people, 0]
     return cells[found], scores[found]
 
 
-def keep_peaks(heat, config):
-    """Heat map (S, S) -> the same, 0 where it is not the maximum of 5x5 cells."""
-    if config.recipe == 'released':                       # ... and of the 2x2 cells up and left, before the 5x5 test
-        heat = heat * (heat == F.max_pool2d(heat[None], 2, 1, 1)[0, :-1, :-1])
-    return heat * (heat == F.max_pool2d(heat[None], 5, 1, 2)[0])
+def keep_peaks(heatmap, config):
+    """Logits (S, S) -> the same, -inf where they are not the maximum of 5x5 cells. Logits, because the sigmoid of
+    confident cells saturates: a plateau of 1.0 would be many people."""
+    if config.recipe == 'released':
+        heatmap = heatmap.masked_fill(~released.is_corner_peak(heatmap), -torch.inf)
+    return heatmap.masked_fill(heatmap != F.max_pool2d(heatmap[None], 5, 1, 2)[0], -torch.inf)
 
 
 def part_scores(gate, q, theta):
@@ -640,42 +583,3 @@ def paint(parsing, maps, classes, size, theta):
         parsing[y[0] + start:y[0] + start + len(y0), x[0]:x[0] + len(x[1])] = label
 
 
-def bilinear_taps(cells, used, pixels, first, last, device):
-    """Along one axis: `used` (real) of the feature map's `cells` cover the photo's `pixels`. For the pixels that cells
-    first..last reach: (first pixel, lower cell, upper cell, weight of the upper), centers on centers."""
-    source = (np.arange(pixels) + 0.5) * (used / pixels) - 0.5
-    source = source.clip(0, cells - 1)
-    low = np.floor(source).astype(np.int64)
-    high = np.minimum(low + 1, cells - 1)
-    start, stop = np.searchsorted(high, first), np.searchsorted(low, last, side='right')
-    low, high, weight = low[start:stop], high[start:stop], (source - low)[start:stop].astype(np.float32)
-    return int(start), *(torch.from_numpy(a).to(device) for a in (low, high, weight))
-
-
-@torch.no_grad()
-def predict(model, photos, batch_size=8):
-    """People of one photo or of a list of photos -> list of Parsing, each at its photo's own size.
-
-    A photo is a path, a PIL image, an RGB array (H, W, 3) or (H, W) uint8, or a tensor (3, H, W), uint8 or float in
-    0..1. Photos are batched only with those that fill the same padded size, so that no result depends on the company.
-    Errors: FileNotFoundError, ValueError naming the photo.
-    """
-    single = isinstance(photos, (str, os.PathLike, Image.Image)) or getattr(photos, 'ndim', 4) < 4
-    photos = [to_photo(photo) for photo in ([photos] if single else photos)]
-    groups, results = {}, [None] * len(photos)
-    for i, photo in enumerate(photos):
-        groups.setdefault(input_size(photo, model.config)[0], []).append(i)
-    for members in groups.values():
-        for start in range(0, len(members), batch_size):
-            chunk = members[start:start + batch_size]
-            out = outputs(model, torch.cat([prepare(photos[i], model.config) for i in chunk]))
-            for k, i in enumerate(chunk):
-                results[i] = decode(out, k, photos[i], model.config)
-    return results
-
-
-@torch.no_grad()
-def outputs(model, images):
-    """What the network returns for its input (B, 3, H, W), as float32."""
-    out = model.eval()(images.to(model.device, memory_format=torch.channels_last))
-    return {k: v.float() if torch.is_tensor(v) else v for k, v in out.items()}

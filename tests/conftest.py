@@ -1,0 +1,17 @@
+"""Finds the project and the shared helpers, however pytest is started."""
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import pytest  # noqa: E402
+
+from tests.helpers import tiny_model  # noqa: E402
+
+
+@pytest.fixture(scope='session')
+def checkpoint(tmp_path_factory):
+    """Weights that find somebody everywhere: random, with low thresholds."""
+    path = tmp_path_factory.mktemp('weights') / 'model.pt'
+    tiny_model(theta_center=0.0, theta_part=0.0, theta_mask=0.1, max_people=4, test_short_side=48).save(path)
+    return path

@@ -1,4 +1,4 @@
-"""Claims about data.py and scenes.py: every folder layout, written in miniature, against slow, obvious code."""
+"""Claims about data.py, the data sets and scenes: every folder layout, written in miniature, against slow, obvious code."""
 import io
 import json
 import os
@@ -14,7 +14,9 @@ import torch
 from PIL import Image
 
 import data
-from util import scenes
+from util import datasets, files, pictures, scenes
+from util.datasets import open_dataset
+from util.masks import decode_rle
 
 torch.set_num_threads(1)
 HERE = os.path.dirname(os.path.abspath(data.__file__))
@@ -138,7 +140,7 @@ def write_ccp(root, monkeypatch, count=14):
     """A tiny clone and its archive of layers: people of hair, dress, arms, legs and a bag."""
     from scipy.io import savemat
     ids, archive = [f'{i:04d}' for i in range(1, count + 1)], root / 'layers.zip'
-    real = zipfile.ZipFile(data.CCP_LAYERS)
+    real = zipfile.ZipFile(datasets.CCP_LAYERS)
     with zipfile.ZipFile(archive, 'w') as layers:
         layers.writestr('mapping.json', real.read('mapping.json'))
         layers.writestr('train.txt', '\n'.join(ids))
@@ -156,7 +158,7 @@ def write_ccp(root, monkeypatch, count=14):
             buffer = io.BytesIO()
             Image.fromarray(parts).save(buffer, 'PNG')
             layers.writestr(f'parts/{name}.png', buffer.getvalue())
-    monkeypatch.setattr(data, 'CCP_LAYERS', str(archive))
+    monkeypatch.setattr(datasets, 'CCP_LAYERS', str(archive))
 
 
 def same(a, b):
@@ -166,15 +168,15 @@ def same(a, b):
 # Files
 
 
-def test_data_imports_no_torch():
-    """The evaluator reads ground truth through data.py and runs without torch."""
-    code = "import data, sys; sys.exit('torch' in sys.modules)"
+def test_the_data_sets_import_no_torch():
+    """The evaluator reads ground truth through them and runs without torch."""
+    code = "import util.datasets, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, '-c', code], cwd=HERE).returncode == 0
 
 
 def test_mhp_reads_rgb_and_palette_maps_and_skips_empty_people(tmp_path):
     truth = write_mhp(tmp_path, newline='\r\n')
-    dataset = data.open_dataset('MHP', tmp_path, 'val')
+    dataset = open_dataset('MHP', tmp_path, 'val')
     assert dataset.ids == ['7', '12', '3'] and len(dataset.class_names) == 59
     for i, name in enumerate(dataset.ids):
         image, parsing, ignore = dataset.read(i)
@@ -186,11 +188,11 @@ def test_image_without_people_and_split_without_labels(tmp_path):
     write_mhp(tmp_path)
     for path in (tmp_path / 'val' / 'parsing_annos').glob('12_*'):
         path.unlink()
-    parsing, ignore = data.open_dataset('MHP', tmp_path, 'val').read_parsing(1)
+    parsing, ignore = open_dataset('MHP', tmp_path, 'val').read_parsing(1)
     assert parsing.shape == (0, 21, 24) and not ignore.any()
     photo(tmp_path / 'test' / 'images' / '5.jpg', 10, 12)
     (tmp_path / 'list' / 'test_all.txt').write_text('5')
-    image, parsing, ignore = data.open_dataset('MHP', tmp_path, 'test').read(0)
+    image, parsing, ignore = open_dataset('MHP', tmp_path, 'test').read(0)
     assert len(parsing) == 0 and ignore.all() and image.shape == (10, 12, 3)
 
 
@@ -198,9 +200,9 @@ def test_image_without_people_and_split_without_labels(tmp_path):
 def test_both_cihp_trees_give_the_same_people(tmp_path, listing):
     truth = write_cihp_release(tmp_path)
     write_cihp_per_person(tmp_path / 'other', truth, listing)
-    release = data.open_dataset('CIHP', tmp_path, 'val')
-    inner = data.open_dataset('CIHP', tmp_path / 'instance-level_human_parsing', 'val')
-    other = data.open_dataset('CIHP', tmp_path / 'other', 'val')
+    release = open_dataset('CIHP', tmp_path, 'val')
+    inner = open_dataset('CIHP', tmp_path / 'instance-level_human_parsing', 'val')
+    other = open_dataset('CIHP', tmp_path / 'other', 'val')
     assert release.ids == inner.ids == other.ids == list(truth)
     for i, (category, human) in enumerate(truth.values()):
         slow = np.array([[[c if h == person else 0 for c, h in zip(*rows)] for rows in zip(category, human)]
@@ -215,13 +217,13 @@ def test_run_lengths_match_a_slow_decoder():
         for share in 0, 0.3, 1:
             mask = rng.random((height, width)) < share
             counts, text = encode_rle(mask)
-            assert np.array_equal(data.decode_rle(counts, width, height), mask)
-            assert np.array_equal(data.decode_rle(text, width, height), mask)
+            assert np.array_equal(decode_rle(counts, width, height), mask)
+            assert np.array_equal(decode_rle(text, width, height), mask)
 
 
 def test_densepose_pastes_masks_and_ignores_who_has_none(tmp_path):
     labels, crowd = write_densepose(tmp_path)
-    dataset = data.open_dataset('DensePose', tmp_path, 'val')
+    dataset = open_dataset('DensePose', tmp_path, 'val')
     image, parsing, ignore = dataset.read(0)
     expected = np.zeros((60, 80), np.uint8)
     for y in range(16):
@@ -237,12 +239,26 @@ def test_photos_are_turned_and_converted(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(pixels).save(tmp_path / 'turned.png', exif=exif)
-    assert data.photo_size(tmp_path / 'turned.png') == (8, 12)
-    assert np.array_equal(data.to_rgb(data.load(tmp_path / 'turned.png')), np.rot90(pixels, -1))
+    assert files.stored_size(tmp_path / 'turned.png') == (12, 8)
+    assert np.array_equal(files.read_photo(tmp_path / 'turned.png'), np.rot90(pixels, -1))
     Image.fromarray(np.array([[0, 32768, 65535]], np.uint16)).save(tmp_path / 'deep.png')
-    assert np.asarray(data.to_rgb(data.load(tmp_path / 'deep.png')))[0, :, 1].tolist() == [0, 128, 255]
+    assert np.asarray(files.to_rgb(files.load_image(tmp_path / 'deep.png')))[0, :, 1].tolist() == [0, 128, 255]
     for mode in 'RGBA', 'LA', 'P', 'CMYK', '1':
         assert data.to_rgb(Image.new(mode, (3, 2))).mode == 'RGB'
+
+
+def test_an_exif_turn_moves_neither_the_photo_nor_its_labels(tmp_path):
+    """Labels are drawn on the stored pixels: a 180-degree tag must not turn the photo away from them."""
+    write_mhp(tmp_path)
+    path = tmp_path / 'val' / 'images' / '7.jpg'
+    pixels, tag = np.zeros((20, 24, 3), np.uint8), Image.Exif()
+    pixels[:10, :12] = 255
+    tag[0x0112] = 3
+    Image.fromarray(pixels).save(path, exif=tag, quality=100)
+    dataset = open_dataset('MHP', tmp_path, 'val')
+    image, parsing, ignore = dataset.read(0)
+    assert np.abs(image.astype(int) - pixels).mean() < 10 and dataset.size(0) == (24, 20)
+    assert np.abs(np.asarray(files.read_photo(path))[::-1, ::-1].astype(int) - pixels).mean() < 10     # a user's photo turns
 
 
 def break_photo(root):
@@ -274,7 +290,7 @@ def break_photo_size(root):
 @pytest.mark.parametrize('damage', [break_photo, break_map, break_size, break_class, break_photo_size])
 def test_a_broken_file_is_named(tmp_path, damage):
     write_mhp(tmp_path)
-    name, dataset = damage(tmp_path), data.open_dataset('MHP', tmp_path, 'val')
+    name, dataset = damage(tmp_path), open_dataset('MHP', tmp_path, 'val')
     with pytest.raises(ValueError, match=name):
         dataset.read(1)
     dataset.read(0)
@@ -288,7 +304,7 @@ def test_a_broken_file_is_named(tmp_path, damage):
 def test_a_wrong_folder_is_one_sentence(tmp_path, monkeypatch, name, root, split, message):
     monkeypatch.chdir(tmp_path)
     with pytest.raises((FileNotFoundError, ValueError), match=message):
-        data.open_dataset(name, root, split)
+        open_dataset(name, root, split)
 
 
 def test_missing_photos_are_counted(tmp_path):
@@ -296,7 +312,7 @@ def test_missing_photos_are_counted(tmp_path):
     for name in '12', '3':
         (tmp_path / 'val' / 'images' / f'{name}.jpg').unlink()
     with pytest.raises(FileNotFoundError, match='lacks 2 of 3 files, the first is 12.jpg'):
-        data.open_dataset('MHP', tmp_path, 'val')
+        open_dataset('MHP', tmp_path, 'val')
 
 
 def test_check_counts_draws_and_names_bad_files(tmp_path):
@@ -316,12 +332,12 @@ def test_check_counts_draws_and_names_bad_files(tmp_path):
 
 
 def test_class_names_and_flip_pairs_agree():
-    for dataset in data.DATASETS.values():
+    for dataset in datasets.DATASETS.values():
         names, pairs = dataset.class_names, dict(dataset.flip_pairs)
         lefts = {i for i, name in enumerate(names) if 'left' in name}
         assert names[0] == 'background' and len(set(names)) == len(names) and set(pairs) == lefts
         assert all(names[right] == names[left].replace('left', 'right') for left, right in pairs.items())
-    assert [len(d.class_names) - 1 for d in data.DATASETS.values()] == [58, 19, 14, 19, 6]
+    assert [len(d.class_names) - 1 for d in datasets.DATASETS.values()] == [58, 19, 14, 19, 6]
 
 
 def test_flip_swaps_left_and_right():
@@ -329,12 +345,12 @@ def test_flip_swaps_left_and_right():
     image, ignore = rng.integers(0, 256, (40, 50, 3), np.uint8), rng.random((40, 50)) < 0.5
     parsing = rng.integers(0, 20, (2, 40, 50), np.uint8)
     parsing[:, :, 0] = 255
-    flipped = data.train_transform(image, parsing, ignore, data.CIHP.flip_pairs, settings(flip=1.0), rng)
+    flipped = data.train_transform(image, parsing, ignore, datasets.CIHP.flip_pairs, settings(flip=1.0), rng)
     swap = {14: 15, 15: 14, 16: 17, 17: 16, 18: 19, 19: 18}
     slow = [[[swap.get(v, v) for v in reversed(row)] for row in person] for person in parsing.tolist()]
     assert np.array_equal(flipped[1], slow)
     assert np.array_equal(flipped[0], image[:, ::-1]) and np.array_equal(flipped[2], ignore[:, ::-1])
-    again = data.train_transform(*flipped, data.CIHP.flip_pairs, settings(flip=1.0), rng)
+    again = data.train_transform(*flipped, datasets.CIHP.flip_pairs, settings(flip=1.0), rng)
     assert same(again, (image, parsing, ignore))
 
 
@@ -389,7 +405,7 @@ def test_normalize_is_that_of_imagenet():
 
 
 def test_collate_pads_right_and_below_with_nothing():
-    samples = data.Samples(data.open_dataset('synthetic'), settings(short_side=(30, 50)))
+    samples = data.Samples(open_dataset('synthetic'), settings(short_side=(30, 50)))
     parts = [samples[0, i] for i in range(3)]
     batch = data.collate(parts)
     _, _, height, width = batch['images'].shape
@@ -404,7 +420,7 @@ def test_collate_pads_right_and_below_with_nothing():
 
 
 def test_samples_depend_on_seed_epoch_and_index_alone():
-    dataset = data.open_dataset('synthetic')
+    dataset = open_dataset('synthetic')
     config = settings(crop=0.5, flip=0.5, color_jitter=0.3, short_side=(30, 60))
     first, again = data.Samples(dataset, config), pickle.loads(pickle.dumps(data.Samples(dataset, config)))
     again[0, 5], again[7, 2]
@@ -414,19 +430,20 @@ def test_samples_depend_on_seed_epoch_and_index_alone():
 
 
 def test_batches_are_alike_disjoint_and_equally_many():
-    dataset = SimpleNamespace(landscape=np.arange(37) % 3 > 0)
-    ranks = [data.batches(dataset, 4, 0, 2, rank, 3) for rank in range(3)]
-    assert len({len(r) for r in ranks}) == 1 and ranks[1] == data.batches(dataset, 4, 0, 2, 1, 3)
+    landscape = np.arange(37) % 3 > 0
+    groups = np.flatnonzero(landscape), np.flatnonzero(~landscape)
+    ranks = [data.batches(groups, 4, 0, 2, rank, 3) for rank in range(3)]
+    assert len({len(r) for r in ranks}) == 1 and ranks[1] == data.batches(groups, 4, 0, 2, 1, 3)
     seen = [index for r in ranks for batch in r for epoch, index in batch]
     assert set(seen) == set(range(37)) and len(seen) < 37 + 2 * 4 + 3 * 4
     for batch in sum(ranks, []):
-        assert len({dataset.landscape[i] for _, i in batch}) == 1 and len(batch) == 4
-    assert data.batches(dataset, 4, 0, 3) != data.batches(dataset, 4, 0, 2) != data.batches(dataset, 4, 1, 2)
-    assert len(data.batches(SimpleNamespace(landscape=np.array([True])), 2, 0, 0, 3, 4)) == 1
+        assert len({landscape[i] for _, i in batch}) == 1 and len(batch) == 4
+    assert data.batches(groups, 4, 0, 3) != data.batches(groups, 4, 0, 2) != data.batches(groups, 4, 1, 2)
+    assert len(data.batches([np.array([0]), np.array([], int)], 2, 0, 0, 3, 4)) == 1
 
 
 def test_loader_resumes_in_the_middle_whatever_the_workers():
-    dataset = data.open_dataset('synthetic', samples=24)
+    dataset = open_dataset('synthetic', samples=24)
     alone = data.loader(data.Samples(dataset, settings()), settings(), 4)
     workers = data.loader(data.Samples(dataset, settings()), settings(workers=2), 4)
     for epoch in 0, 1:
@@ -441,7 +458,7 @@ def test_loader_resumes_in_the_middle_whatever_the_workers():
 
 
 def test_synthetic_people_have_their_left_on_the_right():
-    dataset = data.open_dataset('synthetic', None, 'val')
+    dataset = open_dataset('synthetic', None, 'val')
     sides = []
     for i in range(30):
         image, parsing, ignore = dataset.read(i)
@@ -454,15 +471,15 @@ def test_synthetic_people_have_their_left_on_the_right():
 
 
 def test_val_is_fixed_and_train_never_repeats():
-    val, train = (data.open_dataset('synthetic', None, split) for split in ('val', 'train'))
+    val, train = (open_dataset('synthetic', None, split) for split in ('val', 'train'))
     assert same(val.read(3), val.read(3, seed=9, epoch=9)) and same(train.read(3, 1, 2), train.read(3, 1, 2))
     assert len({train.read(3, seed, epoch)[0].tobytes() for seed in range(3) for epoch in range(3)}) == 9
-    assert not same(val.read(0), train.read(0)) and len(data.open_dataset('synthetic', samples=7)) == 7
+    assert not same(val.read(0), train.read(0)) and len(open_dataset('synthetic', samples=7)) == 7
 
 
 def test_ccp_photo_labels_by_hand(tmp_path, monkeypatch):
     write_ccp(tmp_path, monkeypatch)
-    image, parsing, ignore = data.open_dataset('CCP', tmp_path, 'val_photos').read(0)
+    image, parsing, ignore = open_dataset('CCP', tmp_path, 'val_photos').read(0)
     assert parsing.shape == (1, 90, 60) and not ignore.any()
     expected = {(10, 30): 2, (30, 30): 6, (30, 18): 15, (30, 41): 14, (70, 25): 17, (70, 35): 16,
                 (55, 45): 0, (70, 30): 255}       # the bag is nobody's; skin of no known part is unknown
@@ -471,10 +488,10 @@ def test_ccp_photo_labels_by_hand(tmp_path, monkeypatch):
 
 def test_scenes_are_functions_of_seed_epoch_and_index(tmp_path, monkeypatch):
     write_ccp(tmp_path, monkeypatch)
-    train, val = (data.open_dataset('CCP', tmp_path, split) for split in ('train', 'val'))
-    other = data.open_dataset('CCP', tmp_path, 'val', long_side=99, samples=5)
+    train, val = (open_dataset('CCP', tmp_path, split) for split in ('train', 'val'))
+    other = open_dataset('CCP', tmp_path, 'val', long_side=99, samples=5)
     assert same(val.read(2), other.read(2, 5, 6)) and len(other) == len(val) and val.size(0) == (640, 480)
-    train = pickle.loads(pickle.dumps(data.open_dataset('CCP', tmp_path, 'train', long_side=160, samples=20)))
+    train = pickle.loads(pickle.dumps(open_dataset('CCP', tmp_path, 'train', long_side=160, samples=20)))
     assert len(train) == len(set(train.ids)) == 20
     for i in range(8):
         image, parsing, ignore = train.read(i, 1, 2)
@@ -493,7 +510,7 @@ def test_scenes_stand_in_other_photos(tmp_path, monkeypatch):
     (tmp_path / 'coco' / 'instances').mkdir()
     Image.fromarray(ids).save(tmp_path / 'coco' / 'instances' / 'b.png')
     options = dict(backgrounds=tmp_path / 'empty', people=tmp_path / 'coco')
-    train = data.open_dataset('CCP', tmp_path, 'train', long_side=90, samples=200, **options)
+    train = open_dataset('CCP', tmp_path, 'train', long_side=90, samples=200, **options)
     kinds = [train.background(np.random.default_rng(i)) for i in range(1000)]
     crowds = [kind for kind in kinds if kind and kind[1].getextrema() == (0, 255)]
     assert 60 < len(crowds) < 140 and 130 < sum(map(bool, kinds)) - len(crowds) < 230
@@ -505,10 +522,10 @@ def test_scenes_stand_in_other_photos(tmp_path, monkeypatch):
     assert same((parsing, ignore), train.read_parsing(0))
     monkeypatch.setattr(scenes, 'NUM_PEOPLE', (0, 0, 0, 0, 0, 1))
     assert {255} < set(np.unique(train.read(4)[1])) - {0}
-    val = data.open_dataset('CCP', tmp_path, 'val', **options)
+    val = open_dataset('CCP', tmp_path, 'val', **options)
     assert not any(val.background(np.random.default_rng(i)) for i in range(50))
     with pytest.raises(FileNotFoundError, match='holds no photos'):
-        data.CCP(tmp_path, 'train', backgrounds=tmp_path)
+        datasets.CCP(tmp_path, 'train', backgrounds=tmp_path)
     Image.fromarray(ids[:50]).save(tmp_path / 'coco' / 'instances' / 'b.png')
     monkeypatch.undo()
     with pytest.raises(ValueError, match='b.jpg.*b.png differ in size'):
@@ -532,21 +549,21 @@ def test_missing_ccp_photos_are_counted(tmp_path, monkeypatch):
     write_ccp(tmp_path, monkeypatch)
     (tmp_path / 'photos' / '0004.jpg').unlink()
     with pytest.raises(FileNotFoundError, match='photos lacks 1 of 14 files, the first is 0004.jpg'):
-        data.open_dataset('CCP', tmp_path, 'train')
+        open_dataset('CCP', tmp_path, 'train')
 
 
 def test_the_archive_of_layers_is_small_and_complete():
-    with zipfile.ZipFile(data.CCP_LAYERS) as archive:
+    with zipfile.ZipFile(datasets.CCP_LAYERS) as archive:
         names, readme = set(archive.namelist()), archive.read('README.txt').decode()
         lists = [archive.read(f'{split}.txt').decode().split() for split in ('train', 'val')]
-    assert os.path.getsize(data.CCP_LAYERS) < 2e6 and 'PSEUDO' in readme
+    assert os.path.getsize(datasets.CCP_LAYERS) < 2e6 and 'PSEUDO' in readme
     assert [len(ids) for ids in lists] == [798, 100] and not set(lists[0]) & set(lists[1])
     assert all(f'parts/{i}.png' in names for ids in lists for i in ids)
 
 
 @needs_ccp
 def test_real_scenes_are_the_same_in_every_process():
-    code = ("import data, os, zlib; d = data.open_dataset('CCP', os.environ['UNIPARSER_CCP'], 'val');"
+    code = ("import os, zlib; from util.datasets import open_dataset; d = open_dataset('CCP', os.environ['UNIPARSER_CCP'], 'val');"
             "print([zlib.crc32(a.tobytes()) for i in (0, 57) for a in d.read(i)], len(d))")
     command = [sys.executable, '-c', code]
     first, second = (subprocess.check_output(command, cwd=HERE, text=True) for _ in range(2))
@@ -555,7 +572,7 @@ def test_real_scenes_are_the_same_in_every_process():
 
 @needs_ccp
 def test_real_people_have_their_left_on_the_right():
-    dataset = data.open_dataset('CCP', os.environ['UNIPARSER_CCP'], 'train', long_side=320)
+    dataset = open_dataset('CCP', os.environ['UNIPARSER_CCP'], 'train', long_side=320)
     sides = []
     for i in range(12):
         for p in dataset.read_parsing(i)[0]:
@@ -569,7 +586,7 @@ def test_real_people_have_their_left_on_the_right():
 
 def test_palette_tells_classes_apart():
     for num_classes in 6, 14, 19, 58:
-        colors = data.palette(num_classes).astype(int)
+        colors = pictures.palette(num_classes).astype(int)
         used = colors[1:num_classes + 1]
         assert colors.shape == (256, 3) and not colors[0].any()
         assert len(np.unique(used, axis=0)) == num_classes
@@ -580,10 +597,10 @@ def test_overlay_colors_people_and_names_classes():
     image, parsing = np.full((80, 200, 3), 100, np.uint8), np.zeros((2, 80, 200), np.uint8)
     parsing[0, 10:30, 10:30], parsing[1, 40:70, 50:90] = 1, 255
     before = image.copy()
-    plain = np.array(data.overlay(image, parsing))
+    plain = np.array(pictures.overlay(image, parsing))
     assert plain.shape == image.shape and np.array_equal(image, before) and (plain[0] == 100).all()
     assert (plain[10, 10:30] == 255).all()
-    assert np.abs(plain[20, 20] - (45 + 0.55 * data.palette(58)[1])).max() < 1
-    named = data.overlay(Image.fromarray(image), parsing, data.Synthetic.class_names)
+    assert np.abs(plain[20, 20] - (45 + 0.55 * pictures.palette(58)[1])).max() < 1
+    named = pictures.overlay(Image.fromarray(image), parsing, datasets.Synthetic.class_names)
     assert named.width == 200 and named.height > 80
-    assert data.overlay(image, parsing[:0], data.Synthetic.class_names).size == (200, 80)
+    assert pictures.overlay(image, parsing[:0], datasets.Synthetic.class_names).size == (200, 80)

@@ -17,6 +17,8 @@ from PIL import Image
 HERE = Path(__file__).resolve().parent
 import evaluate as ev
 from evaluate import ParsingMetrics, parsing_metrics
+from util.datasets import GroundTruth
+from util.files import read_prediction
 from util.submissions import PredictionWriter, open_predictions
 
 FIXTURE = HERE / 'fixtures' / 'metrics'
@@ -72,6 +74,9 @@ class Memory:
 
     def read_parsing(self, i):
         return self.gts[i], np.zeros(self.gts[i].shape[1:], bool)
+
+    def truth(self, i, parsing, ignore):
+        return GroundTruth(parsing, ignore)
 
 
 def write(folder, scenes, form):
@@ -516,6 +521,18 @@ def test_coco_rows_name_images_by_place_as_in_uniparsers_lists(tmp_path):
                             parsing_metrics(scenes.predictions, scenes.gts, 7))
 
 
+@pytest.mark.parametrize('ids', [['10', '2', '7'], ['3', '1', '2'], ['1', '2', '9']])
+def test_one_coincidental_id_does_not_turn_positions_into_ids(tmp_path, ids):
+    """Rows 1..3 are positions unless all of them are ids: of ['10', '2', '7'] only 2 is."""
+    rows = [dict(image_id=i, score=0.5, parsing=f'{i}.png') for i in (1, 2, 3)]
+    for i in (1, 2, 3):
+        Image.fromarray(np.full((2, 2), i, np.uint8)).save(tmp_path / f'{i}.png')
+    (tmp_path / 'rows.json').write_text(json.dumps(rows))
+    predictions = open_predictions(tmp_path / 'rows.json', ids=ids)
+    found = {image: int(predictions.read(image, (2, 2), 5).parsing[0][0, 0]) for image in ids}
+    assert found == ({i: int(i) for i in ids} if set(ids) == {'1', '2', '3'} else dict(zip(ids, (1, 2, 3))))
+
+
 def test_class_maps_next_to_instances_decide_miou(tmp_path):
     scenes = apart(10, 5, 8)
     write(tmp_path, scenes, 'instances')
@@ -539,7 +556,7 @@ def test_rgb_and_palette_files_are_read_by_channel_0_and_index(tmp_path):
     palette.putpalette([(v * 37 + 11) % 256 for v in range(768)])
     palette.save(tmp_path / 'palette.png')
     for name in ('rgb', 'palette'):
-        assert (ev.read_map(tmp_path / f'{name}.png', (3, 4), 11) == labels).all()
+        assert (read_prediction(tmp_path / f'{name}.png', (3, 4), 11) == labels).all()
 
 
 def cut_off(folder):
@@ -702,6 +719,6 @@ def test_command_warns_and_refuses_in_one_line(tmp_path):
 
 
 def test_evaluate_never_imports_torch():
-    code = 'import sys, evaluate; evaluate.parse_arguments(["--benchmark"]); print("torch" in sys.modules)'
+    code = 'import sys, evaluate; evaluate.parse_arguments(["--predictions", "x"]); print("torch" in sys.modules)'
     done = subprocess.run([sys.executable, '-c', code], cwd=CODE, capture_output=True, text=True)
     assert done.stdout.strip() == 'False', done.stderr

@@ -19,13 +19,13 @@ import torch.nn as nn
 import torch.nn.functional as F
 from PIL import Image
 
-from util import checkpoints
 import data
 import losses
-import predict
 import uniparser
 from losses import uniparser_loss
-from uniparser import ModulatedDeformConv2d, UniParser, get_config
+from util import datasets, released
+from uniparser import UniParser, get_config
+from util.deform import ModulatedDeformConv2d
 
 torch.set_num_threads(1)
 FIXTURES = Path(__file__).resolve().parent / 'fixtures' / 'released'
@@ -81,11 +81,11 @@ def load_model(name):
                **fixture.get('state_dict', {})}
     if name == 'r50_mhp':
         model, inputs = UniParser(config), fixture['img']
-        model.load_state_dict(checkpoints.rename(weights))
+        model.load_state_dict(released.rename(weights))
     else:
         config = replace(config, neck_channels=32, channels=32, backbone='resnet10', dcn=False)
         model, inputs = Head(config), fixture['feats']
-        weights = checkpoints.rename({'mask_head.' + k: v for k, v in weights.items()})
+        weights = released.rename({'mask_head.' + k: v for k, v in weights.items()})
         found = model.load_state_dict(weights, strict=False)
         assert not found.unexpected_keys and all(k.startswith(('backbone', 'fpn')) for k in found.missing_keys)
     return fixture, model, inputs
@@ -154,8 +154,8 @@ def unit(x):
 # ---- inference -------------------------------------------------------------------------------------------------
 
 def infer(out, i, image_shape, photo_shape, padded, config, monkeypatch):
-    monkeypatch.setattr(predict, 'input_size', lambda *_: (padded, tuple(image_shape[:2])))
-    return predict.decode(out, i, Image.new('RGB', tuple(photo_shape[1::-1])), config)
+    monkeypatch.setattr(uniparser, 'input_size', lambda *_: (padded, tuple(image_shape[:2])))
+    return uniparser.decode(out, i, Image.new('RGB', tuple(photo_shape[1::-1])), config)
 
 
 @pytest.mark.parametrize('name, kind', [(name, kind) for name in (*MODELS, 'crafted_mhp') for kind in
@@ -197,7 +197,7 @@ def test_targets(name):
     parts_before = 0
     for i, (parsing, ignore) in enumerate(zip(*batch_of(case, size))):
         ours = losses.make_targets(parsing, ignore, size, config)
-        S, owner, exists = config.grid, ours['owner'].flatten(), ours['exists']
+        S, regions, exists = config.grid, ours['regions'].flatten(1), ours['exists']
         people = exists.nonzero()[:, 0]                                      # it numbers those with pixels
         cells = torch.stack([ours['cells'] % S, ours['cells'] // S])[:, exists]
         theirs_cells = torch.stack([dense(x) for x in theirs['person_cell_xy'][i]]).long()[:, exists]
@@ -205,11 +205,12 @@ def test_targets(name):
             assert torch.equal(cells, theirs_cells + 1)
             continue
         assert torch.equal(cells, theirs_cells)
-        assert torch.equal(owner > 0, dense(theirs['center_label'][i]).flatten() > 0)
+        assert torch.equal(regions.any(0), dense(theirs['center_label'][i]).flatten() > 0)
         order, index = theirs['grid_order'][i], torch.tensor(theirs['instance_index'][i])
-        assert sorted(order) == owner.nonzero()[:, 0].tolist() and torch.equal(owner[order] - 1, people[index])
+        rows = sorted(zip(people[index].tolist(), order))                    # a row per person and positive cell
+        assert rows == sorted(map(tuple, regions.nonzero().tolist()))
         assert torch.equal(ours['persons'][people[index]], dense(theirs['instance_label'][i]) > 0)
-        masks, _ = losses.category_masks(ours, config.num_classes, torch.float32)
+        masks = ours['categories']
         semantic = dense(theirs['semantic_label'][i]) > 0
         if name == 'overlap':                             # it sums labels: 3 and 4 make a 7 that nobody wears
             assert (masks.sum(1) > 0).nonzero()[:, 0].tolist() == [2, 3]
@@ -247,9 +248,8 @@ def slow_parsing_loss(out, parsings, ignores, config, defect):
     for i, (parsing, ignore) in enumerate(zip(parsings, ignores)):
         target = losses.make_targets(parsing, ignore, out['f_ins'].shape[-2:], config)
         q_cate = uniparser.correlate(out['k_cate'], out['f_cate'][i], 'cosine')
-        k_ins, owner = out['k_ins'][i].flatten(1).T, target['owner'].flatten()
-        q_ins = [uniparser.correlate(k_ins[owner == n], out['f_ins'][i], 'cosine').amax(0)
-                 for n in range(1, len(parsing) + 1)]
+        k_ins, regions = out['k_ins'][i].flatten(1).T, target['regions'].flatten(1)
+        q_ins = [uniparser.correlate(k_ins[region], out['f_ins'][i], 'cosine').amax(0) for region in regions]
         for c in range(config.num_classes):
             wearers = target['parts'][:, c].flatten(1).any(1).nonzero()[:, 0]
             for n, wearer in enumerate(wearers):
@@ -284,7 +284,7 @@ def test_losses_and_gradients(name):
             assert abs(float(total.detach()) - float(case['total'])) < 1e-5
             total.backward(retain_graph=True)
     prefix = '' if name == 'r50_mhp' else 'mask_head.'
-    norms, count = checkpoints.rename({prefix + k: v for k, v in fixture['grad_norm'].items()}), 0
+    norms, count = released.rename({prefix + k: v for k, v in fixture['grad_norm'].items()}), 0
     parameters = dict(model.named_parameters())
     for key, norm in norms.items():
         grad = parameters[key].grad
@@ -310,9 +310,9 @@ def test_losses_of_crafted_features():
     dice = []
     for i, (parsing, ignore) in enumerate(zip(*batch)):
         target = losses.make_targets(parsing, ignore, f_ins.shape[-2:], config)
-        for cell in target['owner'].flatten().nonzero()[:, 0]:
+        for person, cell in target['regions'].flatten(1).nonzero():
             p = uniparser.correlate(out['k_ins'][i].flatten(1).T[cell][None], out['f_ins'][i], 'cosine')[0].relu()
-            t = target['persons'][target['owner'].flatten()[cell] - 1].float()
+            t = target['persons'][person].float()
             dice.append(losses.dice_loss((p * t).sum(), p.square().sum(), t.sum()))
     ours['aux_ins'] = torch.stack(dice).mean()
     weights = dict(center=1, aux_ins=3, aux_cate=3, aux_neg=2, metric=1)
@@ -321,6 +321,24 @@ def test_losses_of_crafted_features():
     own, defect = float(fixture['loss_parsing_pos_own_person']), float(fixture['losses']['loss_parsing_pos'])
     assert abs(float(3 * slow_parsing_loss(out, *batch, config, False)) - own) < 1e-5 and defect > 1.5 * own
     assert abs(float(3 * slow_parsing_loss(out, *batch, config, True)) - defect) < 1e-5
+
+
+def test_a_cell_of_two_people_counts_for_both():
+    """As in the released code: a row for each person and positive cell, also for people without a pixel at stride 4."""
+    config = get_config('mhp_released', num_classes=4, channels=8)
+    parsing = torch.zeros(3, 64, 96, dtype=torch.uint8)
+    parsing[0, 8:56, 8:88], parsing[1, 4:60, 20:80], parsing[2, 17:18, 40:41] = 1, 2, 3
+    target = losses.make_targets(parsing, torch.zeros(64, 96, dtype=torch.bool), (16, 24), config)
+    regions = target['regions'].flatten(1)
+    assert (regions[0] & regions[1]).any() and regions[2].any() and not target['persons'][2].any()
+    g, rows = torch.Generator().manual_seed(0), []
+    f_ins, k_ins = (F.normalize(torch.rand(8, *size, generator=g), dim=0) for size in ((16, 24), (40, 40)))
+    for person, region in zip(target['persons'], regions):
+        for cell in region.nonzero()[:, 0]:
+            q, t = uniparser.correlate(k_ins.flatten(1).T[cell][None], f_ins, 'cosine')[0], person.float()
+            rows.append(losses.dice_loss((q * t).sum(), q.square().sum(), t.sum()))
+    ours = losses.mean(*zip(losses.instance_dice(k_ins, f_ins, target, config)))
+    assert abs(float(ours) - float(torch.stack(rows).mean())) < 1e-5
 
 
 # ---- data ------------------------------------------------------------------------------------------------------
@@ -335,7 +353,7 @@ def test_pipeline(dataset, scale, flip):
     image, parsing = (fixture[f'{dataset}_input'][k].numpy() for k in ('img_bgr', 'parsing'))
     config = get_config('mhp_released', short_side=(min(scale),) * 3, long_side=max(scale), flip=float(flip))
     sample = image[..., ::-1].copy(), parsing, np.zeros(image.shape[:2], bool)
-    pairs = (data.MHP if dataset == 'mhp' else data.CIHP).flip_pairs
+    pairs = (datasets.MHP if dataset == 'mhp' else datasets.CIHP).flip_pairs
     image, parsing, ignore = data.train_transform(*sample, pairs, config, np.random.default_rng(0))
     sample = dict(image=data.normalize(image), parsing=torch.from_numpy(np.ascontiguousarray(parsing)),
                   ignore=torch.from_numpy(np.ascontiguousarray(ignore)), info={})
@@ -363,7 +381,7 @@ def test_a_released_checkpoint_loads(name, tmp_path):
     torch.save(dict(meta=meta, state_dict=wrapped, optimizer={}), tmp_path / 'a.pth')
     model = UniParser.from_pretrained(tmp_path / 'a.pth', theta_mask=0.4)
     assert model.config == get_config(preset, **changes, pretrained_stages=4, theta_mask=0.4)
-    assert model.class_names == list((data.CIHP if 'chip' in name else data.MHP).class_names)
+    assert model.class_names == list((datasets.CIHP if 'chip' in name else datasets.MHP).class_names)
     assert sum(p.numel() for p in model.parameters()) == parameters - 2306
     assert torch.equal(model.category_builder.k_cate, weights['mask_head.seg_kernels'])
     assert not model.training and model.flip_pairs

@@ -11,14 +11,17 @@ import torch
 from PIL import Image
 from torchvision.ops import deform_conv2d
 
-from util import benchmark
 import data
 import infer
-import predict
 import train
-from predict import decode, prepare
-from test_uniparser import tiny_model
-from uniparser import deform_conv2d_cpu
+from data import network_input
+from tests.helpers import tiny_model
+from uniparser import decode
+from util import benchmark, export
+from util.datasets import open_dataset
+from util.deform import deform_conv2d_cpu
+from util.masks import flatten_people
+from util.run import Run
 
 torch.set_num_threads(1)
 HERE = Path(__file__).resolve().parent.parent
@@ -60,11 +63,13 @@ def test_broken_offsets_spoil_their_own_pixel_alone():
 def test_deformable_convolution_trains_in_bfloat16_on_a_cpu():
     model = tiny_model(dcn=True)
     optimizer, scaler = train.make_optimizer(model, model.config), torch.amp.GradScaler('cpu', enabled=False)
-    dataset = data.open_dataset('synthetic')
+    dataset = open_dataset('synthetic')
     batch = data.collate([data.Samples(dataset, model.config)[0, i] for i in range(2)])
     before = model.backbone.layer2[0].conv2.conv_offset.weight.clone()
-    losses = train.train_step(model.train(), [batch], optimizer, scaler, model.config, torch.device('cpu'),
-                              train.choose_amp(True, torch.device('cpu')), 1e-3)
+    task, run = train.UniParserTask(model.config, model, None, None), Run('cpu', amp=True)
+    losses = train.train_step(model.train(), lambda net, batch: task.loss(net, batch, run), [batch], optimizer, scaler,
+                              1e-3, model.config.clip)
+    assert run.amp == torch.bfloat16
     assert losses['total'].isfinite() and not torch.equal(before, model.backbone.layer2[0].conv2.conv_offset.weight)
 
 
@@ -108,7 +113,7 @@ def test_a_folder_gives_what_each_photo_gives_and_processes_share_it(tmp_path):
         record = json.loads((tmp_path / 'all' / f'{i:02d}.json').read_text())
         people = np.asarray(Image.open(tmp_path / 'all' / f'{i:02d}_people.png'))
         assert len(record['people']) == len(found.scores) > 0
-        assert (people == infer.flatten(found.parsing)[1]).mean() > 0.99      # fused: rounded otherwise
+        assert (people == flatten_people(found.parsing)[1]).mean() > 0.99      # folded: rounded otherwise
     for i in range(0, 8, 2):                              # the first process has nothing but these, and fails at once
         (photos / f'{i:02d}.png').write_bytes(b'no photo')
     launcher = '-m', 'torch.distributed.run', '--nproc-per-node', '2', '--standalone'
@@ -145,9 +150,9 @@ def test_what_goes_ahead_comes_in_order_and_never_far_ahead():
 
 @pytest.mark.parametrize('preset, people', [('mhp', 1), ('mhp', 10), ('mhp_released', 7), ('ccp', 30)])
 def test_planted_people_are_decoded(preset, people):
-    model = tiny_model(preset, grid=40, channels=64, test_short_side=96, long_side=128).fuse()
+    model = tiny_model(preset, grid=40, channels=64, test_short_side=96, long_side=128).fold()
     photo = Image.new('RGB', (128, 96))
-    out = benchmark.plant_people(predict.outputs(model, prepare(photo, model.config)), people, model.config)
+    out = benchmark.plant_people(model.outputs(network_input(photo, model.config)), people, model.config)
     found = decode(out, 0, photo, model.config)
     assert len(found.scores) == people
     assert all(len(np.unique(p)) == 1 + benchmark.BANDS for p in found.parsing)
@@ -156,7 +161,7 @@ def test_planted_people_are_decoded(preset, people):
 
 
 def test_benchmark_of_inference_counts_and_measures(capsys):
-    infer.main(['--benchmark', '--preset', 'synthetic', '--size', '64', '96', '--people', '3', '--device', 'cpu'])
+    benchmark.main(['infer', '--preset', 'synthetic', '--size', '64', '96', '--people', '3', '--device', 'cpu'])
     table = {line[:16].strip(): line[16:].split() for line in capsys.readouterr().out.splitlines()}
     assert {'load', 'preprocess', 'backbone', 'FPN', 'heads', 'network', 'decode 1', 'decode 3', 'save'} < set(table)
     adds = {name: float(table[name][4]) for name in ('backbone', 'FPN', 'heads', 'network', 'plain ResNet-50')}
@@ -166,14 +171,10 @@ def test_benchmark_of_inference_counts_and_measures(capsys):
     assert float(table['plain ResNet-50'][2]) == 1 and float(table['plain ResNet-50'][3]) == 25.56
 
 
-@pytest.mark.parametrize('arguments, message', [
-    (['a.jpg', '--people', '3'], 'go with --benchmark'), (['--export', 'm.onnx', '--size', '64', '64'], 'go with --benchmark'),
-    (['a.jpg', '--preset', 'mhp'], '--preset goes with'), (['--benchmark', '--light'], 'go with --preset'),
-    (['a.jpg', '--export', 'm.onnx'], 'parse photos without it'), (['--benchmark', '--people', '0'], 'at least 1')])
-def test_odd_arguments_get_one_sentence(arguments, message, capsys):
+def test_impossible_counts_get_one_sentence(capsys):
     with pytest.raises(SystemExit) as stopped:
-        infer.main([*arguments, '--device', 'cpu'])
-    assert stopped.value.code == 2 and message in capsys.readouterr().err
+        benchmark.main(['infer', '--people', '0', '--device', 'cpu'])
+    assert stopped.value.code == 2 and '--people is 0' in capsys.readouterr().err
 
 
 def test_multiply_adds_are_counted():
@@ -185,16 +186,16 @@ def test_multiply_adds_are_counted():
 
 
 def test_benchmark_of_training_measures(capsys):
-    train.main(['--benchmark', '--backbone', 'resnet10', '--samples', '12', '--batch-size', '4', '--device', 'cpu'])
+    benchmark.main(['train', '--backbone', 'resnet10', '--samples', '12', '--batch-size', '4', '--device', 'cpu'])
     printed = capsys.readouterr().out
     assert printed.count('images/s') == 3 and 'both' in printed and 'batches of 4x3x96x128' in printed
 
 
 def test_drawn_files_feed_the_benchmark_of_training(capsys, monkeypatch):
-    monkeypatch.setattr(train, 'benchmark_training', lambda model, loader, config, *_: print(
-        model.backbone.stages, config.pretrained, *next(iter(loader))['images'].shape))
-    train.main(['--benchmark', '--data', 'MHP', '--backbone', 'resnet18', '--workers', '0', '--batch-size', '2',
-                '--short-side', '64', '--device', 'cpu'])
+    monkeypatch.setattr(benchmark, 'time_training', lambda task, run: print(
+        task.model.backbone.stages, task.config.pretrained, *next(iter(task.loader))['images'].shape))
+    benchmark.main(['train', '--data', 'MHP', '--backbone', 'resnet18', '--workers', '0', '--batch-size', '2',
+                    '--short-side', '64', '--device', 'cpu'])
     assert capsys.readouterr().out == '4 imagenet 2 3 64 96\n'
 
 
@@ -206,11 +207,10 @@ def test_drawn_files_feed_the_benchmark_of_training(capsys, monkeypatch):
 def test_onnx_runtime_gets_the_same_correlations(preset, changes, tmp_path):
     pytest.importorskip('onnxscript', reason='the export needs onnx and onnxscript')
     runtime = pytest.importorskip('onnxruntime', reason='the check of the export needs onnxruntime')
-    from export import Correlations, export
-    model = tiny_model(preset, max_people=9, channels=64, **changes).fuse()      # of few channels lengths are near 0
+    model = tiny_model(preset, max_people=9, channels=64, **changes).fold()      # of few channels lengths are near 0
     if model.config.dcn:
         torch.nn.init.normal_(model.backbone.layer3[0].conv2.conv_offset.weight, std=0.05)
-    export(model, tmp_path / 'm.onnx')
+    export.export_onnx(model, tmp_path / 'm.onnx')
     assert os.listdir(tmp_path) == ['m.onnx']
     session = runtime.InferenceSession(tmp_path / 'm.onnx', providers=['CPUExecutionProvider'])
     told = {k: json.loads(v) for k, v in session.get_modelmeta().custom_metadata_map.items()}
@@ -218,7 +218,7 @@ def test_onnx_runtime_gets_the_same_correlations(preset, changes, tmp_path):
     for size in (256, 320), (96, 64), (128, 288):
         image = torch.randn(1, 3, *size)
         with torch.no_grad():
-            slow = Correlations(model)(image)
+            slow = export.Correlations(model)(image)
         for name, ours, theirs in zip(('scores', 'centers', 'q_ins', 'q_cate'), slow,
                                       session.run(None, dict(image=image.numpy()))):
             sure = slow[0].numpy() > 0 if len(ours) == 9 else slice(None)             # no peak: any cell may stand there
@@ -229,6 +229,6 @@ def test_onnx_runtime_gets_the_same_correlations(preset, changes, tmp_path):
 def test_missing_packages_for_the_export_are_named(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, 'onnxscript', None)
     with pytest.raises(SystemExit) as stopped:
-        infer.main(['--export', str(tmp_path / 'm.onnx'), '--device', 'cpu'])
+        export.main(['--out', str(tmp_path / 'm.onnx')])
     assert stopped.value.code == 2 and 'pip install onnx onnxscript' in capsys.readouterr().err
     assert not os.listdir(tmp_path)

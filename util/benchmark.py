@@ -1,26 +1,42 @@
-"""Times of inference and of training on this machine: `python infer.py --benchmark`, `python train.py --benchmark`.
+"""Times on this machine, and sizes.
 
-Next to milliseconds stands the unit "ResNet-50": the time of one forward of torchvision's plain ResNet-50 in float32
-on an image of the same size, measured in turns with the rest; on a CPU process time, of all threads together. It makes
+    python -m util.benchmark infer                       # from a photo's file to its results' files
+    python -m util.benchmark infer --preset mhp --size 512 512
+    python -m util.benchmark train                       # the data pipeline, the steps, and both
+    python -m util.benchmark evaluate
+    python -m util.benchmark parameters
+
+Beside milliseconds stands the unit "ResNet-50": the time of one forward of torchvision's plain ResNet-50 in float32 on
+an image of the same size, measured alternately with the rest; on a CPU the process time of all threads. The unit makes
 numbers of different machines comparable.
 """
+import argparse
 import itertools
 import math
+import os
 import statistics
-import sys
 import tempfile
 import time
-from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 import torchvision
+from PIL import Image, ImageDraw
 from torch.utils.flop_counter import FlopCounterMode
 
 import data
-from evaluate import draw_benchmark
-from predict import decode, find_centers, outputs, prepare
+from evaluate import Job, evaluate
+from infer import add_model_flags, load_model, write_results
+from train import CHOICES, UniParserTask, make_loader, open_sets, preset_of, train_step
+from uniparser import INFERENCE, PRESETS, Config, UniParser, decode, find_centers, get_config
+from util.datasets import DATASETS, open_dataset
+from util.files import read_photo, read_prediction, user_errors
+from util.run import Run, add_settings, find_device, given_settings, memory, synchronize
+from util.submissions import PredictionWriter, open_predictions
 
+PHOTO = Path(__file__).parent.parent / 'assets' / 'street.jpg'
 BANDS = 6                                                # parts of a planted person
 SECONDS = 30                                             # for each rate of training, at most
 
@@ -34,8 +50,7 @@ class Clock:
     def __call__(self, name, function, *arguments):
         wall, process = time.perf_counter(), time.process_time()
         result = function(*arguments)
-        if self.device.type != 'cpu':
-            getattr(torch, self.device.type).synchronize()
+        synchronize(self.device)
         self.wall.setdefault(name, []).append(1000 * (time.perf_counter() - wall))
         self.process.setdefault(name, []).append(1000 * (time.process_time() - process))
         return result
@@ -44,20 +59,8 @@ class Clock:
         return statistics.median(self.wall[name]), statistics.median(self.process[name])
 
     def cost(self, name):
-        """What a unit counts: on a CPU the time of all threads."""
+        """Milliseconds for the unit: on a CPU the time of all threads."""
         return self.median(name)[self.device.type == 'cpu']
-
-
-def memory(device):
-    """Gigabytes: peak on CUDA, peak of the resident set elsewhere."""
-    if device.type == 'cuda':
-        return torch.cuda.max_memory_allocated(device) / 2 ** 30
-    try:
-        import resource                                  # Unix alone has it
-    except ImportError:
-        return 0.0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2 ** 30 if sys.platform == 'darwin' else 2 ** 20)
 
 
 def multiply_adds(function, *arguments):
@@ -88,88 +91,128 @@ def plant_people(out, people, config):
         heatmap[row, column], k_ins[:, row, column] = 5 - n / people, torch.eye(C)[n]
     planted = dict(heatmap=heatmap[None, None], f_ins=f_ins[None], k_ins=k_ins[None], f_cate=f_cate[None],
                    k_cate=torch.eye(C)[:K])
-    return {**out, **{k: v.to(device) for k, v in planted.items()}}
+    return {k: v.to(device) for k, v in planted.items()}
 
 
 def start_onnx(path):
     try:
         import onnxruntime
     except ModuleNotFoundError:
-        raise ModuleNotFoundError('--benchmark with --export needs onnxruntime; pip install onnxruntime') from None
+        raise ModuleNotFoundError('--onnx needs onnxruntime; pip install onnxruntime') from None
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     return onnxruntime.InferenceSession(path, options, providers=['CPUExecutionProvider'])
 
 
-def benchmark_inference(model, path, size, people, save, onnx=None, repeats=10):
-    """Prints a table of the steps from a photo's file to its results' files. save(folder, photo, found) writes them;
-    onnx: file of the same network, to be run by ONNX Runtime on the CPU."""
+# ---- inference ---------------------------------------------------------------------------------------------
+
+
+def time_steps(model, photo, people, session=None, repeats=10):
+    """-> Clock of the steps from a photo's file to its results' files, and the network's input."""
     device, config = model.device, model.config
-    if people < 1:
-        raise ValueError(f'--people is {people}; it is at least 1')
-    photo = data.read_photo(path)
-    if size:
-        photo = photo.resize(size[::-1])
-    with torch.inference_mode(), tempfile.TemporaryDirectory() as folder:
-        photo.save(Path(folder, 'photo.jpg'), quality=95)
-        clock, images = Clock(device), prepare(photo, config).to(device, memory_format=torch.channels_last)
-        plain = torchvision.models.resnet50().eval().to(device)
-        out = outputs(model, images)
-        session = start_onnx(onnx) if onnx else None
-        planted = [plant_people(out, n, config) for n in sorted({1, people})]
-        planted = {len(find_centers(out['heatmap'][0, 0], config)[0]): out for out in planted}
+    images = data.network_input(photo, config).to(device, memory_format=torch.channels_last)
+    plain, out = torchvision.models.resnet50().eval().to(device), model.outputs(images)
+    planted = [plant_people(out, n, config) for n in sorted({1, people})]
+    planted = {len(find_centers(out['heatmap'][0, 0], config)[0]): out for out in planted}
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, 'photo.jpg')
+        photo.save(file, quality=95)
+        clock = Clock(device)
         for k in range(repeats + 2):
             if k == 2:                                   # the first two are not counted
                 clock = Clock(device)
             clock('plain ResNet-50', plain, images)
-            clock('load', data.read_photo, Path(folder, 'photo.jpg'))
-            clock('preprocess', prepare, photo, config)
+            clock('load', read_photo, file)
+            clock('preprocess', data.network_input, photo, config)
             features = clock('backbone', model.backbone, images)
             pyramid = clock('FPN', model.pyramid, features)
             clock('heads', model.heads, pyramid)
-            clock('network', outputs, model, images)
+            clock('network', model.outputs, images)
             if session:
                 clock('ONNX Runtime', session.run, None, dict(image=images.cpu().numpy()))
             for n in planted:
                 found = clock(f'decode {n}', decode, planted[n], 0, photo, config)
-            clock('save', save, Path(folder), photo, found)
-        counts = {'plain ResNet-50': multiply_adds(plain, images), 'backbone': multiply_adds(model.backbone, images),
-                  'FPN': multiply_adds(model.pyramid, features), 'heads': multiply_adds(model.heads, pyramid),
-                  'network': multiply_adds(model, images)}
-    parameters = {'plain ResNet-50': plain, 'backbone': model.backbone, 'FPN': model.fpn, 'network': model}
-    parameters = {k: sum(p.numel() for p in m.parameters()) / 1e6 for k, m in parameters.items()}
+            clock('save', write_results, Path(folder), 'photo', file, photo, found, model.class_names, False)
+    return clock, images
+
+
+def count_operations(model, images):
+    """{step: multiply-adds} and {step: parameters} of the network's steps."""
+    plain = torchvision.models.resnet50().eval().to(images.device)
+    features = model.backbone(images)
+    pyramid = model.pyramid(features)
+    steps = {'plain ResNet-50': (plain, images), 'backbone': (model.backbone, images), 'FPN': (model.pyramid, features),
+             'heads': (model.heads, pyramid), 'network': (model, images)}
+    parts = {'plain ResNet-50': plain, 'backbone': model.backbone, 'FPN': model.fpn, 'network': model}
+    parameters = {k: sum(p.numel() for p in m.parameters()) for k, m in parts.items()}
     parameters['heads'] = parameters['network'] - parameters['backbone'] - parameters['FPN']
+    return {k: multiply_adds(*step) for k, step in steps.items()}, parameters
+
+
+@torch.inference_mode()
+def benchmark_inference(args):
+    """Prints a table of the steps from a photo's file to its results' files."""
+    if args.people < 1:
+        raise ValueError(f'--people is {args.people}; it is at least 1')
+    model, photo = benchmarked_model(args), read_photo(args.photo)
+    photo = photo.resize(args.size[::-1]) if args.size else photo
+    clock, images = time_steps(model, photo, args.people, start_onnx(args.onnx) if args.onnx else None)
+    counts, parameters = count_operations(model, images)
     size = 'x'.join(map(str, images.shape[2:]))
-    print(f'{size}, {device}, {torch.get_num_threads()} threads, torch {torch.__version__}; median of {repeats}')
+    print(f'{size}, {model.device}, {torch.get_num_threads()} threads, torch {torch.__version__}; median of 10')
     print(f'{"":16} {"ms":>9} {"CPU ms":>9} {"ResNet-50":>10} {"params M":>9} {"MACs G":>9} {"GFLOP/s":>9}')
     for name in clock.wall:
         wall, process = clock.median(name)
         row = f'{name:16} {wall:9.1f} {process:9.1f} {clock.cost(name) / clock.cost("plain ResNet-50"):10.2f}'
         if name in counts:
-            row += f' {parameters[name]:9.2f} {counts[name] / 1e9:9.1f} {2 * counts[name] / wall / 1e6:9.0f}'
+            row += f' {parameters[name] / 1e6:9.2f} {counts[name] / 1e9:9.1f} {2 * counts[name] / wall / 1e6:9.0f}'
         print(row)
-    print(f'peak memory {memory(device):.2f} GB')
+    print(f'peak memory {memory(model.device):.2f} GB')
 
 
-@contextmanager
-def drawn_photos():
-    """Root of files as MHPv2 has them, for as long as they are needed."""
-    with tempfile.TemporaryDirectory() as root:
-        for split, count in ('train', 64), ('val', 1):
-            draw_benchmark(Path(root), count, split)
-        yield root
+def benchmarked_model(args):
+    """The model of --weights, or an untrained one of --preset; its test size is --size."""
+    if args.size:
+        args.test_short_side, args.long_side = min(args.size), max(args.size)
+    if not args.preset:
+        return load_model(args, args.device)
+    torch.manual_seed(0)
+    changes = {name: getattr(args, name) for name in INFERENCE if hasattr(args, name)}
+    changes.update({name: getattr(args, name) for name in ('backbone', 'light') if getattr(args, name)})
+    return UniParser(get_config(args.preset, pretrained='', **changes)).to(find_device(args.device)).fold()
 
 
-def benchmark_training(model, loader, config, device, amp, steps=20):
+# ---- training ----------------------------------------------------------------------------------------------
+
+
+def benchmark_training(args):
     """Prints images/s of the data pipeline alone, of the steps alone (with one batch again and again), and of both."""
-    from train import make_optimizer, train_step
-    optimizer, scaler = make_optimizer(model, config), torch.amp.GradScaler(device.type, enabled=amp == torch.float16)
-    steps = min(steps, len(loader) - 1)
+    if args.data == 'MHP' and not args.root:
+        with tempfile.TemporaryDirectory() as root:
+            for split, count in ('train', 64), ('val', 1):
+                draw_mhp(Path(root), count, split)
+            args.root = root
+            return benchmark_training(args)
+    changes = given_settings(args, Config)
+    config, run = get_config(preset_of(args.data, args.recipe), **changes), Run(args.device, args.amp)
+    train_set, val_set = open_sets(config, args.root, False)
+    model = UniParser(config, train_set.class_names, train_set.flip_pairs)
+    model.backbone.freeze(4 if config.pretrained else 0)                     # as with ImageNet weights, without them
+    task = UniParserTask(config, model.to(run.device, memory_format=torch.channels_last),
+                         make_loader(data.Samples(train_set, config), config, run), val_set)
+    with data.workers_of(task.loader):
+        time_training(task, run)
+
+
+def time_training(task, run, steps=20):
+    config, optimizer = task.config, task.optimizer()
+    scaler = torch.amp.GradScaler(run.device.type, enabled=run.amp == torch.float16)
+    steps = min(steps, len(task.loader) - 1)
 
     def step(batch):
-        train_step(model, [batch], optimizer, scaler, config, device, amp, config.lr)
-        if device.type != 'cpu':
-            getattr(torch, device.type).synchronize()
+        train_step(task.model, lambda net, batch: task.loss(net, batch, run), [batch], optimizer, scaler, config.lr,
+                   config.clip)
+        synchronize(run.device)
 
     def rate(name, batches, function):
         batches = iter(batches)
@@ -182,19 +225,21 @@ def benchmark_training(model, loader, config, device, amp, steps=20):
                 break
         print(f'{name:28} {count / (time.perf_counter() - start):8.2f} images/s')
 
-    model.train()
-    batch = next(data.read_batches(loader))
-    print(f'batches of {"x".join(map(str, batch["images"].shape))}, {config.workers} workers, {device}, '
+    task.model.train()
+    batch = next(data.read_batches(task.loader))
+    print(f'batches of {"x".join(map(str, batch["images"].shape))}, {config.workers} workers, {run.device}, '
           f'{torch.get_num_threads()} threads, torch {torch.__version__}; {steps} steps or {SECONDS} s')
-    rate('data alone', data.read_batches(loader), lambda batch: None)
+    rate('data alone', data.read_batches(task.loader), lambda batch: None)
     rate('steps alone, one batch', itertools.repeat(batch), step)
-    rate('both', data.read_batches(loader), step)
-    print(f'peak memory {memory(device):.2f} GB')
+    rate('both', data.read_batches(task.loader), step)
+    print(f'peak memory {memory(run.device):.2f} GB')
 
 
+# ---- evaluation --------------------------------------------------------------------------------------------
 
-def draw_benchmark(root, num_images, split='val'):
-    """Files as MHPv2 has them, 600 x 800 with 3 people of 12 parts, and predictions a few pixels off."""
+
+def draw_mhp(root, num_images, split='val'):
+    """Files in the layout of MHPv2, 600 x 800 with 3 people of 12 parts, and predictions a few pixels off."""
     for folder in ('images', 'parsing_annos'):
         (root / split / folder).mkdir(parents=True)
     (root / 'list').mkdir(exist_ok=True)
@@ -218,17 +263,17 @@ def draw_benchmark(root, num_images, split='val'):
             writer.add(image, (maps, rng.random(3)))
 
 
-def benchmark(workers, num_images=40):
+def benchmark_evaluation(args, num_images=40):
     """Prints the time to evaluate and that to decode the same PNG files in one process, the best of three."""
-    from data import open_dataset
+    workers = max(2, args.workers)
     with tempfile.TemporaryDirectory() as root:
-        draw_benchmark(Path(root), num_images)
+        draw_mhp(Path(root), num_images)
         files = [*Path(root).glob('val/parsing_annos/*.png'), *Path(root).glob('pred/instances/*.png')]
 
         def job(workers):
             predictions = open_predictions(Path(root, 'pred'))
             evaluate(Job(open_dataset('MHP', root, 'val'), predictions), workers).result()
-        runs = {'decode': lambda: [read_map(f, (600, 800)) for f in files],
+        runs = {'decode': lambda: [read_prediction(f, (600, 800)) for f in files],
                 'evaluate, 1 worker': lambda: job(1), f'evaluate, {workers} workers': lambda: job(workers)}
         seconds = {name: [] for name in runs}
         for name, function in 3 * list(runs.items()):
@@ -237,13 +282,15 @@ def benchmark(workers, num_images=40):
             seconds[name].append(time.perf_counter() - start)
     print(f'{num_images} images of 800x600, 3 people and 3 detections each, {len(files)} PNG files')
     for name, times in seconds.items():
-        print(f'{name:20} {1000 * min(times) / num_images:6.1f} ms an image, '
+        print(f'{name:20} {1000 * min(times) / num_images:6.1f} ms per image, '
               f'{min(times) / min(seconds["decode"]):.2f} of decoding')
 
 
+# ---- sizes -------------------------------------------------------------------------------------------------
 
-def count_parameters():
-    """Prints how many parameters each part of each model has."""
+
+def count_parameters(args):
+    """Prints the number of parameters of each part of each model."""
     print(f'{"preset":14} {"changes":25} {"backbone":>11} {"pyramid":>10} {"branches":>10} {"all":>11} {"trained":>11}')
     r101, light = dict(backbone='resnet101'), dict(light=True)
     models = [*((name, {}) for name in PRESETS), ('mhp', light), ('mhp', r101), ('mhp', {**r101, **light}),
@@ -256,3 +303,41 @@ def count_parameters():
                   sum(p.numel() for p in model.parameters() if p.requires_grad)]
         words = ' '.join(v if isinstance(v, str) else k for k, v in changes.items())
         print(f'{preset:14} {words:25} {counts[0]:11,} {counts[1]:10,} {counts[2]:10,} {counts[3]:11,} {counts[4]:11,}')
+
+
+def parse_arguments(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True, metavar='infer | train | evaluate | parameters')
+    infer = commands.add_parser('infer', help='from a photo\'s file to its results\' files')
+    infer.set_defaults(function=benchmark_inference)
+    infer.add_argument('photo', nargs='?', default=str(PHOTO))
+    infer.add_argument('--preset', choices=list(PRESETS), help='an untrained network instead of weights')
+    infer.add_argument('--backbone', help='with --preset: another backbone')
+    infer.add_argument('--light', action='store_true', help='with --preset: UniParser_light')
+    infer.add_argument('--size', type=int, nargs=2, metavar=('H', 'W'), help='of the photo, in pixels')
+    infer.add_argument('--people', type=int, default=10, help='people to decode (default: 10)')
+    infer.add_argument('--onnx', metavar='FILE', help='file of the same network (util.export), timed in ONNX Runtime')
+    add_model_flags(infer)
+    train = commands.add_parser('train', help='images/s of training; MHP without --root: on drawn files')
+    train.set_defaults(function=benchmark_training)
+    train.add_argument('--data', choices=list(DATASETS), default='synthetic')
+    train.add_argument('--root', help='folder of the data set, as downloaded')
+    train.add_argument('--recipe', choices=CHOICES['recipe'])
+    train.add_argument('--device', default='auto', choices=['auto', 'cpu', 'cuda', 'mps'])
+    train.add_argument('--amp', action=argparse.BooleanOptionalAction, help='half precision; default: on CUDA')
+    add_settings(train, Config, CHOICES, skip=('data', 'recipe', 'num_classes', 'pretrained_stages'))
+    evaluation = commands.add_parser('evaluate', help='evaluate.py on drawn people')
+    evaluation.set_defaults(function=benchmark_evaluation)
+    evaluation.add_argument('--workers', type=int, default=min(8, os.cpu_count()), help='processes')
+    commands.add_parser('parameters', help='of all presets').set_defaults(function=count_parameters)
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    args = parse_arguments(argv)
+    with user_errors():
+        args.function(args)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,25 +1,18 @@
-"""Reading weights files: ours, torchvision's, and those of the authors' released code (an mmdetection build).
+"""Weights files: reading those of anybody, and writing ours.
 
-    python infer.py photo.jpg --weights UniParser_MHP_r101_light.pth          # a released file as it is
-    python checkpoints.py UniParser_MHP_r101_light.pth --out uniparser.pt     # or once, into our own format
-    python checkpoints.py runs/MHP/best.pt --half --out uniparser.pt          # without what only training needs
-
-Of a released file, depth, light or full and the number of classes are read off the shapes.
+Ours are dictionaries with format, system (uniparser, schp, oneshot), config, class_names, flip_pairs and model, the
+state dict. `last.pt` of a run holds the rest of the training state beside them.
 """
-import argparse
 import os
 import re
-import sys
-from collections import defaultdict
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields
 
 import numpy as np
 import torch
 
-import data
-
-FORMAT = 'uniparser 1'                                                       # of our own files; see `UniParser.save`
+FORMAT = 'uniparser 1'
+PATHS = 'pretrained', 'backgrounds', 'people'            # settings that may hold a folder of the user's machine
 
 
 def read_checkpoint(path):
@@ -43,10 +36,10 @@ def read_checkpoint(path):
 
 @contextmanager
 def reading(path):
-    """Whatever is wrong with what a weights file holds becomes one sentence that names the file."""
+    """Turns any error about the content of a weights file into one sentence that names the file."""
     try:
         yield
-    except Exception as error:                            # strangers' files: any type in any place
+    except Exception as error:                            # a stranger's file: any type in any place
         if isinstance(error, (OSError, ValueError)) and str(path) in str(error):
             raise
         reason = str(error) if isinstance(error, ValueError) else f'{type(error).__name__}: {error}'
@@ -55,8 +48,8 @@ def reading(path):
 
 
 def numpy_types():
-    """What other programs leave in their files beside the weights, harmless: numpy's numbers and arrays, under the
-    module names of numpy 1 and 2."""
+    """Harmless numbers and arrays of numpy, which other programs leave beside the weights, under the module names of
+    numpy 1 and 2."""
     core = (np._core if hasattr(np, '_core') else np.core).multiarray
     functions = [(getattr(core, name), f'numpy.{module}.multiarray.{name}')
                  for name in ('scalar', '_reconstruct') for module in ('core', '_core')]
@@ -65,7 +58,7 @@ def numpy_types():
 
 
 def load_strictly(module, weights, path):
-    """module.load_state_dict, with a sentence that names what does not fit."""
+    """module.load_state_dict in float32, with a sentence that names what does not fit."""
     own = module.state_dict()
     weights = {k: v for k, v in weights.items() if torch.is_tensor(v)}
     lists = {'missing': [k for k in own if k not in weights], 'unknown': [k for k in weights if k not in own],
@@ -81,22 +74,63 @@ def load_strictly(module, weights, path):
     module.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in weights.items()})
 
 
-def main(argv=None):
-    from uniparser import UniParser, describe
-    parser = argparse.ArgumentParser(description='Writes the weights of a run, or of the released code, to share them.')
-    parser.add_argument('weights', help='a checkpoint of train.py or of the released code')
-    parser.add_argument('--out', required=True, metavar='FILE')
-    parser.add_argument('--half', action='store_true', help='in half precision: half the size')
-    args = parser.parse_args(argv)
+def check_settings(config, config_class):
+    """ValueError where the config of a file, a dict, has unknown fields or values of another type."""
+    unknown = sorted(set(config) - {f.name for f in fields(config_class)})
+    if unknown:
+        raise ValueError(f'its config has unknown fields {unknown}: another version wrote it')
+    for name, value in config.items():
+        default = getattr(config_class, name)
+        if type(value) is not type(default) and (type(value), type(default)) != (int, float):
+            raise ValueError(f'its setting {name} is {value!r}, but should be like {default!r}')
+
+
+def load_imagenet(backbone, source, name, optional=()):
+    """Loads 'imagenet' (torchvision's download for the model `name`) or a file in the same layout into a ResNet. Its
+    last stages may be missing, and entries with a name in `optional` too. Returns the number of stages loaded."""
+    if source == 'imagenet':
+        try:
+            from torchvision.models import get_model_weights
+            state = get_model_weights(name).IMAGENET1K_V1.get_state_dict(check_hash=True)
+        except OSError as error:
+            raise ConnectionError(
+                f'the ImageNet weights of {name} cannot be downloaded ({error}); give a file in the layout of '
+                'torchvision (--pretrained FILE) or start without (--pretrained "")') from None
+    else:
+        state = read_checkpoint(source)
+    state = {k: v for k, v in state.items() if torch.is_tensor(v) and not str(k).startswith('fc.')}
+    own = {k: v for k, v in backbone.state_dict().items() if not any(word in k for word in ('num_batches', *optional))}
+    wrong = [k for k, v in state.items() if 'num_batches' not in k and (k not in own or own[k].shape != v.shape)]
+    missing = {k.split('.')[0] for k in own if k not in state}
+    if wrong or missing - {'layer2', 'layer3', 'layer4'}:
+        raise ValueError(f'{source} is not for {name}: it has {len(wrong)} entries of other names or shapes '
+                         f'{wrong[:1]} and lacks {sorted(missing)}')
+    backbone.load_state_dict(state, strict=False)
+    return min([int(m[-1]) for m in missing], default=5) - 1
+
+
+def without_paths(config):
+    """asdict(config) without the folders of this machine: a file name stays, a folder becomes ''."""
+    config = asdict(config)
+    for name in PATHS:
+        if name in config:
+            config[name] = os.path.basename(config[name]) if name == 'pretrained' else ''
+    return config
+
+
+def write_checkpoint(path, system, config, model, **more):
+    """Writes a weights file of ours under a temporary name and renames it. `more` is stored beside the weights."""
+    state = dict(format=FORMAT, system=system, config=without_paths(config), model=model, **more)
+    temporary = f'{path}.tmp'                             # one name, so that kills leave one file at most
     try:
-        model = UniParser.from_pretrained(args.weights)
-        model.config = replace(model.config, pretrained=os.path.basename(model.config.pretrained))     # not its folder
-        (model.half() if args.half else model).save(args.out)
-    except (OSError, ValueError) as error:
-        print(f'error: {error}', file=sys.stderr)
-        sys.exit(2)
-    print(f'{args.out}: {os.path.getsize(args.out) / 1e6:.1f} MB, {describe(model.config)}')
-
-
-if __name__ == '__main__':
-    main()
+        with open(temporary, 'wb') as f:
+            torch.save(state, f)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:              # torch raises its own for a full disk
+        reason = getattr(error, 'strerror', None) or 'probably the disk is full'
+        raise OSError(f'{path} cannot be written ({reason}); make room: its former content is kept') from None
+    finally:
+        if os.path.exists(temporary):
+            os.remove(temporary)

@@ -12,33 +12,38 @@ import io
 import json
 import os
 import zipfile
-from collections import defaultdict
+from collections import defaultdict, namedtuple
 from functools import cached_property
 
 import numpy as np
 from PIL import Image
+from scipy.io import loadmat
 
 from util import scenes
-from util.files import (UNKNOWN, index_folder, inside, naming, photo_size, pick_all, pick_files, read_labels, read_list,
-                        read_photo)
-from util.masks import coco_mask, decode_rle, paste_masks, stack_people
+from util.files import (UNKNOWN, index_folder, inside, naming, pick_all, pick_files, read_labels, read_list,
+                        read_stored, stored_size)
+from util.masks import coco_mask, paste_masks, split_map, stack_people
 
 CCP_LAYERS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), 'assets', 'ccp_layers.zip')
 
+# What an evaluator compares predictions with. parsing (M, H, W) uint8; ignore (H, W) bool, None where the official
+# evaluator knows no ignored pixels; semantic, parts, humans: cropped maps from official files, None = those of parsing.
+GroundTruth = namedtuple('GroundTruth', 'parsing ignore semantic parts humans', defaults=(None,) * 4)
 
 
 class Photos:
-    """What all data sets share. ids: unique names; photos: paths; people: {id: paths of label maps},
-    or None if the split has no labels: then all pixels are ignored. seed, epoch: for drawn images."""
+    """The base of all data sets. A subclass sets class_names (the background first), flip_pairs, and in
+    __init__(root, split) ids: unique names; photos: paths; people: {id: paths of label maps}, or None if the split has
+    no labels, so that all pixels are ignored. seed and epoch matter for drawn images alone."""
     splits = 'train', 'val', 'test'
-    skip_bad = False                              # what cannot be read is left out instead of an error
+    skip_bad = False                              # unreadable images are left out instead of raising an error
 
     def __len__(self):
         return len(self.ids)
 
     def size(self, i):
         """(width, height) of image i, without decoding it."""
-        return photo_size(self.photos[i])
+        return stored_size(self.photos[i])
 
     @cached_property
     def landscape(self):
@@ -51,12 +56,12 @@ class Photos:
         except (OSError, ValueError):
             if not self.skip_bad:
                 raise
-            return False                          # who reads the rest of it says what is wrong
+            return False                          # reading its pixels raises the error
         return width > height
 
     def read(self, i, seed=0, epoch=0):
         """image (H, W, 3) uint8 RGB, parsing (N, H, W) uint8, ignore (H, W) bool."""
-        image, (parsing, ignore) = np.array(read_photo(self.photos[i])), self.read_parsing(i)
+        image, (parsing, ignore) = np.array(read_stored(self.photos[i])), self.read_parsing(i)
         if image.shape[:2] != ignore.shape:
             raise ValueError(f'{self.photos[i]} is of size {image.shape[1::-1]}, its labels are of size '
                              f'{ignore.shape[::-1]}; unpack the download again')
@@ -71,6 +76,10 @@ class Photos:
             if labels.shape != maps[0].shape:
                 raise ValueError(f'{path} and {paths[0]} differ in size; unpack the download again')
         return stack_people(maps, size), np.full(size[::-1], self.people is None)
+
+    def truth(self, i, parsing, ignore):
+        """What `read` or `read_parsing` returned for image i -> GroundTruth, as the set's official evaluator has it."""
+        return GroundTruth(parsing, ignore)
 
 
 class MHP(Photos):
@@ -95,6 +104,9 @@ class MHP(Photos):
                 self.people[name.rsplit('_', 2)[0]].append(path)
             if self.ids and not any(i in self.people for i in self.ids):
                 raise FileNotFoundError(f'{folder} has no label map of any photo; unpack the download again')
+
+    def truth(self, i, parsing, ignore):
+        return GroundTruth(parsing)
 
 
 class CIHP(Photos):
@@ -150,9 +162,31 @@ class CIHP(Photos):
         people = [category * (human == h) for h in np.flatnonzero(np.bincount(human.ravel())) if h]
         return stack_people(people, human.shape[::-1]), (category > 0) & (human == 0)
 
+    def truth(self, i, parsing, ignore):
+        """With the maps that CIHP's own evaluators read: in the release Category_ids, Human_ids and Instance_ids (value
+        v is class v - 20 * k of person k + 1); in the tree of Parsing R-CNN the class maps of val_seg, if there."""
+        folder, name = os.path.split(os.path.splitext(self.photos[i])[0] + '.png')
+
+        def read(kind):
+            path = os.path.join(os.path.dirname(folder), kind, name)
+            labels = read_labels(path)
+            if labels.shape != ignore.shape:
+                raise ValueError(f'{path} and {self.photos[i]} differ in size; unpack the download again')
+            return labels
+        if self.maps is None:
+            seg = os.path.basename(folder).replace('_img', '_seg')
+            found = os.path.isdir(os.path.join(os.path.dirname(folder), seg))
+            return GroundTruth(parsing, semantic=read(seg) if found else None)
+        ids = read('Instance_ids')
+        parts = [np.where((ids > v) & (ids < v + 20), ids - v, 0).astype(np.uint8)
+                 for v in range(0, int(ids.max()) + 1, 20)]
+        humans, _, _ = split_map(read('Human_ids'), [(v, 1., 1) for v in range(1, 256)], len(self.class_names))
+        return GroundTruth(parsing, semantic=read('Category_ids'), parts=parts, humans=humans)
+
 
 class DensePose(Photos):
-    """DensePose-COCO (Guler et al. 2018), 14 body parts. Who has no part masks is ignored, not background."""
+    """DensePose-COCO (Guler et al. 2018), 14 body parts. People without part masks are ignored, not taught as
+    background."""
     class_names = tuple('''background torso right-hand left-hand left-foot right-foot right-upper-leg
         left-upper-leg right-lower-leg left-lower-leg left-upper-arm right-upper-arm left-lower-arm
         right-lower-arm head'''.split())
@@ -192,13 +226,12 @@ class DensePose(Photos):
 class CCP(Photos):
     """Clothing Co-Parsing (Yang et al. 2014) in the 19 classes of CIHP.
 
-    train_photos and val_photos are the photos as they are, one labelled person each. train and val are
-    scenes: people cut out of photos join another photo's person, or stand where that person was removed. val
-    is always the same 100 scenes. Faces, limbs, left and right, and the bystanders to ignore are pseudo
-    labels: see README.txt in CCP_LAYERS. Options for train: long_side of the scenes in pixels; samples: scenes
-    in an epoch, 0 = one a photo; and photos to stand in, backgrounds: a folder of some without people, for a
-    fifth of the scenes; people: a folder of images/ID.jpg and instances/ID.png (0 = nobody, 255 = crowd, else
-    a person, whose parts are unknown), for a tenth.
+    train_photos and val_photos are the photos as they are, one labelled person each. train and val are scenes: people
+    are cut out of photos and pasted beside another photo's person, or where that person was removed. val is always
+    the same 100 scenes. Faces, limbs, left and right, and ignored bystanders are pseudo labels, described by
+    README.txt in CCP_LAYERS. Options of train: long_side of the scenes in pixels; samples: scenes per epoch, 0 = one
+    per photo; backgrounds: a folder of photos without people, used for a fifth of the scenes; people: a folder of
+    images/ID.jpg and instances/ID.png (0 = nobody, 255 = crowd, else a person with unknown parts), used for a tenth.
     """
     class_names, flip_pairs = CIHP.class_names, CIHP.flip_pairs
     splits = 'train', 'val', 'train_photos', 'val_photos'
@@ -227,7 +260,7 @@ class CCP(Photos):
 
     def size(self, i):
         if self.ids is self.names:
-            return photo_size(self.photos[i])
+            return stored_size(self.photos[i])
         aspect, side = scenes.ASPECTS[i % len(scenes.ASPECTS)], self.long_side
         return (side, round(side / aspect)) if aspect > 1 else (round(side * aspect), side)
 
@@ -244,7 +277,6 @@ class CCP(Photos):
 
     def annotation(self, k):
         """Photo k: CCP's label map, and our parts and ignore (of long side 640), Pillow images."""
-        from scipy.io import loadmat
         with naming(self.mats[k]):
             labels = loadmat(self.mats[k])['groundtruth']
             if labels.max() >= len(self.table):
@@ -254,23 +286,23 @@ class CCP(Photos):
         return ccp, *(Image.open(io.BytesIO(png)) if png else Image.new('1', (1, 1)) for png in layers)
 
     def labels(self, ccp, parts, flip=False):
-        """CIHP's labels. Bags become 0: they hide what is behind them, but CIHP does not label them."""
+        """CIHP's labels. Bags become 0: they cover the person, and CIHP does not label them."""
         labels = self.table.take(ccp * np.uint16(self.table.shape[1]) + parts)
         return swap_sides(labels, self.flip_pairs) if flip else labels
 
     def photo(self, k, draft=None):
-        return read_photo(self.photos[k], draft)
+        return read_stored(self.photos[k], draft)
 
     def background(self, rng):
-        """For some scenes another photo to stand in, and the ids of its people: Pillow RGB and L; else None."""
+        """For some scenes another photo as the stage, and the ids of its people: Pillow RGB and L; else None."""
         if self.crowds and rng.random() < 0.1:
             photo, ids = self.crowds[rng.integers(len(self.crowds))]
-            image, people = read_photo(photo), Image.fromarray(read_labels(ids))
+            image, people = read_stored(photo), Image.fromarray(read_labels(ids))
             if image.size != people.size:
                 raise ValueError(f'{photo} and {ids} differ in size; get them again')
             return image, people
         if self.backgrounds and rng.random() < 0.2:
-            photo = read_photo(self.backgrounds[rng.integers(len(self.backgrounds))])
+            photo = read_stored(self.backgrounds[rng.integers(len(self.backgrounds))])
             return photo, Image.new('L', photo.size)
 
     def compose(self, i, seed=0, epoch=0, paint=True):
@@ -283,8 +315,8 @@ class CCP(Photos):
 class Synthetic(Photos):
     """Drawn people of six parts on textured backgrounds. They face the camera: left arms are on the right.
 
-    train has no end: an image is drawn from (seed, epoch, index). val is always the same 100 images.
-    long_side: in pixels, at 4:3; samples: images in an epoch of train, 0 = 1000.
+    train is endless: an image is drawn from (seed, epoch, index). val is always the same 100 images.
+    long_side: in pixels, at 4:3; samples: images per epoch of train, 0 = 1000.
     """
     class_names = 'background', 'head', 'torso', 'left-arm', 'right-arm', 'left-leg', 'right-leg'
     flip_pairs = (3, 4), (5, 6)
@@ -307,7 +339,7 @@ class Synthetic(Photos):
 
 
 def swap_sides(parsing, flip_pairs):
-    """Left becomes right and right becomes left: what a mirrored label map needs besides mirroring."""
+    """Swaps left and right labels, as a mirrored label map needs."""
     table = np.arange(256, dtype=np.uint8)
     for left, right in flip_pairs:
         table[left], table[right] = right, left
@@ -318,7 +350,7 @@ DATASETS = {'MHP': MHP, 'CIHP': CIHP, 'DensePose': DensePose, 'CCP': CCP, 'synth
 
 
 def open_dataset(name, root=None, split='train', **options):
-    """The data set of that name in the folder root; what cannot be is a FileNotFoundError or ValueError."""
+    """The data set of that name in the folder root; FileNotFoundError or ValueError with one sentence otherwise."""
     if name not in DATASETS:
         raise ValueError(f'unknown data set {name!r}; choose one of {", ".join(DATASETS)}')
     if split not in DATASETS[name].splits:

@@ -1,5 +1,8 @@
-"""Modulated deformable convolution."""
-
+"""Modulated deformable convolution [Zhu et al. 2019, arXiv:1811.11168], fast on CPUs too."""
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torchvision.ops import deform_conv2d
 
 
 class ModulatedDeformConv2d(nn.Conv2d):
@@ -7,7 +10,8 @@ class ModulatedDeformConv2d(nn.Conv2d):
     (dy, dx) in pixels and a weight in 0..1. Starts as the plain convolution times 1/2 (offsets 0, sigmoid(0))."""
 
     def __init__(self, conv):
-        super().__init__(conv.in_channels, conv.out_channels, 3, conv.stride, padding=1, bias=False)
+        super().__init__(conv.in_channels, conv.out_channels, 3, conv.stride, padding=1, groups=conv.groups,
+                         bias=False)
         self.weight = conv.weight
         self.conv_offset = nn.Conv2d(conv.in_channels, 27, 3, conv.stride, padding=1)
         nn.init.zeros_(self.conv_offset.weight)
@@ -21,8 +25,8 @@ class ModulatedDeformConv2d(nn.Conv2d):
 
 
 def deform_conv2d_cpu(x, offset, mask, weight, bias, stride):
-    """torchvision's deform_conv2d with 3x3 taps and padding 1, ten times as fast where there is no GPU: what a tap sees
-    is a weighted sum of four pixels, as an embedding bag makes them, and the rest is one matrix product."""
+    """torchvision's deform_conv2d with 3x3 taps and padding 1, ten times as fast on a CPU: an embedding bag sums the
+    four pixels around each tap with their weights, and the rest is one matrix product (per group of channels)."""
     (B, C, H, W), (h, w), tap = x.shape, offset.shape[-2:], torch.arange(-1, 2)
     offset = offset.permute(0, 2, 3, 1).reshape(B, h, w, 9, 2).float()
     y = offset[..., 0] + stride * torch.arange(h).view(-1, 1, 1) + tap.repeat_interleave(3)             # (B, h, w, 9)
@@ -34,4 +38,9 @@ def deform_conv2d_cpu(x, offset, mask, weight, bias, stride):
     pixels = (torch.arange(B).view(-1, 1, 1, 1, 1) * H + rows.clamp(0, H - 1)) * W + cols.clamp(0, W - 1)
     table = x.permute(0, 2, 3, 1).reshape(-1, C)                             # no copy in channels-last
     taps = F.embedding_bag(pixels.view(-1, 4), table, per_sample_weights=share.view(-1, 4).to(x.dtype), mode='sum')
-    return F.linear(taps.view(B, h, w, 9 * C), weight.permute(0, 2, 3, 1).flatten(1), bias).permute(0, 3, 1, 2)
+    groups, weight = C // weight.shape[1], weight.permute(0, 2, 3, 1)                      # (O, 3, 3, C / groups)
+    if groups == 1:
+        return F.linear(taps.view(B, h, w, 9 * C), weight.flatten(1), bias).permute(0, 3, 1, 2)
+    taps = taps.view(B, h, w, 9, groups, -1).permute(4, 0, 1, 2, 3, 5).reshape(groups, B * h * w, -1)
+    out = (taps @ weight.reshape(groups, -1, taps.shape[2]).mT).permute(1, 0, 2).reshape(B, h, w, -1)
+    return (out if bias is None else out + bias).permute(0, 3, 1, 2)

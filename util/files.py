@@ -1,7 +1,8 @@
-"""Files: naming, reading and writing them, with one sentence where something is wrong. Needs no torch."""
+"""Files: finding, naming, reading and writing them, with one sentence where something is wrong. Needs no torch."""
 import glob
 import io
 import os
+import sys
 import unicodedata
 import warnings
 from collections import Counter
@@ -12,21 +13,34 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-UNKNOWN = 255
-PHOTOS = '.jpg', '.jpeg', '.png'
+UNKNOWN = 255                                                 # label of a pixel whose part is unknown
+PHOTOS = '.jpg', '.jpeg', '.png'                              # of data sets
+ENDINGS = {*PHOTOS, '.webp', '.bmp', '.gif', '.tif', '.tiff'}                # of a user's photos
 FORMATS = 'JPEG', 'PNG', 'WEBP', 'BMP', 'GIF', 'TIFF'         # Pillow knows more, and starts Ghostscript for one
-ENDINGS = {'.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif', '.tif', '.tiff'}
+warnings.filterwarnings('ignore', module='PIL')               # about files that are odd but readable
 
+
+@contextmanager
+def user_errors():
+    """In a command: a user's mistake becomes one sentence on stderr and exit code 2, without a traceback."""
+    try:
+        yield
+    except (OSError, ValueError, ModuleNotFoundError) as error:
+        print(f'error: {error}', file=sys.stderr)
+        sys.exit(2)
+
+
+# ---- finding and naming ------------------------------------------------------------------------------------
 
 
 def printable(text):
-    """Names of files may hold line breaks, codes that move the cursor and bytes that are no text."""
+    """Text without line breaks, terminal codes and undecodable bytes, which file names may hold."""
     return ''.join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
 
 
 @contextmanager
 def naming(path, advice='--root is the folder of the unpacked download'):
-    """Whatever goes wrong with a file becomes one sentence that names it and tells what to do."""
+    """Turns any error about a file into one sentence that names the file and says what to do."""
     try:
         yield
     except FileNotFoundError:
@@ -37,71 +51,15 @@ def naming(path, advice='--root is the folder of the unpacked download'):
     except UnidentifiedImageError:
         reason = f'no {", ".join(FORMATS)}' if os.path.getsize(path) else 'empty'
         raise ValueError(f'{printable(path)} cannot be read (it is {reason}); get the file again') from None
-    except Exception as error:                    # Pillow, scipy and json have a dozen classes of them
+    except Exception as error:                    # Pillow, scipy and json raise a dozen classes
         system = isinstance(error, OSError) and error.strerror
         raise ValueError(f'{printable(path)} cannot be read ({system or printable(error) or type(error).__name__}); '
                          + ('check it' if system else 'get the file again')) from None
 
 
-@contextmanager
-def open_image(path):
-    """Pillow image whose pixels are not yet decoded."""
-    if os.path.exists(path) and not os.path.isfile(path):
-        kind = 'a folder without photos, or that may not be read' if os.path.isdir(path) else 'no regular file'
-        raise OSError(EINVAL, f'it is {kind}')                # opening a pipe would wait for ever
-    with Image.open(path, formats=FORMATS) as image:
-        yield image
-
-
-def load(path, draft=None):
-    """Decoded Pillow image, of several the first. A JPEG may come at a half, quarter or eighth if that covers
-    draft (w, h)."""
-    with naming(path, 'check its name'), open_image(path) as image:
-        if draft is not None:
-            image.draft('RGB', tuple(max(1, int(v)) for v in draft))
-        image.load()
-        return image
-
-
-def to_rgb(image):
-    """Pillow image of any mode -> RGB, turned the way its EXIF tag says."""
-    if image.getexif().get(0x0112, 1) != 1:
-        image = ImageOps.exif_transpose(image)
-    if image.mode.startswith('I'):                # 16 bits, which Pillow would clip
-        image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
-    return image if image.mode == 'RGB' else image.convert('RGB')
-
-
-def read_photo(path, draft=None):
-    """RGB Pillow image of a file, the way it is meant to be seen."""
-    image = load(path, draft)
-    with naming(path):
-        return to_rgb(image)
-
-
-def photo_size(path):
-    """(width, height) after the EXIF turn, from the header alone."""
-    with naming(path), open_image(path) as image:
-        turned = image.getexif().get(0x0112) in (5, 6, 7, 8)
-        return image.size[::-1] if turned else image.size
-
-
-def read_labels(path, num_classes=UNKNOWN):
-    """Label PNG -> uint8 (H, W): channel 0 of a color image (MHP's are RGB), the indices of a palette."""
-    image = load(path)
-    if image.mode not in ('1', 'L', 'P', 'LA', 'PA', 'RGB', 'RGBA'):
-        raise ValueError(f'{path} is no 8-bit label map (mode {image.mode}); unpack it again')
-    labels = np.asarray(image.getchannel(0) if len(image.getbands()) > 1 else image).astype(np.uint8)
-    if labels.max(initial=0) > num_classes:
-        strange = labels[(labels > num_classes) & (labels != UNKNOWN)]
-        if len(strange):
-            raise ValueError(f'{path} has the label {strange[0]}, but there are only {num_classes} classes; '
-                             'is it of another data set?')
-    return labels
-
-
 def index_folder(folder, endings=PHOTOS):
-    """{name without ending: path} of a folder's files, sorted. One look: a glob an image takes minutes."""
+    """{name without ending: path} of a folder's files, sorted. The folder is listed once: a glob per image takes
+    minutes on large data sets."""
     with naming(folder):
         files = sorted((e.name, e.path) for e in os.scandir(folder) if not e.name.startswith('.'))
     return {os.path.splitext(n)[0]: path for n, path in files if n.lower().endswith(endings)}
@@ -125,21 +83,130 @@ def pick_all(folder):
     return files
 
 
-def read_list(path):
-    with naming(path), open(path) as f:
-        return list(dict.fromkeys(f.read().split()))
-
-
 def inside(root, name):
-    """root/name where there is such a folder, else root: people give either."""
+    """root/name if that folder exists, else root: users give either."""
     return os.path.join(root, name) if os.path.isdir(os.path.join(root, name)) else root
 
 
-def read_map(path, shape, largest=65535):
-    """Channel 0 of a .png (the indices of a palette image), of this shape (H, W) and labels 0..largest."""
+def find_photos(arguments, out=None):
+    """Files, folders (except `out`, which holds results) and globs -> list of paths without repeats, in a stable
+    order."""
+    paths = []
+    for argument in arguments:
+        if os.path.isdir(argument):
+            found = []                            # folders without read permission are listed too
+            for folder, _, names in os.walk(argument, onerror=lambda error: found.append(Path(error.filename))):
+                found += [Path(folder, name) for name in names if Path(name).suffix.lower() in ENDINGS]
+            found = [p for p in found if not (out and Path(out).resolve() in Path(os.path.realpath(p)).parents)]
+        elif os.path.lexists(argument) or not glob.has_magic(argument):
+            found = [Path(argument)]
+        else:
+            found = [Path(p) for p in glob.glob(argument, recursive=True) if not os.path.isdir(p)]
+        paths += sorted(found) or [Path(argument)]            # a missing file is reported when its turn comes
+    return list(dict.fromkeys(paths))
+
+
+def result_names(paths):
+    """A unique name for the results of each photo: its stem; photos with the same stem add folder, ending or number."""
+    def folded(name):                             # file systems may ignore capitals or the form of an accent
+        return unicodedata.normalize('NFC', name).casefold()
+
+    names, taken = [], set()
+    stems = Counter(folded(p.stem) for p in paths)
+    for p in paths:
+        several = stems[folded(p.stem)] > 1
+        name = f'{p.parent.name}_{p.stem}{p.suffix.replace(".", "_")}'.lstrip('_') if several else p.stem
+        while len(os.fsencode(name)) > 150:       # the limit is 255 bytes, and `_person1_..` follows
+            name = name[:-1]
+        unique, n = name, 1
+        while folded(unique) in taken:
+            n += 1
+            unique = f'{name}_{n}'
+        taken.add(folded(unique))
+        names.append(unique)
+    return names
+
+
+# ---- reading -----------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def open_image(path):
+    """Pillow image whose pixels are not yet decoded."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        kind = 'a folder without photos, or without read permission' if os.path.isdir(path) else 'no regular file'
+        raise OSError(EINVAL, f'it is {kind}')    # opening a pipe would wait for ever
+    with Image.open(path, formats=FORMATS) as image:
+        yield image
+
+
+def load_image(path, draft=None):
+    """Decoded Pillow image; the first of a file with several. A JPEG may be decoded at a half, quarter or eighth of
+    its size if that covers draft (w, h)."""
+    with naming(path, 'check its name'), open_image(path) as image:
+        if draft is not None:
+            image.draft('RGB', tuple(max(1, int(v)) for v in draft))
+        image.load()
+        return image
+
+
+def to_rgb(image):
+    """Pillow image of any mode -> RGB. Transparency is dropped."""
+    if image.mode.startswith('I'):                # 16 bits, which Pillow would clip
+        image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+    return image if image.mode == 'RGB' else image.convert('RGB')
+
+
+def upright(image):
+    """Pillow image, turned as its EXIF tag says."""
+    return ImageOps.exif_transpose(image) if image.getexif().get(0x0112, 1) != 1 else image
+
+
+def read_photo(path):
+    """A user's photo: RGB Pillow image, turned as its EXIF tag says."""
+    image = load_image(path)
+    with naming(path):
+        return to_rgb(upright(image))
+
+
+def read_stored(path, draft=None):
+    """A photo of a data set: RGB Pillow image as stored. Its labels were drawn on the stored pixels, so an EXIF tag
+    turns neither."""
+    image = load_image(path, draft)
+    with naming(path):
+        return to_rgb(image)
+
+
+def stored_size(path):
+    """(width, height) of a data set's photo, from the header alone."""
+    with naming(path), open_image(path) as image:
+        return image.size
+
+
+def first_channel(image):
+    """Pillow image -> array (H, W): channel 0 of a color image (MHP's label maps are RGB), the indices of a palette."""
+    return np.asarray(image.getchannel(0) if len(image.getbands()) > 1 else image)
+
+
+def read_labels(path, num_classes=UNKNOWN):
+    """Label map of a data set -> uint8 (H, W) with labels 0..num_classes and 255."""
+    image = load_image(path)
+    if image.mode not in ('1', 'L', 'P', 'LA', 'PA', 'RGB', 'RGBA'):
+        raise ValueError(f'{path} is no 8-bit label map (mode {image.mode}); unpack it again')
+    labels = first_channel(image).astype(np.uint8)
+    if labels.max(initial=0) > num_classes:
+        strange = labels[(labels > num_classes) & (labels != UNKNOWN)]
+        if len(strange):
+            raise ValueError(f'{path} has the label {strange[0]}, but there are only {num_classes} classes; '
+                             'is it of another data set?')
+    return labels
+
+
+def read_prediction(path, shape, largest=65535):
+    """Label map of a prediction, which must have this shape (H, W) and labels 0..largest; uint8 where they fit."""
     try:
-        with Image.open(path) as image:
-            labels = np.asarray(image.getchannel(0) if len(image.getbands()) > 1 else image)
+        with open_image(path) as image:
+            labels = first_channel(image)
     except FileNotFoundError:
         raise FileNotFoundError(f'{path} is missing; write the predictions again') from None
     except (OSError, SyntaxError, ValueError) as error:
@@ -150,6 +217,12 @@ def read_map(path, shape, largest=65535):
     if not labels.max() <= largest:
         raise ValueError(f'{path} holds the label {labels.max()}, but the labels are 0..{largest}')
     return labels.astype(np.uint8, copy=False) if largest < 256 else labels
+
+
+def read_list(path):
+    """Words of a text file, each once."""
+    with naming(path), open(path) as f:
+        return list(dict.fromkeys(f.read().split()))
 
 
 def read_rows(path, parse, form):
@@ -165,42 +238,7 @@ def read_rows(path, parse, form):
     return rows
 
 
-def find_photos(arguments, out=None):
-    """Files, folders (but for `out`, which holds results) and globs -> list of paths, each once, in a stable order."""
-    paths = []
-    for argument in arguments:
-        if os.path.isdir(argument):
-            found = []                                   # with the folders that may not be read
-            for folder, _, names in os.walk(argument, onerror=lambda error: found.append(Path(error.filename))):
-                found += [Path(folder, name) for name in names if Path(name).suffix.lower() in ENDINGS]
-            found = [p for p in found if not (out and Path(out).resolve() in Path(os.path.realpath(p)).parents)]
-        elif os.path.lexists(argument) or not glob.has_magic(argument):
-            found = [Path(argument)]
-        else:
-            found = [Path(p) for p in glob.glob(argument, recursive=True) if not os.path.isdir(p)]
-        paths += sorted(found) or [Path(argument)]       # what is missing is reported when its turn comes
-    return list(dict.fromkeys(paths))
-
-
-def result_names(paths):
-    """A name for each photo's results: its stem, or where several have that stem, told apart by folder or number."""
-    def folded(name):                                    # some file systems know no capitals, or one form of an accent
-        return unicodedata.normalize('NFC', name).casefold()
-
-    names, taken = [], set()
-    stems = Counter(folded(p.stem) for p in paths)
-    for p in paths:
-        several = stems[folded(p.stem)] > 1
-        name = f'{p.parent.name}_{p.stem}{p.suffix.replace(".", "_")}'.lstrip('_') if several else p.stem
-        while len(os.fsencode(name)) > 150:              # of 255 bytes that a name may have: `_person1_..` follows
-            name = name[:-1]
-        unique, n = name, 1
-        while folded(unique) in taken:
-            n += 1
-            unique = f'{name}_{n}'
-        taken.add(folded(unique))
-        names.append(unique)
-    return names
+# ---- writing -----------------------------------------------------------------------------------------------
 
 
 def make_folder(path):
@@ -212,6 +250,7 @@ def make_folder(path):
 
 @contextmanager
 def writing(path):
+    """Turns an error while writing into one sentence that names the file."""
     try:
         yield
     except OSError as error:
@@ -220,7 +259,7 @@ def writing(path):
 
 
 def write_file(path, content):
-    """Text or bytes, under another name until it is complete."""
+    """Writes text or bytes under a temporary name and renames it: no half-written file is left."""
     path = Path(path)
     make_folder(path.parent)
     temporary = path.with_name(f'.{path.name}.{os.getpid()}')
@@ -233,6 +272,7 @@ def write_file(path, content):
 
 
 def write_png(path, image):
+    """Writes a Pillow image as PNG."""
     png = io.BytesIO()
-    image.save(png, format='PNG', compress_level=1)      # a third of the time, 6 % more bytes
+    image.save(png, format='PNG', compress_level=1)           # a third of the time, 6 % more bytes
     write_file(path, png.getvalue())

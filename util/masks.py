@@ -6,9 +6,8 @@ from PIL import Image, ImageDraw
 from scipy import ndimage
 
 
-
 def stack_people(maps, size):
-    """Label maps (H, W) -> uint8 (N, H, W), without people who have no pixel (as in MHP's evaluator)."""
+    """Label maps (H, W) -> uint8 (N, H, W), without people without pixels (as in MHP's evaluator)."""
     return np.array([m for m in maps if m.any()], np.uint8).reshape(-1, size[1], size[0])
 
 
@@ -30,9 +29,9 @@ def box_of(mask):
     return [int(cols[0]), int(rows[0]), int(cols[-1] - cols[0] + 1), int(rows[-1] - rows[0] + 1)]
 
 
-class Layer:
-    """One label map (H, W) uint8 cut to the box of its labels, and the number of pixels of each label.
-    y0, x0: where the map itself starts, if it is already a piece of the image."""
+class CroppedMap:
+    """A label map (H, W) uint8 cropped to the box of its labels, and the number of pixels of each label.
+    y0, x0: where the given map starts, if it is itself a crop of the image."""
 
     def __init__(self, label_map, n, y0=0, x0=0):
         rows = np.flatnonzero(label_map.max(1))
@@ -51,24 +50,24 @@ class Layer:
 
     def relabel(self, labels, n):
         """The same box with other labels."""
-        layer = copy(self)
-        layer.count(labels, n)
-        return layer
+        crop = copy(self)
+        crop.count(labels, n)
+        return crop
 
 
 def split_map(ids, rows, n):
-    """Ids (H, W) and rows [(id, score, label)] -> layers and scores of the ids that have a pixel, and how
-    many have none."""
+    """Ids (H, W) and rows [(id, score, label)] -> cropped maps and scores of the ids that have pixels, and the
+    number of ids without."""
     boxes = dict(enumerate(ndimage.find_objects(ids), 1)) | {0: (slice(None), slice(None))}
     found = [(boxes[i], i, score, label) for i, score, label in rows if boxes.get(i)]
-    found = [(Layer((ids[box] == i) * np.uint8(label), n, box[0].start or 0, box[1].start or 0), score)
+    found = [(CroppedMap((ids[box] == i) * np.uint8(label), n, box[0].start or 0, box[1].start or 0), score)
              for box, i, score, label in found]
-    found = [(layer, score) for layer, score in found if layer.area]
-    return [layer for layer, _ in found], [score for _, score in found], len(rows) - len(found)
+    found = [(crop, score) for crop, score in found if crop.area]
+    return [crop for crop, _ in found], [score for _, score in found], len(rows) - len(found)
 
 
-def flatten(parsing):
-    """People (N, H, W), best first -> class map and person map (H, W) uint8; where people overlap, the better shows."""
+def flatten_people(parsing):
+    """People (N, H, W), best first -> class map and person map (H, W) uint8; the better person covers the others."""
     parts, people = np.zeros(parsing.shape[1:], np.uint8), np.zeros(parsing.shape[1:], np.uint8)
     for n in range(len(parsing) - 1, -1, -1):
         mask = parsing[n] > 0
@@ -77,9 +76,9 @@ def flatten(parsing):
 
 
 def encode_rle(mask, x, y, size):
-    """COCO's compressed RLE of a mask (h, w) whose corner is at (x, y) of a photo of this size (H, W): runs down the
-    columns, starting with zeros; each run as the difference to the one before the last, in groups of 5 bits, low first,
-    as characters from '0' on."""
+    """COCO's compressed run lengths of a mask (h, w) at (x, y) of a photo of this size (H, W). Runs go down the columns
+    and begin with zeros. Each is written as its difference to the run before the last, in groups of 5 bits, lowest
+    first, as characters from '0' on."""
     cols, rows = np.nonzero(mask.T)
     pixels = (cols + x) * size[0] + rows + y                                 # of the mask, down the columns
     first = np.flatnonzero(np.diff(pixels, prepend=-2) > 1)                  # of each run of ones

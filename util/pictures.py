@@ -1,4 +1,5 @@
 """Pictures for the eye: palettes, overlays, legends, cut-outs, charts. Needs no torch."""
+import math
 from functools import lru_cache
 
 import numpy as np
@@ -11,10 +12,10 @@ RAMP = np.stack([np.interp(np.arange(256), (0, 96, 176, 255), c) for c in      #
                  ((10, 110, 235, 255), (10, 25, 110, 250), (50, 120, 40, 200))], 1).astype(np.uint8)
 
 
-
 @lru_cache
 def palette(num_classes):
-    """(256, 3) uint8: 0 black, 1..num_classes each as far as can be from those before it, the rest gray."""
+    """Colors (256, 3) uint8: 0 is black, each of 1..num_classes is as far as possible from those before it, the rest is
+    gray."""
     grid = np.stack(np.meshgrid(*[range(0, 256, 51)] * 3), -1).reshape(-1, 3)
     grid = grid[(np.ptp(grid, 1) > 100) & (grid @ [0.3, 0.59, 0.11] > 80)]     # gray and dark would not show
     points = np.concatenate([[[v] * 3 for v in (0, 128, 255)], grid])
@@ -32,7 +33,7 @@ def palette(num_classes):
 
 def overlay(image, parsing, class_names=None, ignore=None):
     """Photo (H, W, 3) uint8 or Pillow RGB, parsing (N, H, W) -> Pillow RGB: parts in color, a white line
-    around each person, stripes over ignore, and below, given class_names, a legend of what occurs."""
+    around each person, stripes over ignore, and, given class_names, a legend of the present classes below."""
     canvas, colors = np.array(image), palette(len(class_names) - 1 if class_names else 58)
     width = max(1, round(min(canvas.shape[:2]) / 500))
     for person in np.asarray(parsing):
@@ -40,7 +41,7 @@ def overlay(image, parsing, class_names=None, ignore=None):
             continue
         x, y, w, h = box_of(person)
         box = slice(y, y + h), slice(x, x + w)
-        part, labels = canvas[box], person[box]              # a view: writing to it paints the canvas
+        part, labels = canvas[box], person[box]              # a view into the canvas
         core = inside = labels > 0
         part[inside] = 0.45 * part[inside] + 0.55 * colors[labels[inside]]
         for _ in range(width):
@@ -74,14 +75,14 @@ def add_legend(image, colors, class_names, present):
     return sheet
 
 
-def indexed(labels, colors):
-    """Label map (H, W) uint8 -> palette image: values are ids, colors are for the eye."""
+def palette_image(labels, colors):
+    """Label map (H, W) uint8 -> palette image: its values are the ids, its palette the colors (256, 3)."""
     image = Image.fromarray(labels)
     image.putpalette(colors.tobytes())
     return image
 
 
-def cut_out(photo, mask, box):
+def cutout(photo, mask, box):
     """RGBA picture of the box, transparent outside the mask."""
     x, y, w, h = box
     image = photo.crop((x, y, x + w, y + h)).convert('RGBA')
@@ -113,3 +114,29 @@ def draw_panel(canvas, left, title, x_name, y_name, curves):
         y = top + size - 40 * (len(curves) - i)
         draw.line([left + 24, y, left + 72, y], color, 6)
         draw.text((left + 88, y), name, black, font, 'lm')
+
+
+def side_by_side(panels):
+    """Pillow images or arrays (H, W, 3) -> one picture of them in a row."""
+    panels = [Image.fromarray(p) if isinstance(p, np.ndarray) else p for p in panels]
+    sheet, x = Image.new('RGB', (sum(p.width for p in panels), max(p.height for p in panels))), 0
+    for panel in panels:
+        sheet.paste(panel, (x, 0))
+        x += panel.width
+    return sheet
+
+
+def heat_picture(values, size):
+    """Values (h, w) in 0..1 -> picture of size (width, height): dark blue, violet, orange, yellow."""
+    image = Image.fromarray((values * 255).astype(np.uint8)).resize(size, Image.BILINEAR)
+    return Image.fromarray(RAMP[np.asarray(image)])
+
+
+def titled_row(panels, size):
+    """[(title, Pillow image)] -> one picture of them in a row, each of size (width, height), titles above."""
+    width, height = size
+    sheet = Image.new('RGB', (len(panels) * (width + 6) - 6, height + 24), 'white')
+    for k, (title, image) in enumerate(panels):
+        sheet.paste(image.resize(size, Image.BILINEAR), (k * (width + 6), 24))
+        ImageDraw.Draw(sheet).text((k * (width + 6), 4), title, 'black', ImageFont.load_default(14))
+    return sheet

@@ -1,12 +1,16 @@
-"""The released code's variants, with its defects mended (docs/differences.md lists both)."""
+"""The `released` recipe: what the authors' released code does differently from the paper, with its defects mended
+(docs/differences.md lists both), and the conversion of its checkpoints.
+"""
 import re
 from collections import defaultdict
-from dataclasses import asdict
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 from util.datasets import CIHP, MHP
+from util.tensors import middle_and_extent, pad_to
 
 NAMES = [(re.compile(released), here) for released, here in (
     (r'^neck\.lateral_convs\.(\d)\.conv\.', r'fpn.inner_blocks.\1.0.'),
@@ -21,13 +25,42 @@ NAMES = [(re.compile(released), here) for released, here in (
     (r'^mask_head\.seg_kernels$', 'category_builder.k_cate'))]
 UNUSED = 'mask_head.ins_coord_conv.'                                         # 2,306 weights outside its forward
 BLOCKS = {(2, 2, 2, 2): 'resnet18', (3, 4, 6, 3): 'resnet50', (3, 4, 23, 3): 'resnet101', (3, 8, 36, 3): 'resnet152'}
-SETS = {58: data.MHP, 19: data.CIHP}                                         # by number of classes
+SETS = {58: MHP, 19: CIHP}                                                   # by number of classes
 
 
+# ---- photos and labels -------------------------------------------------------------------------------------
 
-def released_targets(parsing, size, num_classes):
-    """Its masks at stride 4, from the 4x4 pixels of a cell: a person where the middle 2x2 are all its own; a part where
-    two of them are, or, for a part that this leaves without a cell, where any of the 16 is. Parts one pixel wide or
+
+def resize_photo(photo, size):
+    """Pillow image -> size (width, height), bilinear without antialiasing."""
+    scale = photo.width / size[0], 0, 0, 0, photo.height / size[1], 0
+    return photo.transform(size, Image.AFFINE, scale, Image.BILINEAR)
+
+
+def resize_labels(parsing, ignore, size):
+    """The label under the upper left corner of each new pixel. size: (width, height)."""
+    rows, cols = [np.arange(new) * old // new for new, old in zip(size[::-1], ignore.shape)]
+    return parsing[:, rows[:, None], cols], ignore[rows[:, None], cols]
+
+
+# ---- network -----------------------------------------------------------------------------------------------
+
+
+def kernels(f, grid, training):
+    """Features f (B, C, h, w) at the cells of the grid: in training f resized, in inference the pixel at each cell's
+    upper left corner -> (B, C, S, S)."""
+    if training:
+        return F.interpolate(f, size=(grid, grid), mode='bilinear', align_corners=False)
+    rows, cols = [torch.arange(grid, device=f.device) * n // grid for n in f.shape[-2:]]
+    return f[:, :, rows][..., cols]
+
+
+# ---- targets and losses ------------------------------------------------------------------------------------
+
+
+def part_targets(parsing, size, num_classes):
+    """Masks at stride 4, from the 4x4 pixels of a cell: a person where the middle 2x2 pixels are all its own; a part
+    where two of them are, or, if that leaves the part without a cell, where any of the 16 is. Parts one pixel wide or
     high are left out. Returns persons (N, h, w), parts (N, K, h, w) bool, middles (N, K): the cell of a part's mean."""
     N, (h, w), K = len(parsing), (n // 4 for n in parsing.shape[1:]), num_classes
     labels = torch.where(parsing > K, K + 1, parsing.long())
@@ -36,53 +69,74 @@ def released_targets(parsing, size, num_classes):
     part = part.scatter_add(1, middle, torch.ones_like(middle, dtype=torch.uint8))[:, 1:-1] >= 2        # (N, K, h, w)
     some = labels.new_zeros(N, K + 2, h, w, dtype=torch.bool).scatter(1, blocks.flatten(1, 2), True)[:, 1:-1]
     part = torch.where(part.flatten(2).any(2)[:, :, None, None], part, some)
-    middles, extents = [], []
-    for axis, n in ((1, 4 * h), (2, 4 * w)):
-        position = torch.arange(n, device=labels.device).view((-1, 1) if axis == 1 else (1, -1))
-        where = (torch.arange(N, device=labels.device).view(-1, 1, 1) * (K + 2) + labels) * n + position
-        count = labels.new_zeros(N * (K + 2) * n).scatter_add(0, where.flatten(), torch.ones_like(labels).flatten())
-        mean_position, extent = middle_and_extent(count.view(N, K + 2, n)[:, 1:-1])
-        middles.append(mean_position // 4), extents.append(extent)
-    parts = fit(part & (extents[0] * extents[1] >= 1)[:, :, None, None], size)
-    return dict(persons=fit((middle > 0).all(1), size), parts=parts, middles=middles[0] * size[1] + middles[1])
+    (rows, height), (cols, width) = (part_extents(labels, K, axis) for axis in (1, 2))
+    parts = pad_to(part & (height * width >= 1)[:, :, None, None], size)
+    return dict(persons=pad_to((middle > 0).all(1), size), parts=parts, middles=rows // 4 * size[1] + cols // 4)
 
 
-def released_q_ins(k_ins, f_ins, target, config):
-    """The largest correlation with any of a person's (at most 3x3) positive cells: (N, h, w)."""
-    S, cells = config.grid, target['cells'][:, None]
+def part_extents(labels, K, axis):
+    """Mean position and extent of each part along an axis of labels (N, H, W) -> (N, K) each."""
+    N, n = len(labels), labels.shape[axis]
+    position = torch.arange(n, device=labels.device).view((-1, 1) if axis == 1 else (1, -1))
+    where = (torch.arange(N, device=labels.device).view(-1, 1, 1) * (K + 2) + labels) * n + position
+    count = labels.new_zeros(N * (K + 2) * n).scatter_add(0, where.flatten(), torch.ones_like(labels).flatten())
+    return middle_and_extent(count.view(N, K + 2, n)[:, 1:-1])
+
+
+def person_maps(correlations, target):
+    """The largest correlation with any positive cell of each person, at most 3x3 around the barycenter's: (N, h, w).
+    correlations: cells (n,) -> (n, h, w)."""
+    S, cells = target['regions'].shape[-1], target['cells'][:, None]
     step = torch.arange(-1, 2, device=cells.device)
     rows, cols = cells // S + step.repeat_interleave(3), cells % S + step.repeat(3)                     # (N, 9)
     near = rows.clamp(0, S - 1) * S + cols.clamp(0, S - 1)
-    number = torch.arange(1, len(cells) + 1, device=cells.device)[:, None]
-    own = (rows >= 0) & (rows < S) & (cols >= 0) & (cols < S) & (target['owner'].flatten()[near] == number)
-    q = correlate(k_ins[near].flatten(0, 1), f_ins, config.space).unflatten(0, (-1, 9))
+    own = (rows >= 0) & (rows < S) & (cols >= 0) & (cols < S) & target['regions'].flatten(1).gather(1, near)
+    q = correlations(near.flatten()).unflatten(0, (-1, 9))
     return (q * own[:, :, None, None]).amax(1)
 
 
-def released_part_sums(parts, q_ins, q_cate):
+def absent_category_loss(maps, targets, visible):
+    """The mean square of the correlations above 0.1 with categories that are not visible (B, K)."""
+    squares = count = 0
+    for m, t, seen in zip(maps, targets, visible):
+        q = m['q_cate'].flatten(1)
+        high = (q > 0.1) * t['category_known']
+        squares, count = squares + (q.square() * high).sum(1) @ (~seen).float(), count + (high.sum(1) * ~seen).sum()
+    return squares / count.clamp(min=1)
+
+
+def part_sums(parts, q_ins, q_cate):
     """Sums of t and of p*t for masks (N, K, h, w) that may overlap -> (N, K) each."""
     parts = parts.flatten(2).float()
     return parts.sum(2), torch.einsum('nkp,np,kp->nk', parts, q_ins, q_cate)
 
 
-def released_metric_loss(out, targets, config):
-    """Mean of cos^2 over the pairs of categories, and of people of one image, with cos > 0.04; for CIHP joined by the
-    parts' (1-s)^2 with 1-s > 0.04, s being the mean cosine of a part's pixels with the one at its mean."""
+def metric_terms(out, targets, pull):
+    """cos^2 of the pairs of categories, and of people of one image; with `pull` (CIHP) also (1 - s)^2 of the parts, s
+    being the mean cosine of a part's pixels with the pixel at its mean. Those with cos, or 1 - s, above 0.04 count:
+    returns lists of values and of weights for their mean."""
     values = []
     for kernels in [out['k_cate'], *(k.flatten(1).T[t['cells']] for k, t in zip(out['k_ins'], targets))]:
         values.append((kernels @ kernels.T).tril(-1).flatten())
-    if config.lambda_pull:
-        for f_cate, t in zip(out['f_cate'], targets):
-            f, parts = f_cate.flatten(1).T, t['parts'].flatten(2).float()    # (hw, C), (N, K, hw)
-            area = parts.sum(2)
-            s = ((parts @ f) * f[t['middles']]).sum(2) / area.clamp(min=1)
-            values.append(torch.where(area > 0, 1 - s, 0).flatten())
-    return mean([v.square() for v in values], [v > 0.04 for v in values])
+    for f_cate, t in zip(out['f_cate'], targets) if pull else ():
+        f, parts = f_cate.flatten(1).T, t['parts'].flatten(2).float()        # (hw, C), (N, K, hw)
+        area = parts.sum(2)
+        s = ((parts @ f) * f[t['middles']]).sum(2) / area.clamp(min=1)
+        values.append(torch.where(area > 0, 1 - s, 0).flatten())
+    return [v.square() for v in values], [v > 0.04 for v in values]
 
 
-def paint_released(parsing, maps, classes, size, theta):
-    """As the released code: x4 bilinear and cropped to the input's size; then bilinear to a smaller photo, or the
-    labels by nearest to a larger one."""
+# ---- inference ---------------------------------------------------------------------------------------------
+
+
+def is_corner_peak(heat):
+    """Cells (S, S) that are the maximum of their 2x2 cells up and left: bool."""
+    return heat == F.max_pool2d(heat[None], 2, 1, 1)[0, :-1, :-1]
+
+
+def paint(parsing, maps, classes, size, theta):
+    """Writes one person's labels into parsing (H0, W0) uint8: maps (k, h, w) x4 bilinear and cropped to the input's
+    size; then bilinear to a smaller photo, or the labels by nearest to a larger one."""
     maps = F.interpolate(maps[None], scale_factor=4, mode='bilinear', align_corners=False)[..., :size[0], :size[1]]
     (H0, W0), (H, W) = parsing.shape, maps.shape[-2:]
     if H0 * W0 < H * W:
@@ -94,14 +148,17 @@ def paint_released(parsing, maps, classes, size, theta):
     parsing[:] = label.cpu().numpy()
 
 
+# ---- checkpoints -------------------------------------------------------------------------------------------
+
+
 def is_released(state):
     """Whether a checkpoint is the released code's: {meta, state_dict, optimizer}, or the state_dict alone."""
     return any(str(k).removeprefix('module.') == 'mask_head.seg_kernels' for k in state.get('state_dict', state))
 
 
-def from_released(state, path):
-    """A released checkpoint, as read from `path`, in our own format: see `UniParser.save`."""
-    from uniparser import get_config
+def convert(state, path):
+    """A released checkpoint, as read from `path` -> preset, its changed settings, class names (or None), flip pairs,
+    and weights by our names."""
     weights = rename(state)
     shape = defaultdict(tuple, {k: tuple(v.shape) for k, v in weights.items()})
     num_classes, channels = shape['category_builder.k_cate']
@@ -110,16 +167,16 @@ def from_released(state, path):
         raise ValueError(f'{path} looks like a checkpoint of the released UniParser but has no ResNet or no head')
     light, cihp = shape['neck.conv.weight'][2:] == (1, 1), num_classes == 19
     center = 0.1 if cihp else 0.3 if light else 0.2 if backbone == 'resnet50' else 0.1     # those of its configs
-    config = get_config('cihp_released' if cihp else 'mhp_released', num_classes=num_classes, backbone=backbone,
-                        light=light, theta_center=center, channels=channels, neck_channels=shape['neck.conv.weight'][0],
-                        dcn=any('conv_offset' in k for k in weights), pretrained_stages=4)
+    changes = dict(num_classes=num_classes, backbone=backbone, light=light, theta_center=center, channels=channels,
+                   neck_channels=shape['neck.conv.weight'][0], dcn=any('conv_offset' in k for k in weights),
+                   pretrained_stages=4)
     names = SETS.get(num_classes)
-    return dict(format=FORMAT, config=asdict(config), class_names=names and names.class_names,
-                flip_pairs=names.flip_pairs if names else (), model=weights)
+    return ('cihp_released' if cihp else 'mhp_released', changes, names and names.class_names,
+            names.flip_pairs if names else (), weights)
 
 
 def rename(state):
-    """The weights by our names; those that no forward uses are left out."""
+    """The weights by our names, without those that no forward uses."""
     weights = {}
     for key, value in state.get('state_dict', state).items():
         key = key.removeprefix('module.')
@@ -131,7 +188,7 @@ def rename(state):
 
 
 def read_backbone(shape):
-    """The ResNet whose stages have as many blocks; None if there is none."""
+    """The ResNet with as many blocks per stage; None if there is none."""
     blocks = [set(), set(), set(), set()]
     for key in shape:
         if match := re.match(r'backbone\.layer([1-4])\.(\d+)\.', key):

@@ -9,9 +9,8 @@ from PIL import Image
 from util.pictures import draw_panel
 
 
-
-def table(result, class_names=(), cihp=False):
-    """The numbers in percent, for people."""
+def table(metrics, result, class_names=(), cihp=False):
+    """The numbers as a table in percent."""
     def percent(*values):
         return ''.join('      -' if math.isnan(x) else f'{100 * x:7.2f}' for x in values)
 
@@ -20,8 +19,8 @@ def table(result, class_names=(), cihp=False):
         return [head] + [f'{name:7}' + percent(result[key + 'vol'], *result[key]) for name, key in names]
     cihp_rows = [('AP^r', 'APr')] if cihp else []
     lines = [f'{result["images"]} images, {result["people"]} people, {result["detections"]} detections', '',
-             *rows(THRESHOLDS, ('AP^p', 'AP'), ('PCP', 'PCP'), *cihp_rows), '']
-    lines += [*rows(HUMAN_THRESHOLDS, ('AP^h', 'APh')), ''] if cihp else []
+             *rows(metrics.thresholds, ('AP^p', 'AP'), ('PCP', 'PCP'), *cihp_rows), '']
+    lines += [*rows(metrics.human_thresholds, ('AP^h', 'APh')), ''] if cihp else []
     names = dict(AP50='AP^p_50', APvol='AP^p_vol', PCP50='PCP_50', mIoU='mIoU', mean_accuracy='mean accuracy',
                  pixel_accuracy='pixel accuracy')
     lines += ['   '.join(f'{name} {percent(result[key]).strip()}' for key, name in names.items())]
@@ -37,10 +36,10 @@ def table(result, class_names=(), cihp=False):
 
 def per_image(metrics, ids):
     """CSV of all detections: the person (0, 1 .. of the image) with the largest IoU, that IoU, the score, and
-    whether it is a true positive at 0.5. People whom none found follow, without detection, IoU and score."""
-    order, iou, person, _, num_parts = metrics.ranking()
+    whether it is a true positive at 0.5. People that no detection found follow, without detection, IoU and score."""
+    order, _, person, _, num_parts = metrics.ranking()
     hit, found = np.zeros(len(order), bool), np.zeros(len(num_parts), bool)
-    hit[order] = tp = true_positives(iou, person, 0.5)
+    hit[order] = tp = metrics.found_at(0.5)
     found[person[tp]] = True
     hit, found, text = iter(hit.tolist()), iter(found.tolist()), io.StringIO()
     write = csv.writer(text, lineterminator='\n').writerow
@@ -57,9 +56,8 @@ def per_image(metrics, ids):
 
 def plot(metrics, result, title):
     """PNG bytes: precision over recall at 0.5; AP^p and PCP over the threshold."""
-    _, iou, person, _, num_parts = metrics.ranking()
-    found = np.cumsum(true_positives(iou, person, 0.5))
-    recall, precision = found / max(len(num_parts), 1), found / np.arange(1, len(found) + 1)
+    found = np.cumsum(metrics.found_at(0.5))
+    recall, precision = found / max(result['people'], 1), found / np.arange(1, len(found) + 1)
     envelope = np.maximum.accumulate(precision[::-1])[::-1]
     blue, orange, pale = (31, 100, 180), (225, 112, 20), (170, 200, 232)
     canvas = Image.new('RGB', (1840, 960), 'white')                 # twice the final size, for smooth lines
@@ -67,8 +65,8 @@ def plot(metrics, result, title):
         ('as ranked', pale, recall, precision),
         (f'envelope, AP^p_50 = {100 * result["AP50"]:.2f}', blue, recall, envelope)])
     draw_panel(canvas, 1040, f'{title}: over the threshold', 'IoU threshold', '', [
-        (f'AP^p, vol = {100 * result["APvol"]:.2f}', blue, THRESHOLDS, result['AP']),
-        (f'PCP, vol = {100 * result["PCPvol"]:.2f}', orange, THRESHOLDS, result['PCP'])])
+        (f'AP^p, vol = {100 * result["APvol"]:.2f}', blue, metrics.thresholds, result['AP']),
+        (f'PCP, vol = {100 * result["PCPvol"]:.2f}', orange, metrics.thresholds, result['PCP'])])
     data = io.BytesIO()
     canvas.resize((920, 480), Image.LANCZOS).save(data, 'PNG')
     return data.getvalue()

@@ -1,72 +1,63 @@
-"""A run: its processes, device, folder and log."""
+"""What a run has around its loop: settings as flags, processes, device, signals, folder and log."""
+import argparse
+import json
+import os
+import signal
+import sys
+from contextlib import contextmanager
+from dataclasses import asdict, fields
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from tqdm import tqdm
+
+from util.files import make_folder, write_file, writing
 
 
-
-class Run:
-    """The folder of a run and its log, which the first process alone writes; best: AP50 so far."""
-
-    def __init__(self, folder, rank):
-        self.folder, self.rank, self.best = Path(folder), rank, -1.0
-        make_folder(self.folder)
-
-    def log(self, text, **record):
-        if self.rank:
-            return
-        tqdm.write(text, file=sys.stdout)
-        sys.stdout.flush()
-        if record:
-            with writing(self.folder / 'log.jsonl'), open(self.folder / 'log.jsonl', 'a') as f:
-                f.write(json.dumps(record) + '\n')
+# ---- settings ----------------------------------------------------------------------------------------------
 
 
-def free_folder(name):
-    """runs/NAME, or runs/NAME-2, ... : the first that does not exist."""
-    n = 1
-    while Path('runs', name if n == 1 else f'{name}-{n}').exists():
-        n += 1
-    return Path('runs', name if n == 1 else f'{name}-{n}')
+def add_settings(parser, config_class, choices, skip=()):
+    """Every field of a config dataclass becomes a flag, except those in `skip`."""
+    group = parser.add_argument_group('settings (the defaults are those of the preset)')
+    for field in fields(config_class):
+        if field.name in skip:
+            continue
+        flag, kind = '--' + field.name.replace('_', '-'), type(field.default)
+        if kind is bool:
+            group.add_argument(flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS)
+        elif kind is tuple:
+            group.add_argument(flag, type=int, nargs='*', default=argparse.SUPPRESS, metavar='N')
+        else:
+            group.add_argument(flag, type=kind, default=argparse.SUPPRESS, choices=choices.get(field.name),
+                               metavar=None if field.name in choices else kind.__name__.upper())
 
 
-@contextmanager
-def signals():
-    """A list that is no longer empty after SIGINT or SIGTERM."""
-    seen = []
-    former = {n: signal.signal(n, lambda *_: seen.append(n)) for n in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield seen
-    finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)
+def add_run_flags(parser):
+    """The flags that every training command has."""
+    parser.add_argument('--root', help='folder of the data set, as downloaded')
+    parser.add_argument('--out', help='folder of the run; default runs/NAME, the first free name')
+    parser.add_argument('--resume', metavar='RUN', help='folder of a run to continue')
+    parser.add_argument('--device', default='auto', choices=['auto', 'cpu', 'cuda', 'mps'])
+    parser.add_argument('--amp', action=argparse.BooleanOptionalAction, help='half precision; default: on CUDA')
+    parser.add_argument('--skip-bad', action='store_true', help='leave out unreadable images and name them')
 
 
-def told_to_stop(seen, position, world, device):
-    """Whether this or another process got a signal. All must stop after the same step: they ask every fifth."""
-    if world == 1:
-        return bool(seen)
-    if position % 5:
-        return False
-    flag = torch.tensor(len(seen), device=device)
-    dist.all_reduce(flag)
-    return flag.item() > 0
+def given_settings(args, config_class, skip=('data', 'recipe')):
+    """The settings among the arguments: {field: value}, lists as tuples."""
+    names = {f.name for f in fields(config_class)} - set(skip)
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in vars(args).items() if k in names}
 
 
-def choose_amp(amp, device):
-    """--amp, --no-amp or None -> the type of half precision, or False."""
-    if not (device.type == 'cuda' if amp is None else amp):
-        return False
-    return torch.float16 if device.type == 'cuda' and not torch.cuda.is_bf16_supported() else torch.bfloat16
+def describe(config):
+    """The settings that differ from the defaults, as text: 'backbone=resnet18 dcn=False'."""
+    default = type(config)()
+    return ' '.join(f'{k}={v}' for k, v in asdict(config).items() if v != getattr(default, k)) or 'the defaults'
 
 
-def set_up_processes(wanted):
-    """(rank, number of processes, device) from torchrun's environment and --device."""
-    wanted = find_device(wanted)
-    if 'RANK' not in os.environ:
-        return 0, 1, torch.device(wanted)
-    device = torch.device(wanted, int(os.environ['LOCAL_RANK']) if wanted == 'cuda' else None)
-    if wanted == 'cuda':
-        torch.cuda.set_device(device)
-    dist.init_process_group('nccl' if wanted == 'cuda' else 'gloo')
-    return dist.get_rank(), dist.get_world_size(), device
+# ---- devices and processes ---------------------------------------------------------------------------------
 
 
 def find_device(name):
@@ -76,3 +67,110 @@ def find_device(name):
     if name == 'cuda' and not torch.cuda.is_available() or name == 'mps' and not torch.backends.mps.is_available():
         raise ValueError(f'--device {name}: this machine or this torch has none; use --device cpu')
     return name
+
+
+def memory(device):
+    """Gigabytes: the peak on CUDA, the peak of the resident set elsewhere."""
+    if device.type == 'cuda':
+        return torch.cuda.max_memory_allocated(device) / 2 ** 30
+    try:
+        import resource                                  # on Unix alone
+    except ImportError:
+        return 0.0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2 ** 30 if sys.platform == 'darwin' else 2 ** 20)
+
+
+def synchronize(device):
+    """Waits for the work queued on the device."""
+    if device.type != 'cpu':
+        getattr(torch, device.type).synchronize()
+
+
+def sum_over_processes(number):
+    """The sum of a number over torchrun's processes. torchrun ends all processes as soon as one exits with an error, so
+    they wait for each other here."""
+    if not dist.is_torchelastic_launched():
+        return number
+    dist.init_process_group('gloo', timeout=timedelta(days=30))
+    number = torch.tensor(number)
+    dist.all_reduce(number)
+    dist.destroy_process_group()
+    return number.item()
+
+
+class Run:
+    """One training: its process among all (rank of world), device, amp (type of half precision, or None), folder and
+    log; seen: the signals received; best: the best validation score so far. The first process alone writes files."""
+
+    def __init__(self, device='auto', amp=None):
+        device, self.rank, self.world = find_device(device), 0, 1
+        if 'RANK' in os.environ:                          # torchrun's
+            local = torch.device(device, int(os.environ['LOCAL_RANK']) if device == 'cuda' else None)
+            if device == 'cuda':
+                torch.cuda.set_device(local)
+            dist.init_process_group('nccl' if device == 'cuda' else 'gloo')
+            device, self.rank, self.world = local, dist.get_rank(), dist.get_world_size()
+        self.device, self.folder, self.seen, self.best = torch.device(device), None, [], -1.0
+        half = self.device.type == 'cuda' if amp is None else amp
+        bfloat16 = self.device.type != 'cuda' or torch.cuda.is_bf16_supported()
+        self.amp = (torch.bfloat16 if bfloat16 else torch.float16) if half else None
+
+    @property
+    def first(self):
+        return self.rank == 0
+
+    def autocast(self):
+        return torch.autocast(self.device.type, self.amp, enabled=self.amp is not None)
+
+    def open(self, folder, name):
+        """Makes the folder of the run; by default runs/NAME, runs/NAME-2, ..: the first that does not exist."""
+        if folder is None:
+            free = (Path('runs', name if n == 1 else f'{name}-{n}') for n in range(1, 10 ** 6))
+            found = [next(path for path in free if not path.exists())]
+            if self.world > 1:
+                dist.broadcast_object_list(found)
+            folder = found[0]
+        self.folder = Path(folder)
+        make_folder(self.folder)
+
+    def write_config(self, config):
+        if self.first:
+            write_file(self.folder / 'config.json', json.dumps(asdict(config), indent=1) + '\n')
+
+    def log(self, text, **record):
+        """Prints the text and appends the record to log.jsonl."""
+        if not self.first:
+            return
+        tqdm.write(text, file=sys.stdout)
+        sys.stdout.flush()
+        if record:
+            with writing(self.folder / 'log.jsonl'), open(self.folder / 'log.jsonl', 'a') as f:
+                f.write(json.dumps(record) + '\n')
+
+    @contextmanager
+    def catching_signals(self):
+        """Inside, SIGINT and SIGTERM are collected in `seen` and end nothing."""
+        former = {n: signal.signal(n, lambda *_: self.seen.append(n)) for n in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in former.items():
+                signal.signal(number, handler)
+
+    def told_to_stop(self, position):
+        """Whether any process received a signal. All must stop after the same step: they ask at every fifth."""
+        if self.world == 1:
+            return bool(self.seen)
+        if position % 5:
+            return False
+        flag = torch.tensor(len(self.seen), device=self.device)
+        dist.all_reduce(flag)
+        return flag.item() > 0
+
+    def gather(self, thing):
+        """List of the things of all processes."""
+        things = [thing] * self.world
+        if self.world > 1:
+            dist.all_gather_object(things, thing)
+        return things

@@ -1,10 +1,9 @@
-"""Scenes of several people, composed from photos of single ones, and people drawn from nothing.
+"""Scenes of several people, composed from photos of single people, and drawn people.
 
-`compose` knows no files. `source` gives it, for photo k: annotation(k) -> three Pillow images, who or what is where
-(0 = background), body parts, bystanders to ignore; labels(annotation, parts, flip) -> uint8 label map; photo(k, draft)
--> Pillow RGB, possibly decoded smaller; and background(rng) -> another photo to stand in and who is in it (Pillow
-RGB and L, ids as in `data.CCP`), or None.
-All that is random comes from `rng`, so a scene is a function of its seed.
+`compose` reads no files. Its `source` has, for photo k: annotation(k) -> three Pillow images, the labels (0 =
+background), body parts, and ignored bystanders; labels(annotation, parts, flip) -> uint8 label map; photo(k, draft) ->
+Pillow RGB, possibly decoded smaller; and background(rng) -> another photo as the stage and the ids of its people (Pillow
+RGB and L, ids as in `datasets.CCP`), or None. All randomness comes from `rng`, so a scene is a function of its seed.
 """
 from collections import namedtuple
 
@@ -14,9 +13,9 @@ from PIL import Image, ImageDraw, ImageFilter, ImageOps
 ASPECTS = 4 / 3, 2 / 3, 5 / 4, 3 / 4                          # width / height of scene i: ASPECTS[i % 4]
 NUM_PEOPLE = 0.10, 0.26, 0.27, 0.19, 0.11, 0.07               # share of scenes with 1, 2, .. 6 people
 
-# Where people are put. image: Pillow RGB, or None where only labels are wanted; ignore (H, W) bool; layers:
-# the photo's own person, if kept; horizon: its row; camera: its height in heights of a person; tall: pixels
-# of somebody in the first row; seams: columns where mirroring begins.
+# The place where people stand. image: Pillow RGB, or None if only labels are wanted; ignore (H, W) bool; layers: the
+# photo's own person, if kept; horizon: its row; camera: its height in heights of a person; tall: pixels of a person in
+# the first row; seams: columns where mirroring begins.
 Stage = namedtuple('Stage', 'image ignore layers horizon camera tall seams')
 # A person. label (h, w) uint8; alpha, image: Pillow; x, y: of the top left corner; feet: the row stood on.
 Layer = namedtuple('Layer', 'label alpha image x y feet pasted')
@@ -24,20 +23,20 @@ Layer = namedtuple('Layer', 'label alpha image x y feet pasted')
 
 def compose(source, count, size, rng, paint=True):
     """A scene of size (w, h) from photos 0..count - 1 -> image (H, W, 3) uint8 (only if paint), list of label maps
-    (H, W) uint8, one a person, ignore (H, W) bool."""
-    look = rng.spawn(1)[0]                        # of its own: places are the same with and without painting
+    (H, W) uint8, one per person, ignore (H, W) bool."""
+    look = rng.spawn(1)[0]                        # its own generator: the same places with and without painting
     cast, background = rng.choice(count, 13, replace=False), source.background(rng)
     if background:
         stage = open_background(*background, size, rng, paint)
     else:
         stage = open_photo(source, cast[0], size, rng, look, paint)
     layers = stage.layers + add_people(source, stage, cast[1:], size, rng, look)
-    layers.sort(key=lambda layer: layer.feet)     # who stands higher is farther away
+    layers.sort(key=lambda layer: layer.feet)     # higher in the image is farther away
     return paint and np.asarray(paint_layers(stage.image, layers)), *flatten_layers(layers, stage.ignore)
 
 
 def open_background(photo, ids, size, rng, paint):
-    """A photo as stage whose people, if any, have no parts; where its ground lies is a guess."""
+    """A photo as the stage; its people, if any, have no parts. The position of its ground is a guess."""
     image = ImageOps.fit(photo, size, Image.BILINEAR) if paint else None
     horizon, tall = rng.uniform((0.3, 0.6), (0.5, 1.0)) * size[1]
     ids, layers = np.asarray(ImageOps.fit(ids, size, Image.NEAREST)), []
@@ -49,7 +48,7 @@ def open_background(photo, ids, size, rng, paint):
 
 
 def open_photo(source, k, size, rng, look, paint):
-    """Photo k as stage, its person kept or removed. The ground is the one that person stands on."""
+    """Photo k as the stage, with its person or without. The ground is the one under that person's feet."""
     keep, camera, annotation = rng.random() < 0.6, rng.uniform(0.5, 0.62), source.annotation(k)
     full, box = np.array(annotation[0].size), annotation[0].getbbox()
     horizon = box[3] - camera * (box[3] - box[1])
@@ -70,7 +69,7 @@ def open_photo(source, k, size, rng, look, paint):
     if keep:
         alpha = mask.filter(ImageFilter.BoxBlur(1))
         layers = [Layer(source.labels(ccp, parts), alpha, image, -left, 0, box[3] * zoom - top, False)]
-    else:                                     # who comes here stands farther back, all heads in sight
+    else:                                     # pasted people stand farther back, with their heads in view
         tall *= rng.uniform(0.7, 1) if size[1] > size[0] else rng.uniform(0.45, 0.85)
         tall = min(tall, (horizon + 0.05 * size[1]) / (1 - camera))
         image = image and remove_person(image, mask, look)
@@ -89,7 +88,7 @@ def add_people(source, stage, cast, size, rng, look):
             break
         tall = np.clip(stage.tall * rng.uniform(farthest, nearest), 0.25 * size[1], 1.5 * size[1])
         feet = stage.horizon + stage.camera * tall            # all stand on one ground
-        person = cut_out(source, k, tall * rng.uniform(0.95, 1.05), stage.image, rng, look)
+        person = take_person(source, k, tall * rng.uniform(0.95, 1.05), stage.image, rng, look)
         spots = [*stage.seams, *rng.uniform(0, size[0], rng.integers(1, 5))]
         if person:
             alpha = person[1]
@@ -99,8 +98,8 @@ def add_people(source, stage, cast, size, rng, look):
     return layers
 
 
-def cut_out(source, k, tall, scene, rng, look):
-    """Person of photo k, tall pixels high -> label, alpha, image; None if that photo's frame cuts it."""
+def take_person(source, k, tall, scene, rng, look):
+    """The person of photo k, tall pixels high -> label, alpha, image; None if the photo's frame cuts the person."""
     ccp, parts, _ = source.annotation(k)
     stretch, angle, flip = rng.uniform(0.85, 1.15), np.clip(rng.normal(0, 3), -15, 15), rng.random() < 0.5
     (x0, y0, x1, y1), (width, height) = ccp.getbbox(), ccp.size
@@ -118,9 +117,9 @@ def cut_out(source, k, tall, scene, rng, look):
 
 
 def choose_view(full, box, horizon, size, keep, rng):
-    """What a scene shows of a photo of size full: its zoom, and left, top in the zoomed photo.
+    """The part of a photo of size full that a scene shows: its zoom, and left, top in the zoomed photo.
 
-    High scenes show nearly all of it; wide ones cut its height and may be wider than it is."""
+    High scenes show nearly all of it; wide scenes crop its height and may be wider than the photo."""
     low, high = (0.85, 1) if size[1] > size[0] else (0.58, 0.75) if keep else (0.5, 0.75)
     view = full[1] * rng.uniform(low, high)
     zoom = size[1] / view
@@ -131,7 +130,7 @@ def choose_view(full, box, horizon, size, keep, rng):
 
 
 def affine(box, width, zoom_x, zoom_y, angle, flip):
-    """A function that cuts the box out of a photo of that width, or a smaller copy, scales, turns, flips."""
+    """A function that crops the box from a photo of that width, or from a smaller copy, and scales, turns, flips it."""
     cos, sin = np.cos(np.radians(angle)), np.sin(np.radians(angle))
     w, h = (box[2] - box[0]) * zoom_x, (box[3] - box[1]) * zoom_y
     size = max(8, round(cos * w + abs(sin) * h)), max(8, round(abs(sin) * w + cos * h))
@@ -151,14 +150,14 @@ def bounce(distance, margin):
 
 
 def mirror_margins(first, count, width, left, right):
-    """Columns first, first + 1, .. of a photo, beyond whose ends its left and right margins are mirrored."""
+    """Columns first, first + 1, .. of a photo that continues beyond its ends with its mirrored margins."""
     columns = np.arange(first, first + count)
     columns = np.where(columns < 0, bounce(-1 - columns, left), columns)
     return np.where(columns >= width, width - 1 - bounce(columns - width, right), columns).clip(0, width - 1)
 
 
 def remove_person(image, mask, look):
-    """Fills the figure with what is left and right of it, mirrored; half of the time blurs all."""
+    """Fills the person with the mirrored image on its left and right; half of the time blurs the whole image."""
     (x0, _, x1, _), (width, height), pixels = mask.getbbox(), image.size, np.asarray(image)
     columns = np.arange(x1 - x0)
     left = pixels.take((x0 - 1 - bounce(columns, x0)).clip(0), 1)
@@ -171,7 +170,7 @@ def remove_person(image, mask, look):
 
 
 def adapt(image, photo, scene, look):
-    """Brings a person's colors half of the way from the own photo to the scene, blurs every other one."""
+    """Moves a person's colors half of the way from its photo to the scene; blurs half of the people."""
     own, other = (np.asarray(a.resize((16, 16), Image.NEAREST)).mean((0, 1)) + 20 for a in (photo, scene))
     r, g, b = np.clip(np.sqrt(other / own), 0.75, 1.3) * look.uniform(0.95, 1.05)
     image = image.convert('RGB', (r, 0, 0, 0, 0, g, 0, 0, 0, 0, b, 0))
@@ -179,7 +178,7 @@ def adapt(image, photo, scene, look):
 
 
 def paint_layers(image, layers):
-    """Far to near; who is pasted gets a soft shadow where the feet touch the ground."""
+    """Paints far to near; pasted people get a soft shadow where the feet touch the ground."""
     for layer in layers:
         if layer.pasted:
             width, tall = layer.alpha.size
@@ -192,8 +191,8 @@ def paint_layers(image, layers):
 
 
 def flatten_layers(layers, ignore):
-    """Layers, far to near -> list of label maps (H, W) of what is seen, ignore. Who is seen to less than 15 % is
-    ignored."""
+    """Layers, far to near -> list of label maps (H, W) of the visible pixels, ignore. People with less than 15 % of
+    their pixels visible are ignored."""
     owner, labels = (Image.new('L', ignore.shape[::-1]) for _ in range(2))
     people, whole = [], []
     for number, layer in enumerate(layers, 1):
@@ -213,11 +212,11 @@ def flatten_layers(layers, ignore):
 
 
 def draw(width, height, rng):
-    """Drawn people on a textured background -> image, list of label maps, ignore, as `compose`."""
+    """Drawn people on a textured background -> image, list of label maps, ignore, as `compose` returns them."""
     coarse = rng.integers(30, 226, (*rng.integers(2, 9, 2), 3), np.uint8)
     image = Image.fromarray(coarse).resize((width, height), Image.BICUBIC)
     draw = ImageDraw.Draw(image)
-    for _ in range(rng.integers(5)):          # things that are no people
+    for _ in range(rng.integers(5)):          # things other than people
         corner, color = rng.uniform(0, 1, 2) * (width, height), tuple(rng.integers(0, 256, 3).tolist())
         shape = draw.ellipse if rng.random() < 0.5 else draw.rectangle
         shape([*corner, *(corner + rng.uniform(0.05, 0.4, 2) * height)], color)
@@ -229,7 +228,7 @@ def draw(width, height, rng):
 
 
 def draw_person(x, height, rng):
-    """A Layer: somebody around column x, in plain colors, arms and legs at random angles."""
+    """A Layer: a person around column x, in plain colors, arms and legs at random angles."""
     tall = rng.uniform(0.6, 0.95) * height
     label = Image.new('L', (int(1.1 * tall), int(tall)))
     draw, middle = ImageDraw.Draw(label), label.width / 2

@@ -1,25 +1,24 @@
-"""Predictions in folders: the forms that people have, read and written. Needs no torch.
+"""Folders of predictions in the forms of the field, read and written. Needs no torch.
 
-    instances  instances.json = {image: [{file, score}]} and instances/*.png, one full-size label map a person
+    instances  instances.json = {image: [{file, score}]} and instances/*.png, one full-size label map per person
     mhp        the MHP challenge: global_seg, global_tag, results.txt
     cihp       the CIHP challenge: global_parsing, instance_parsing, instance_segmentation or global_tag
     coco       a list of {image_id, score, parsing: file} and the files
 """
 import json
-import os
 from collections import namedtuple
-from contextlib import contextmanager
-from copy import copy
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from scipy import ndimage
+
+from util.files import make_folder, read_prediction, read_rows, write_file, writing
+from util.masks import CroppedMap, as_label_maps, split_map
 
 FORMS = 'instances', 'mhp', 'cihp', 'coco'
 
-# parsing: label maps (H, W) uint8, 0..K, one a person; scores (N,). What else a folder may say: semantic, a
-# class map (H, W); parts and humans, (layers, scores) each; how many entries of its lists have no pixel.
+# parsing: label maps (H, W) uint8, 0..K, one per person; scores (N,). A folder may also hold semantic, a class map
+# (H, W); parts and humans, (cropped maps, scores) each. lost: the number of listed people and parts without pixels.
 Prediction = namedtuple('Prediction', 'parsing scores semantic parts humans lost', defaults=[None] * 3 + [0])
 
 
@@ -29,10 +28,10 @@ def as_pair(prediction):
 
 
 class InstanceMaps:
-    """instances: one full-size label map a person, in instances/, `instances.json` = {image: [{file, score}]}
-    and, if there are class maps, semantic/ID.png. coco: a list of {image_id, score, parsing: file}, where
-    image_id is an id of the data set or, as in UniParser's lists, a place in it, counted from 1."""
-    untold = ()
+    """instances: one full-size label map per person in instances/, `instances.json` = {image: [{file, score}]} and
+    optional class maps semantic/ID.png. coco: a list of {image_id, score, parsing: file}. If every image_id is an id of
+    the data set, they are ids; else they are positions in it, counted from 1, as in UniParser's lists."""
+    unknown_metrics = ()
 
     def __init__(self, path, ids=()):
         files = [path] if path.is_file() else [path / 'instances.json', *sorted(path.glob('*.json'))]
@@ -44,7 +43,7 @@ class InstanceMaps:
             if isinstance(index, dict):
                 self.rows = {image: [] for image in index}
                 rows = [dict(p, image_id=image, parsing=p['file']) for image in index for p in index[image]]
-            if isinstance(index, dict) or {str(row['image_id']) for row in rows} & set(ids):
+            if isinstance(index, dict) or {str(row['image_id']) for row in rows} <= set(ids):
                 places = {}
             for row in rows:
                 image = places.get(str(row['image_id']), str(row['image_id']))
@@ -59,21 +58,21 @@ class InstanceMaps:
 
     def read(self, image, shape, num_classes):
         people, path = self.rows.get(image, ()), self.semantic / f'{image}.png'
-        maps = [read_map(self.folder / file, shape, num_classes) for file, _ in people]
-        semantic = read_map(path, shape, num_classes) if path.exists() else None
+        maps = [read_prediction(self.folder / file, shape, num_classes) for file, _ in people]
+        semantic = read_prediction(path, shape, num_classes) if path.exists() else None
         return Prediction(maps, [score for _, score in people], semantic)
 
 
 class MHPSubmission:
     """mhp: the MHP challenge. global_seg/ID.png (classes), global_tag/ID.png (person ids), results.txt with
-    a line `ID person score person score ...` an image."""
-    untold = ()
+    a line `ID person score person score ...` per image."""
+    unknown_metrics = ()
 
     def __init__(self, path, ids=()):
         self.folder, self.source, self.rows = path, path / 'results.txt', {}
         for image, people in read_rows(self.source, self.parse, '`ID person score person score ...`'):
             if image in self.rows:
-                raise ValueError(f'{self.source} lists image {image} twice; write one line an image')
+                raise ValueError(f'{self.source} lists image {image} twice; write one line per image')
             self.rows[image] = people
         self.ids = set(self.rows)
 
@@ -84,11 +83,11 @@ class MHPSubmission:
 
     def read(self, image, shape, num_classes):
         path, rows = self.folder / 'global_seg' / f'{image}.png', self.rows.get(image)
-        classes = read_map(path, shape, num_classes) if rows or path.exists() else None
+        classes = read_prediction(path, shape, num_classes) if rows or path.exists() else None
         if not rows:
             return Prediction([], [], classes)
-        # A person without a pixel is dropped; one whose pixels are all of class 0 is a detection.
-        tags, n = read_map(self.folder / 'global_tag' / path.name, shape), num_classes + 1
+        # A person without pixels is dropped; one with pixels of class 0 alone is a detection.
+        tags, n = read_prediction(self.folder / 'global_tag' / path.name, shape), num_classes + 1
         masks, scores, lost = split_map(tags, rows, n)
         maps = [m.relabel(m.labels * classes[m.box], n) for m in masks]
         return Prediction(maps, scores, classes, lost=lost)
@@ -97,7 +96,7 @@ class MHPSubmission:
 class CIHPSubmission:
     """cihp: the CIHP challenge. global_parsing/ID.png (classes); instance_parsing/ID.png, whose value i is
     the part of line i of ID.txt, `class score`; and, for AP^p and AP^h, instance_segmentation or global_tag
-    with a person a line, `score y1 x1 y2 x2`, or CIHP_PGN's `1, area`, where the area serves as score."""
+    with a line per person, `score y1 x1 y2 x2`, or CIHP_PGN's `1, area`, where the area serves as score."""
 
     def __init__(self, path, ids=()):
         folders = [path / name for name in ('instance_segmentation', 'global_tag', 'instance_parsing')]
@@ -105,14 +104,14 @@ class CIHPSubmission:
         self.people, self.classes, self.source = people[0] or people[1], path / 'global_parsing', path
         self.ids = {file.stem for file in self.classes.glob('*.png')}
         if not self.ids:
-            raise FileNotFoundError(f'{self.classes} holds no .png; this form has a class map of every image')
-        self.untold = () if self.people else ('AP', 'PCP', 'APh', *(() if self.parts else ('APr',)))
+            raise FileNotFoundError(f'{self.classes} holds no .png; this form has a class map per image')
+        self.unknown_metrics = () if self.people else ('AP', 'PCP', 'APh', *(() if self.parts else ('APr',)))
 
     def read(self, image, shape, num_classes):
         if image not in self.ids:
             return Prediction([], [], parts=([], []) if self.parts else None)
         name, n, maps, humans, parts, lost = f'{image}.png', num_classes + 1, [], ([], []), None, 0
-        classes = read_map(self.classes / name, shape, num_classes)
+        classes = read_prediction(self.classes / name, shape, num_classes)
         if self.people:
             *humans, lost = self.split(self.people / name, shape, n, '`score y1 x1 y2 x2`',
                                        lambda words: (float(words[len(words) == 2]), 1))
@@ -127,12 +126,13 @@ class CIHPSubmission:
     @staticmethod
     def split(path, shape, n, form, parse):
         rows = read_rows(path.with_suffix('.txt'), parse, form)
-        return split_map(read_map(path, shape), [(i, *row) for i, row in enumerate(rows, 1)], n)
+        return split_map(read_prediction(path, shape), [(i, *row) for i, row in enumerate(rows, 1)], n)
 
 
 def open_predictions(path, form=None, ids=()):
     """Folder (or .json) of predictions -> object with `ids`, its images, and read(image, (H, W), num_classes)
-    -> Prediction. ids: the images of the data set in their order. form: one of FORMS; else the files tell."""
+    -> Prediction. ids: the images of the data set in their order. form: one of FORMS; default: guessed from the
+    files."""
     path, signs = Path(path), ('instances.json', 'results.txt', 'global_parsing', '*.json')
     if not path.exists():
         raise FileNotFoundError(f'{path} is missing; --predictions is the folder that holds the predictions')
@@ -146,13 +146,13 @@ def open_predictions(path, form=None, ids=()):
 
 
 class PredictionWriter:
-    """Writes predictions of one image after the other; the index comes last, when all is well.
+    """Writes the predictions of one image after the other, and the index at the end, if no error occurred.
 
         with PredictionWriter('results', 'instances') as writer:        # or 'coco', 'mhp', 'cihp'
             writer.add('0001', (parsing, scores))                       # as for ParsingMetrics.add
 
-    The challenge forms, mhp and cihp, have one class a pixel: where people overlap the higher score wins, and
-    who is hidden vanishes. Files have no palette: other evaluators read palette images wrongly.
+    The challenge forms, mhp and cihp, have one class per pixel: where people overlap the higher score wins, and people
+    without visible pixels are left out. Files have no palette: other evaluators read palette images wrongly.
     """
 
     def __init__(self, folder, form='instances'):
@@ -194,7 +194,7 @@ class PredictionWriter:
             return
         humans, parts = [], []
         for _, mask, score in people:
-            box = Layer(mask.astype(np.uint8), 2)
+            box = CroppedMap(mask.astype(np.uint8), 2)
             humans.append((mask, f'{score!r} {box.y0} {box.x0} {box.y1 - 1} {box.x1 - 1}\n'))
             parts += [(mask & (classes == c), f'{c} {score!r}\n') for c in np.unique(classes[mask])]
         self.save(f'global_parsing/{image}.png', classes)
@@ -204,7 +204,7 @@ class PredictionWriter:
             write_file(self.folder / name / f'{image}.txt', ''.join(line for _, line in rows))
 
     def close(self):
-        """Write the index, without which the folder holds no predictions."""
+        """Writes the index, without which a folder holds no predictions."""
         if self.form == 'instances':
             write_file(self.folder / 'instances.json', json.dumps(self.index, indent=0))
         elif self.form == 'coco':
