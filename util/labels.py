@@ -1,0 +1,58 @@
+"""Label sets of single-person parsing: class names in order of their ids, input sizes, left/right pairs, colors."""
+from typing import NamedTuple
+
+import numpy as np
+
+LIP = ('Background', 'Hat', 'Hair', 'Glove', 'Sunglasses', 'Upper-clothes', 'Dress', 'Coat', 'Socks', 'Pants',
+       'Jumpsuits', 'Scarf', 'Skirt', 'Face', 'Left-arm', 'Right-arm', 'Left-leg', 'Right-leg', 'Left-shoe',
+       'Right-shoe')
+ATR = ('Background', 'Hat', 'Hair', 'Sunglasses', 'Upper-clothes', 'Skirt', 'Pants', 'Dress', 'Belt', 'Left-shoe',
+       'Right-shoe', 'Face', 'Left-leg', 'Right-leg', 'Left-arm', 'Right-arm', 'Bag', 'Scarf')
+PASCAL = ('Background', 'Head', 'Torso', 'Upper Arms', 'Lower Arms', 'Upper Legs', 'Lower Legs')
+
+
+class LabelSet(NamedTuple):
+    names: tuple                        # of the classes, the background first
+    size: tuple                         # (H, W) of the network's input
+    flip_pairs: tuple = ()              # ids that swap when the image is mirrored
+
+
+LABEL_SETS = {                          # as the released code of SCHP defines them
+    'lip': LabelSet(LIP, (473, 473), ((14, 15), (16, 17), (18, 19))),
+    'atr': LabelSet(ATR, (512, 512), ((9, 10), (12, 13), (14, 15))),
+    'pascal': LabelSet(PASCAL, (512, 512)),
+    'cihp': LabelSet((*LIP[:10], 'Torso-skin', *LIP[11:]), (473, 473), ((14, 15), (16, 17), (18, 19)))}
+RELEASED = {20: 'lip', 18: 'atr', 7: 'pascal'}                       # by number of classes; CIHP has 20 as well
+
+
+def choose_labels(num_classes, labels=None):
+    """The LabelSet of a network with `num_classes` outputs. labels: a name of LABEL_SETS, a LabelSet, or None for the
+    released set with as many classes. ValueError where they do not agree."""
+    labels = RELEASED.get(num_classes) if labels is None else labels
+    if labels is None:
+        raise ValueError(f'no released label set has {num_classes} classes; give a LabelSet as labels')
+    if isinstance(labels, str) and labels not in LABEL_SETS:
+        raise ValueError(f'labels {labels!r} is unknown; choose from {", ".join(LABEL_SETS)} or give a LabelSet')
+    chosen = LABEL_SETS[labels] if isinstance(labels, str) else LabelSet(*labels)
+    if len(chosen.names) != num_classes:
+        raise ValueError(f'the network has {num_classes} classes, the label set {len(chosen.names)}: '
+                         f'{", ".join(chosen.names[:4])}, ..')
+    return chosen
+
+
+def flip_order(num_classes, pairs):
+    """Channel order of a mirrored image's logits: left and right swapped."""
+    order = list(range(num_classes))
+    for left, right in pairs:
+        order[left], order[right] = right, left
+    return order
+
+
+def voc_palette(num_classes=256):
+    """The colors of Pascal VOC, uint8 (num_classes, 3): bits 0, 1, 2 of the id, then bits 3, 4, 5 and so on, are the
+    bits of red, green and blue from the highest down."""
+    ids = np.arange(num_classes)[:, None]
+    colors = np.zeros((num_classes, 3), int)
+    for place in range(8):
+        colors |= ((ids >> (3 * place + np.arange(3))) & 1) << (7 - place)
+    return colors.astype(np.uint8)
