@@ -1,0 +1,583 @@
+"""SCHP: parity with the released code (fixtures/schp), checkpoints, losses, cycles, crops, several people, metrics."""
+import copy
+import json
+import lzma
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from PIL import Image
+from seeded import blobs, noise, photo, seeded
+
+import schp
+from schp import SCHP, average, learning_rate, reestimate_norms, schp_loss
+from util import crowd, semantic, warp
+from util.ace2p import EPS, InPlaceABN, conv_norm_pairs
+from util.labels import LABEL_SETS, LabelSet, choose_labels, flip_order, voc_palette
+
+torch.set_num_threads(1)
+FIXTURES = Path(__file__).resolve().parent / 'fixtures' / 'schp'
+SMALL = dict(blocks=(1, 2, 1, 1), width=8)
+FOUR = LabelSet(('Background', 'Head', 'Left-arm', 'Right-arm'), (65, 49), ((2, 3),))
+
+
+def read_json(name):
+    return json.loads((FIXTURES / name).read_text())
+
+
+def read_keys(classes):
+    return dict(json.loads(lzma.open(FIXTURES / f'keys_{classes}.json.xz').read()))
+
+
+def small_model(labels=FOUR):
+    """Seeded weights, so a quarter of the norms' scales are negative."""
+    model = SCHP(*labels, **SMALL)
+    model.load_state_dict({k: torch.from_numpy(seeded(k, v.shape)) for k, v in model.state_dict().items()})
+    return model.eval()
+
+
+@pytest.fixture(scope='module')
+def released(tmp_path_factory):
+    """A released file of LIP, seeded weights under the original keys, and the model loaded from it."""
+    path = tmp_path_factory.mktemp('schp') / 'exp-schp-201908261155-lip.pth'
+    weights = {'module.' + k: torch.from_numpy(seeded(k, shape)) for k, shape in read_keys(20).items()}
+    torch.save({'state_dict': weights}, path)
+    del weights
+    yield SCHP.from_pretrained(path)
+    path.unlink()
+
+
+# ---- labels
+
+
+def test_label_sets_have_the_published_classes_sizes_and_pairs():
+    assert {k: (len(v.names), v.size) for k, v in LABEL_SETS.items()} == {
+        'lip': (20, (473, 473)), 'atr': (18, (512, 512)), 'pascal': (7, (512, 512)), 'cihp': (20, (473, 473))}
+    for labels in LABEL_SETS.values():
+        swaps = [(labels.names[a], labels.names[b]) for a, b in labels.flip_pairs]
+        assert all(a.replace('Left', 'Right') == b != a for a, b in swaps)
+        assert len(swaps) == sum(name.startswith('Left') for name in labels.names)
+    different = [(a, b) for a, b in zip(LABEL_SETS['lip'].names, LABEL_SETS['cihp'].names) if a != b]
+    assert different == [('Jumpsuits', 'Torso-skin')]
+
+
+def test_palette_is_that_of_pascal_voc():
+    assert voc_palette(20).tolist() == [
+        [0, 0, 0], [128, 0, 0], [0, 128, 0], [128, 128, 0], [0, 0, 128], [128, 0, 128], [0, 128, 128],
+        [128, 128, 128], [64, 0, 0], [192, 0, 0], [64, 128, 0], [192, 128, 0], [64, 0, 128], [192, 0, 128],
+        [64, 128, 128], [192, 128, 128], [0, 64, 0], [128, 64, 0], [0, 192, 0], [128, 192, 0]]
+    assert len(np.unique(voc_palette(), axis=0)) == 256
+
+
+# ---- norm
+
+
+def test_norm_scales_by_absolute_weight_plus_eps():
+    norm = InPlaceABN(3).eval()
+    for name, value in (('weight', [-2., 0.5, 0.]), ('bias', [1., -1., 0.]), ('running_mean', [0.3, 0., 1.]),
+                        ('running_var', [4., 1., 0.25])):
+        getattr(norm, name).data.copy_(torch.tensor(value))
+    x = torch.from_numpy(noise(0, (2, 3, 4, 5)))
+    w, b, m, v = (getattr(norm, n)[:, None, None] for n in ('weight', 'bias', 'running_mean', 'running_var'))
+    expected = (x - m) / (v + 1e-5).sqrt() * (w.abs() + 1e-5) + b
+    torch.testing.assert_close(norm(x), expected)
+    norm.leaky = True
+    torch.testing.assert_close(norm(x), F.leaky_relu(expected, 0.01))
+    assert set(norm.state_dict()) == {'weight', 'bias', 'running_mean', 'running_var'}
+
+
+def test_norm_trains_as_batch_norm_whose_weight_is_absolute():
+    norm, plain = InPlaceABN(4), nn.BatchNorm2d(4)
+    norm.weight.data.copy_(torch.tensor([-2., 0.5, -0.1, 3.]))
+    plain.weight.data.copy_(norm.weight.abs() + EPS)
+    x = torch.from_numpy(noise(1, (3, 4, 5, 6)))
+    y, target = norm(x), plain(x)
+    torch.testing.assert_close(y, target)
+    (y ** 3).sum().backward()
+    (target ** 3).sum().backward()
+    torch.testing.assert_close(norm.weight.grad, plain.weight.grad * norm.weight.sign())
+    torch.testing.assert_close(norm.bias.grad, plain.bias.grad)
+    torch.testing.assert_close(norm.running_mean, plain.running_mean)
+    torch.testing.assert_close(norm.running_var, plain.running_var)
+
+
+def test_norm_refuses_to_train_on_one_value():
+    with pytest.raises(ValueError, match='at least two images'):
+        small_model().train()(torch.zeros(1, 3, 65, 49))
+
+
+# ---- network
+
+
+@pytest.mark.parametrize('name, classes, parameters', [
+    ('lip', 20, 66_723_928), ('atr', 18, 66_722_900), ('pascal', 7, 66_717_246)])
+def test_networks_have_the_released_keys_and_shapes(name, classes, parameters):
+    with torch.device('meta'):
+        model = SCHP(*LABEL_SETS[name])
+    assert {k: list(v.shape) for k, v in model.state_dict().items()} == read_keys(classes)
+    assert len(model.state_dict()) == 603 and sum(p.numel() for p in model.parameters()) == parameters
+    assert model.num_classes == classes and model.labels == LABEL_SETS[name].names
+
+
+@torch.inference_mode()
+def test_logits_equal_those_of_the_released_code(released):
+    assert (released.blocks, released.width, released.size) == ((3, 4, 23, 3), 64, (473, 473))
+    expected = np.load(FIXTURES / 'forward.npz')
+    for head, logits in released(torch.from_numpy(noise(1, (2, 3, 97, 129)))).items():
+        np.testing.assert_allclose(logits, expected[f'20a_{head}'], rtol=0, atol=1e-4)
+
+
+@torch.inference_mode()
+def test_folded_logits_equal_those_of_the_released_code_at_full_size(released):
+    expected, folded = np.load(FIXTURES / 'forward.npz'), released.folded().to(memory_format=torch.channels_last)
+    images = torch.from_numpy(noise(2, (1, 3, 473, 473))).to(memory_format=torch.channels_last)
+    logits = folded(images, heads=('fusion',))['fusion']
+    assert logits.is_contiguous(memory_format=torch.channels_last)
+    np.testing.assert_allclose(logits[:, :, ::8, ::8], expected['20b_fusion_crop'], rtol=0, atol=2e-4)
+    assert (logits.argmax(1).numpy() == expected['20b_argmax']).mean() > 0.9999
+
+
+@torch.inference_mode()
+def test_heads_alone_and_folded_equal_all_heads():
+    model, images = small_model(), torch.from_numpy(noise(3, (2, 3, 65, 49)))
+    everything, folded = model(images), model.folded()
+    assert not any(isinstance(m, InPlaceABN) for m in folded.modules())
+    assert any(isinstance(m, InPlaceABN) for m in model.modules())
+    for head in schp.HEADS:
+        alone = model(images, heads=(head,))
+        assert list(alone) == [head]
+        torch.testing.assert_close(alone[head], everything[head])
+        torch.testing.assert_close(folded(images)[head], everything[head], atol=1e-5, rtol=1e-5)
+    assert everything['fusion'].shape == (2, 4, 17, 13) and everything['edge'].shape == (2, 2, 17, 13)
+
+
+# ---- checkpoints
+
+
+@pytest.mark.parametrize('wrap', [
+    lambda w: w, lambda w: {'state_dict': w}, lambda w: {'epoch': 7, 'state_dict': w},
+    lambda w: {'state_dict': {'module.' + k: v for k, v in w.items()}, 'cycle_n': 3},
+    lambda w: {'module.' + k: v for k, v in w.items()}])
+def test_every_wrapping_of_released_weights_loads(tmp_path, wrap):
+    model = small_model()
+    torch.save(wrap(model.state_dict()), tmp_path / 'schp.pth')
+    loaded = SCHP.from_pretrained(tmp_path / 'schp.pth', labels=FOUR)
+    assert not loaded.training and loaded.blocks == (1, 2, 1, 1) and loaded.width == 8
+    assert loaded.labels == FOUR.names and loaded.size == FOUR.size and loaded.flip_pairs == FOUR.flip_pairs
+    torch.testing.assert_close(loaded.state_dict(), model.state_dict(), rtol=0, atol=0)
+
+
+def first_generation(model):
+    """`model`'s numbers as a file of 2019, and the network of such files: plain BatchNorm, scales as they are."""
+    plain, weights = copy.deepcopy(model), {}
+    for key, value in model.state_dict().items():
+        path, name = key.rsplit('.', 1)
+        if isinstance(model.get_submodule(path), InPlaceABN):
+            path += '' if path.startswith(('bn', 'layer')) else '.bn'
+            weights[f'module.{path}.num_batches_tracked'] = torch.tensor(100)
+        weights[f'module.{path}.{name}'] = value
+    for parent, _, name in list(conv_norm_pairs(plain)):
+        norm = getattr(parent, name)
+        batch_norm = nn.BatchNorm2d(len(norm.weight))
+        batch_norm.load_state_dict(norm.state_dict(), strict=False)
+        setattr(parent, name, nn.Sequential(batch_norm, nn.LeakyReLU(0.01)) if norm.leaky else batch_norm)
+    return weights, plain.eval()
+
+
+@torch.inference_mode()
+def test_files_of_2019_are_plain_batch_norm(tmp_path):
+    model, images = small_model(), torch.from_numpy(noise(4, (2, 3, 65, 49)))
+    weights, plain = first_generation(model)
+    torch.save(weights, tmp_path / 'schp.pth')
+    out, expected = SCHP.from_pretrained(tmp_path / 'schp.pth', labels=FOUR)(images), plain(images)
+    for head in schp.HEADS:
+        torch.testing.assert_close(out[head], expected[head], atol=2e-5, rtol=1e-5)
+        assert (model(images)[head] - expected[head]).abs().max() > 0.1          # as a file of 2020 it is another one
+
+
+@pytest.mark.parametrize('name', LABEL_SETS)
+def test_class_count_decides_the_labels(tmp_path, name):
+    torch.save(small_model(LABEL_SETS[name]).state_dict(), tmp_path / 'schp.pth')
+    model = SCHP.from_pretrained(tmp_path / 'schp.pth', labels='cihp' if name == 'cihp' else None)
+    assert (model.labels, model.size, model.flip_pairs) == LABEL_SETS[name]
+
+
+def without(key):
+    return lambda w: {k: v for k, v in w.items() if k != key}
+
+
+@pytest.mark.parametrize('change, labels, sentence', [
+    (without('fushion.3.weight'), FOUR, 'not a checkpoint of SCHP: it has no fushion.3.weight'),
+    (without('edge.conv5.bias'), FOUR, '1 missing: edge.conv5.bias'),
+    (lambda w: {**w, 'head.weight': torch.ones(2)}, FOUR, '1 unknown: head.weight'),
+    (lambda w: {**w, 'bn1.bias': torch.ones(3)}, FOUR, '1 of another shape: bn1.bias'),
+    (lambda w: {**w, 'bn1.bias': w['bn1.bias'] * np.nan}, FOUR, 'NaN'),
+    (lambda w: w, None, 'no released label set has 4 classes'),
+    (lambda w: w, 'lip', 'the network has 4 classes, the label set 20'),
+    (lambda w: w, 'people', "labels 'people' is unknown"),
+    (lambda w: {'model': 1}, None, 'not a checkpoint of SCHP')])
+def test_wrong_files_get_a_sentence(tmp_path, change, labels, sentence):
+    path = tmp_path / 'some.pth'
+    torch.save(change(small_model().state_dict()), path)
+    with pytest.raises(ValueError, match=sentence) as error:
+        SCHP.from_pretrained(path, labels=labels)
+    assert str(path) in str(error.value) and '\n' not in str(error.value)
+
+
+def test_imagenet_weights_fill_the_backbone_alone(tmp_path):
+    source, model = small_model(), SCHP(*FOUR, **SMALL)
+    before = copy.deepcopy(model.state_dict())
+    backbone = {k: v for k, v in source.state_dict().items() if k.startswith(('conv', 'bn', 'layer'))}
+    torch.save({**backbone, 'fc.weight': torch.ones(1000, 256), 'fc.bias': torch.ones(1000)}, tmp_path / 'resnet.pth')
+    schp.load_imagenet(model, tmp_path / 'resnet.pth')
+    for key, value in model.state_dict().items():
+        torch.testing.assert_close(value, backbone.get(key, before[key]), rtol=0, atol=0)
+    torch.save(without('layer4.0.bn3.bias')(backbone), tmp_path / 'cut.pth')
+    with pytest.raises(ValueError, match='cut.pth does not fit: 1 missing: layer4.0.bn3.bias'):
+        schp.load_imagenet(model, tmp_path / 'cut.pth')
+
+
+# ---- losses
+
+
+def loss_inputs():
+    labels = torch.from_numpy(np.stack([blobs(10, 65, 49, 20, ignore=5), blobs(11, 65, 49, 20)]))
+    shapes = dict(parsing=(20, 20), fusion=(21, 20), edge=(22, 2))
+    out = {k: torch.from_numpy(2 * noise(seed, (2, n, 17, 13))).requires_grad_() for k, (seed, n) in shapes.items()}
+    shapes = dict(fusion=(23, 20), edge=(24, 2))
+    soft = {k: torch.from_numpy(3 * noise(seed, (2, n, 17, 13))) for k, (seed, n) in shapes.items()}
+    return out, labels, soft
+
+
+@pytest.mark.parametrize('cycle', [0, 1])
+def test_released_loss_and_gradients_equal_those_of_the_released_code(cycle):
+    (out, labels, soft), expected = loss_inputs(), read_json('loss.json')
+    before = labels.clone()
+    terms = schp_loss(out, labels, soft if cycle else None, cycle, 'released')
+    assert terms['total'].item() == pytest.approx(expected[f'total_cycle{cycle}'], abs=2e-6)
+    assert 2 * terms['lovasz_parsing'].item() == pytest.approx(expected['lovasz_parsing'], abs=1e-6)
+    if cycle == 0:
+        assert 2 * terms['ce_parsing'].item() == pytest.approx(expected['ce_parsing'], abs=1e-6)
+        assert terms['ce_edge'].item() == pytest.approx(expected['edge_wce'], abs=1e-6)
+    terms['total'].backward()
+    for head, name in (('parsing', 'P'), ('fusion', 'F'), ('edge', 'E')):
+        gradient = np.load(FIXTURES / 'loss.npz')[f'grad{name}_cycle{cycle}']
+        np.testing.assert_allclose(out[head].grad, gradient, rtol=0, atol=1e-8)
+    assert torch.equal(labels, before)                    # the released code writes into them
+
+
+def test_edges_equal_those_of_the_released_code():
+    _, labels, _ = loss_inputs()
+    assert np.array_equal(schp.edges(labels), np.load(FIXTURES / 'loss.npz')['edge'])
+    assert not schp.edges(torch.tensor([[[3, 255, 5, 5]]])).any()                # no edge at unknown pixels
+
+
+def test_recipes_agree_at_cycle_0_where_all_labels_are_known():
+    out, labels, _ = loss_inputs()
+    paper, released = (schp_loss(out, labels.clamp(max=19), recipe=r) for r in ('paper', 'released'))
+    torch.testing.assert_close(paper, released)
+
+
+@pytest.mark.parametrize('cycle', [0, 2])
+def test_paper_recipe_learns_nothing_from_unknown_pixels(cycle):
+    out, labels, soft = loss_inputs()
+    labels[:, :, 24:] = 255
+    schp_loss(out, labels, soft if cycle else None, cycle)['total'].backward()
+    for logits in out.values():                           # column 6 of 13 lies on column 24 of 49, column 7 on 28
+        assert (logits.grad[..., 7:] == 0).all() and (logits.grad[..., :6] != 0).any()
+    schp_loss(out, labels, soft if cycle else None, cycle, 'released')['total'].backward()
+    assert (out['edge'].grad[..., 7:] != 0).any()
+
+
+@pytest.mark.parametrize('recipe', ['paper', 'released'])
+def test_batch_without_known_pixels_has_finite_loss_and_gradients(recipe):
+    out, labels, soft = loss_inputs()
+    for cycle in (0, 1):
+        loss = schp_loss(out, torch.full_like(labels, 255), soft if cycle else None, cycle, recipe)['total']
+        loss.backward()
+        assert loss.isfinite() and all(logits.grad.isfinite().all() for logits in out.values())
+        assert recipe == 'released' or loss == 0
+
+
+def test_paper_divergence_is_a_mean_over_pixels_of_mixed_probabilities():
+    out, labels, soft = loss_inputs()
+    labels = labels.long().clamp(max=19)
+    target = schp.soft_target(soft['fusion'], labels, 3)
+    up = F.interpolate(soft['fusion'], (65, 49), mode='bilinear', align_corners=True).softmax(1)
+    torch.testing.assert_close(target, 0.75 * up + 0.25 * F.one_hot(labels, 20).permute(0, 3, 1, 2))
+    logits = F.interpolate(out['fusion'], (65, 49), mode='bilinear', align_corners=True)
+    by_hand = (target * (target.log() - logits.log_softmax(1))).sum() / labels.numel()
+    torch.testing.assert_close(schp.kl_divergence(logits, target, labels), by_hand)
+    torch.testing.assert_close(schp.kl_divergence(logits, target, labels, released=True), by_hand / 20)
+
+
+def test_lovasz_softmax_interpolates_the_jaccard_loss():
+    """At 0/1 probabilities it is the mean Jaccard loss of the classes present; in between, the sum that defines it."""
+    labels = torch.from_numpy(blobs(12, 9, 7, 4))[None].long()
+    guess = torch.from_numpy(blobs(13, 9, 7, 4))[None].long()
+    hard = 1000. * F.one_hot(guess, 4).movedim(-1, 1)
+    present = labels.unique()
+    jaccard = [1 - ((labels == c) & (guess == c)).sum() / ((labels == c) | (guess == c)).sum() for c in present]
+    torch.testing.assert_close(schp.lovasz_softmax(hard, labels), torch.stack(jaccard).mean())
+    logits = torch.from_numpy(noise(14, (1, 4, 9, 7)))
+    total = 0
+    for c in present:
+        truth = (labels == c).flatten().numpy()
+        errors = np.abs(truth - logits.softmax(1)[0, c].flatten().numpy().astype(float))
+        wrong, last = np.zeros(truth.size, bool), 0.
+        for i in np.argsort(-errors):
+            wrong[i] = True
+            loss = 1 - (truth & ~wrong).sum() / (truth | wrong).sum()
+            total, last = total + errors[i] * (loss - last), loss
+    assert schp.lovasz_softmax(logits, labels).item() == pytest.approx(total / len(present), abs=1e-6)
+
+
+def test_cycles_and_soft_labels_must_agree():
+    out, labels, soft = loss_inputs()
+    for given, cycle, sentence in ((soft, 0, 'takes no'), (None, 1, 'needs')):
+        with pytest.raises(ValueError, match=sentence):
+            schp_loss(out, labels, given, cycle)
+
+
+# ---- schedule and cycles
+
+
+def test_learning_rates_of_150_epochs_equal_those_of_the_released_code():
+    expected = np.load(FIXTURES / 'loss.npz')['lr_150']
+    np.testing.assert_allclose([learning_rate(e) for e in range(150)], expected, rtol=0, atol=1e-15)
+
+
+def test_average_is_the_mean_of_all_cycles_parameters():
+    models = [SCHP(*FOUR, **SMALL) for _ in range(3)]
+    averaged = small_model()
+    statistics = [b.clone() for b in averaged.buffers()]
+    for cycle, model in enumerate(models):
+        average(averaged, model, cycle)
+        if cycle == 0:
+            assert all(map(torch.equal, averaged.parameters(), model.parameters()))
+    for mean, *each in zip(averaged.parameters(), *(m.parameters() for m in models)):
+        torch.testing.assert_close(mean, torch.stack(each).mean(0), atol=1e-6, rtol=1e-5)
+    assert all(map(torch.equal, averaged.buffers(), statistics))
+
+
+def test_norm_statistics_are_means_weighted_by_batch_size():
+    model, batches = small_model(), [torch.from_numpy(noise(s, (n, 3, 33, 33))) for s, n in ((15, 3), (16, 2), (17, 2))]
+    parameters = [p.clone() for p in model.parameters()]
+    reestimate_norms(model, iter(batches))
+    with torch.no_grad():
+        y = [model.conv1(images) for images in batches]
+    mean = sum(len(b) * b.mean((0, 2, 3)) for b in y) / 7
+    var = sum(len(b) * b.var((0, 2, 3)) for b in y) / 7
+    torch.testing.assert_close((model.bn1.running_mean, model.bn1.running_var), (mean, var))
+    assert all(map(torch.equal, model.parameters(), parameters))
+    norms = [m for m in model.modules() if isinstance(m, InPlaceABN)]
+    assert {m.momentum for m in norms} == {0.1} and not any(m.training for m in model.modules())
+    old = {k: v for k, v in small_model().state_dict().items() if 'running' in k}
+    assert not any(torch.equal(model.state_dict()[k], v) for k, v in old.items())              # every norm was reached
+    with pytest.raises(ValueError, match='at least one batch'):
+        reestimate_norms(model, [])
+
+
+def test_a_small_network_learns_and_corrects_itself_through_two_cycles():
+    torch.manual_seed(0)
+    labels = torch.from_numpy(np.stack([blobs(s, 49, 33, 4, n=6) for s in (1, 2)]))
+    images = F.one_hot(labels.long(), 4)[..., 1:].movedim(-1, 1).float() + 0.1 * torch.randn(2, 3, 49, 33)
+    model = SCHP(*FOUR, blocks=(1, 1, 1, 1), width=8).train()
+    averaged, optimizer = copy.deepcopy(model).eval(), torch.optim.SGD(model.parameters(), 0.02, 0.9)
+    totals = []
+    for step in range(45):
+        cycle = max(0, step // 15 - 1)                    # 30 steps on the labels, then 15 on the corrected ones
+        if step == 30:
+            average(averaged, model, 0)
+            reestimate_norms(averaged, [images])
+        with torch.no_grad():
+            soft = averaged(images) if cycle else None
+        terms = schp_loss(model(images), labels, soft, cycle)
+        optimizer.zero_grad()
+        terms['total'].backward()
+        optimizer.step()
+        totals.append(terms['total'].item())
+    assert totals[29] < 0.5 * totals[0] and totals[44] < totals[30]
+    average(averaged, model, 1)
+    reestimate_norms(averaged, [images])
+    prediction = averaged.crop_logits(images).argmax(1)
+    assert (prediction == labels).float().mean() > 0.85
+
+
+# ---- crops and predictions
+
+
+@pytest.mark.parametrize('name', ['tall473', 'wide512', 'viwear'])
+def test_crops_and_ways_back_equal_those_of_cv2(name):
+    case, expected = read_json('affine.json')[name], np.load(FIXTURES / 'affine.npz')
+    (h, w), (size_h, size_w) = case['hw'], case['size']
+    matrix = warp.crop_matrix((h, w), case['size'])
+    back = warp.invert(matrix)
+    np.testing.assert_allclose(matrix, case['M'], rtol=0, atol=1e-12)
+    np.testing.assert_allclose(back, case['Minv'], rtol=0, atol=1e-12)
+    image = torch.from_numpy(photo(5, h, w)).permute(2, 0, 1).float()
+    crop = warp.warp(image, matrix, case['size'])[:, ::4, ::4].permute(1, 2, 0)
+    assert np.abs(crop.numpy() - expected[f'{name}_crop']).max() <= 0.51         # of 255; cv2 rounds
+    logits = torch.from_numpy(noise(6, (size_h // 4, size_w // 4, 5))).permute(2, 0, 1)[None]
+    logits = F.interpolate(logits, case['size'], mode='bilinear', align_corners=False)[0]
+    assert np.array_equal(warp.label_map(logits, back, (h, w)), expected[f'{name}_argmax'])
+    labels = torch.from_numpy(blobs(7, size_h, size_w, 20))[None].float()
+    assert np.array_equal(warp.warp(labels, back, (h, w), 'nearest')[0], expected[f'{name}_nearest'])
+
+
+def test_rotated_and_scaled_crop_equals_the_released_one():
+    case = read_json('affine.json')['rot']
+    matrix = warp.crop_matrix(case['hw'], case['size'], case['scale'][0] / 299, case['rot'])
+    np.testing.assert_allclose(matrix, case['M'], rtol=0, atol=1e-5)             # its coordinates are float32
+
+
+def test_warp_fills_outside_and_keeps_labels():
+    labels = torch.full((1, 20, 40), 7.)
+    matrix = warp.crop_matrix((20, 40), (40, 40), rotation=20)
+    filled = warp.warp(labels, matrix, (40, 40), 'nearest', fill=255)
+    assert set(filled.unique().tolist()) == {7, 255} and (filled[0, 0] == 255).all() and filled[0, 20, 20] == 7
+
+
+@pytest.mark.parametrize('size', [(1, 1), (1, 30), (30, 1)])
+def test_thin_photos_have_crops(size):
+    matrix = warp.crop_matrix(size, (65, 49))
+    image = torch.full((1, *size), 5.)
+    crop = warp.warp(image, matrix, (65, 49))
+    assert np.isfinite(matrix).all() and crop.max() == pytest.approx(5, abs=1e-3)
+    back = warp.warp(torch.ones(1, 65, 49), warp.invert(matrix), size)
+    torch.testing.assert_close(back, torch.ones(1, *size), atol=1e-4, rtol=0)
+
+
+def test_label_map_in_bands_equals_the_whole(monkeypatch):
+    logits, size = torch.from_numpy(noise(8, (3, 30, 20))), (2 ** 15, 70)
+    matrix = np.array([[3.5, 0, 0], [0, 1100., 5]])
+    assert np.array_equal(warp.label_map(logits, matrix, size), warp.warp(logits, matrix, size).argmax(0))
+
+
+def test_network_input_is_normalized_bgr():
+    array = photo(3, 65, 49)
+    image = schp.crop(array, np.eye(2, 3), (65, 49)).numpy()
+    for channel, (mean, std) in enumerate(((0.406, 0.225), (0.456, 0.224), (0.485, 0.229))):
+        expected = (array[..., 2 - channel] / 255 - mean) / std
+        np.testing.assert_allclose(image[channel], expected, rtol=0, atol=1e-4)
+
+
+def test_predictions_have_the_photos_sizes_and_do_not_depend_on_the_batch():
+    model, arrays = small_model().train(), [photo(1, 80, 50), photo(2, 33, 71), photo(3, 65, 49)]
+    maps = model.predict(arrays, batch_size=2)
+    logits = model.predict([Image.fromarray(a) for a in arrays], logits=True)
+    assert model.training and model.predict([]) == []
+    for array, labels, scores in zip(arrays, maps, logits):
+        assert labels.shape == array.shape[:2] and labels.dtype == np.uint8 and len(np.unique(labels)) > 1
+        assert scores.shape == (4, *labels.shape) and scores.dtype == np.float32
+        assert (scores.argmax(0) == labels).mean() > 0.999
+        assert (model.predict([array])[0] == labels).mean() > 0.999
+    gray = Image.fromarray(arrays[0]).convert('L')
+    assert np.array_equal(model.predict([gray])[0], model.predict([np.stack([np.asarray(gray)] * 3, 2)])[0])
+    for wrong in (arrays[0] / 255, arrays[0][..., 0]):
+        with pytest.raises(ValueError, match='uint8 arrays'):
+            model.predict([wrong])
+
+
+@torch.inference_mode()
+def test_flip_test_is_symmetric_and_swaps_left_and_right():
+    model, crops = small_model(), torch.from_numpy(noise(9, (2, 3, 65, 49)))
+    plain, mirrored = model.crop_logits(crops), model.crop_logits(crops.flip(3))
+    both, swap = model.crop_logits(crops, flip=True), [0, 1, 3, 2]
+    torch.testing.assert_close(both, (plain + mirrored.flip(3)[:, swap]) / 2, atol=1e-5, rtol=1e-5)
+    assert flip_order(4, FOUR.flip_pairs) == swap and not torch.allclose(both, plain)
+    half = F.interpolate(crops, (32, 24), mode='bilinear', align_corners=True)
+    half = F.interpolate(model(half)['fusion'], (65, 49), mode='bilinear', align_corners=True)
+    torch.testing.assert_close(model.crop_logits(crops, scales=(1, 0.5)), (plain + half) / 2, atol=1e-5, rtol=1e-5)
+
+
+# ---- several people
+
+
+def enlarged_noise(seed, h, w):
+    logits = torch.from_numpy(3 * noise(seed, (h // 4 + 1, w // 4 + 1, 20))).permute(2, 0, 1)[None]
+    return F.interpolate(logits, (h, w), mode='bilinear', align_corners=False)[0].permute(1, 2, 0).numpy()
+
+
+def test_fusion_of_two_people_equals_that_of_the_released_code():
+    case, expected = read_json('crowd.json'), np.load(FIXTURES / 'crowd.npz')
+    crops = [((x0, y0, x1, y1), enlarged_noise(41 + i, y1 - y0 + 1, x1 - x0 + 1))
+             for i, (x0, y0, x1, y1) in enumerate(case['boxes'])]
+    logits = crowd.fuse_logits(enlarged_noise(40, case['H'], case['W']), crops)
+    result = crowd.parse_people(logits, expected['mask'], case['scores'])
+    assert np.array_equal(result.parsing, expected['global_parsing'])
+    assert np.array_equal(result.parts, expected['instance_parsing'])
+    assert np.array_equal(result.people, expected['global_tag'])
+    lines = [line.split() for line in case['txt']['instance_parsing'].splitlines()]
+    assert result.part_classes == [int(c) for c, _ in lines] and result.part_people == [1] * 19 + [2] * 19
+    np.testing.assert_allclose(result.confidences, [float(c) for _, c in lines], rtol=0, atol=1e-5)
+
+
+def logits_of(parsing, classes):
+    return np.eye(classes, dtype=np.float32)[np.asarray(parsing)]
+
+
+def test_people_without_visible_pixels_do_not_drop_others():
+    parsing, people = [[0, 1, 1, 2]], np.array([[1, 2, 3, 3]])
+    result = crowd.parse_people(logits_of(parsing, 3), people, [0.9, 0.8, 0.5])
+    assert result.people.tolist() == [[0, 2, 3, 3]] and result.parts.tolist() == [[0, 1, 2, 3]]
+    assert result.part_people == [2, 3, 3] and result.part_classes == [1, 1, 2]
+    np.testing.assert_allclose(result.confidences, [0.8, 0.5, 0.5])
+
+
+def test_parts_grow_through_their_class_alone():
+    parsing = np.array([[1, 1, 1, 0, 1], [0, 0, 0, 1, 0], [1, 0, 2, 2, 2]])
+    people = np.array([[1, 0, 0, 0, 0], [0, 0, 0, 0, 0], [0, 0, 0, 0, 2]])
+    result = crowd.parse_people(logits_of(parsing, 3), people, [1, 1])
+    assert result.parts.tolist() == [[1, 1, 1, 0, 1], [0, 0, 0, 1, 0], [0, 0, 2, 2, 2]]        # diagonals connect
+    assert np.array_equal(result.people, result.parts) and result.part_classes == [1, 2]
+
+
+def test_crowd_without_people_and_with_many():
+    empty = crowd.parse_people(crowd.fuse_logits(noise(1, (5, 6, 3)), []), np.zeros((5, 6), int), [])
+    assert not empty.parsing.any() and not empty.parts.any() and empty.confidences == []
+    nobody = crowd.parse_people(logits_of([[1, 2]], 3), np.zeros((1, 2), int), [])
+    assert nobody.parsing.tolist() == [[1, 2]] and not nobody.people.any() and nobody.part_classes == []
+    parsing = np.tile(np.arange(1, 20), (20, 1))          # 20 people of 19 parts
+    people = np.repeat(np.arange(1, 21)[:, None], 19, 1)
+    many = crowd.parse_people(logits_of(parsing, 20), people, np.ones(20))
+    assert many.parts.dtype == np.uint16 and np.array_equal(many.parts, np.arange(1, 381).reshape(20, 19))
+    for call in (lambda: crowd.parse_people(logits_of([[1]], 2), np.array([[2]]), [0.5]),
+                 lambda: crowd.fuse_logits(np.zeros((4, 4, 2)), [((0, 0, 3, 3), np.zeros((3, 4, 2)))])):
+        with pytest.raises(ValueError):
+            call()
+
+
+# ---- metrics
+
+
+@pytest.mark.parametrize('centers', ['int_centers', 'float_centers'])
+def test_metrics_equal_those_of_the_released_evaluation(centers):
+    arrays, expected, total = np.load(FIXTURES / 'miou.npz'), read_json('miou.json')[centers], 0
+    for i in range(3):
+        truth = arrays[f'gt{i}']
+        matrix = warp.crop_matrix(truth.shape, (473, 473), integer_center=centers == 'int_centers')
+        prediction = torch.from_numpy(arrays[f'pred{i}'])[None].float()
+        prediction = warp.warp(prediction, warp.invert(matrix), truth.shape, 'nearest')[0].numpy()
+        total = total + semantic.confusion_matrix(prediction, truth, 20)
+    metrics = semantic.semantic_metrics(total)
+    np.testing.assert_allclose([100 * v for v in metrics['IoU']], [expected[n] for n in LABEL_SETS['lip'].names])
+    for ours, theirs in (('mIoU', 'Mean IU'), ('pixel_accuracy', 'Pixel accuracy'), ('mean_accuracy', 'Mean accuracy')):
+        assert 100 * metrics[ours] == pytest.approx(expected[theirs], abs=1e-9)
+
+
+def test_metrics_by_hand_and_refusals():
+    truth, prediction = np.array([[0, 0, 1, 255]], np.uint8), np.array([[0, 1, 1, 2]], np.uint8)
+    matrix = semantic.confusion_matrix(prediction, truth, 3)
+    assert matrix.tolist() == [[1, 1, 0], [0, 1, 0], [0, 0, 0]]
+    metrics = semantic.semantic_metrics(matrix)
+    assert metrics['IoU'] == [0.5, 0.5, 0] and metrics['mIoU'] == pytest.approx(1 / 3)        # an absent class counts 0
+    assert metrics['pixel_accuracy'] == pytest.approx(2 / 3) and metrics['mean_accuracy'] == pytest.approx(0.5)
+    for wrong, sentence in ((prediction[:, :3], 'shape'), (prediction + 2, 'the prediction has labels')):
+        with pytest.raises(ValueError, match=sentence):
+            semantic.confusion_matrix(wrong, truth, 3)
+    with pytest.raises(ValueError, match='no released label set'):
+        choose_labels(9)
