@@ -21,7 +21,6 @@ released code's. Images are BGR: `predict` takes RGB photos and turns the channe
 """
 import math
 
-import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
