@@ -1,0 +1,428 @@
+"""The SegFormer variant of SCHP: parity with ViWear's fork, its labels and its optimizers, and what users do wrong."""
+import functools
+import json
+import lzma
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from PIL import Image
+
+import segformer
+from seeded import blobs, noise, photo, seeded
+from segformer import SegFormer
+from util import finetuning, labelmaps
+from util.mit_weights import CLASSIFIERS, load_mit
+from util.norms import InPlaceABN
+
+torch.set_num_threads(1)
+FIXTURES = Path(__file__).resolve().parent / 'fixtures' / 'segformer'
+KEYS = json.loads(lzma.open(FIXTURES / 'keys.json.xz').read())               # [[key, shape], ..]
+SCHEMES = json.loads((FIXTURES / 'schemes.json').read_text())
+OPTIMIZERS = json.loads((FIXTURES / 'optimizers.json').read_text())
+RECIPES = {'adamw_custom': ('adamw_custom', 1e-2), 'phase_1': ('segce2p_phase_1', 1e-3),
+           'phase_2': ('segce2p_phase_2', 1e-3)}                             # names in the fixture, decay
+
+
+@functools.cache
+def small_state(num_classes):
+    with torch.device('meta'):
+        model = SegFormer(num_classes, depths=(1, 1, 1, 1))
+    return {k: torch.from_numpy(seeded(k, v.shape)) for k, v in model.state_dict().items()}
+
+
+def small(num_classes=9):
+    """A network with one block in each stage and seeded weights, in eval mode."""
+    return segformer.from_state(small_state(num_classes), 'seeded weights')
+
+
+def to_hub(weights):
+    """Backbone weights as the hub's SegformerForImageClassification names them."""
+    names = {'proj': 'proj', 'norm': 'layer_norm', 'norm1': 'layer_norm_1', 'norm2': 'layer_norm_2', 'attn.q':
+             'attention.self.query', 'attn.sr': 'attention.self.sr', 'attn.norm': 'attention.self.layer_norm',
+             'attn.proj': 'attention.output.dense', 'mlp.fc1': 'mlp.dense1', 'mlp.fc2': 'mlp.dense2',
+             'mlp.dwconv.dwconv': 'mlp.dwconv.dwconv'}
+    hub = {'classifier.weight': torch.zeros(1000, 512), 'classifier.bias': torch.zeros(1000)}
+    for key, value in weights.items():
+        top, *middle, kind = key.split('.')
+        group, stage = top[:-1], int(top[-1]) - 1
+        if group == 'norm':
+            hub[f'segformer.encoder.layer_norm.{stage}.{kind}'] = value
+        elif group == 'patch_embed':
+            hub[f'segformer.encoder.patch_embeddings.{stage}.{names[middle[0]]}.{kind}'] = value
+        else:
+            block, module = f'segformer.encoder.block.{stage}.{middle[0]}', '.'.join(middle[1:])
+            if module == 'attn.kv':
+                hub[f'{block}.attention.self.key.{kind}'], hub[f'{block}.attention.self.value.{kind}'] = value.chunk(2)
+            else:
+                hub[f'{block}.{names[module]}.{kind}'] = value
+    return hub
+
+
+# ---- network
+
+
+@pytest.fixture(scope='module')
+def full(tmp_path_factory):
+    """The whole network from a file such as the fork writes: keys with module., in a dictionary with the epoch."""
+    path = tmp_path_factory.mktemp('fork') / 'checkpoint.pth.tar'
+    torch.save(dict(epoch=7, state_dict={f'module.{k}': torch.from_numpy(seeded(k, s)) for k, s in KEYS}), path)
+    model = segformer.load_checkpoint(path)
+    path.unlink()
+    return model
+
+
+def test_keys_shapes_and_size_are_those_of_the_fork(full):
+    assert {k: list(v.shape) for k, v in full.state_dict().items()} == dict(KEYS)
+    sizes = [sum(p.numel() for p in m.parameters()) for m in (full, full.backbone, full.head, full.edge, full.fusion)]
+    assert sizes == [61_774_187, 60_842_688, 529_298, 137_232, 264_969]
+    with torch.device('meta'):
+        assert sum(p.numel() for p in SegFormer(20).parameters()) == 61_781_260
+
+
+@torch.no_grad()
+def test_logits_and_stage_maps_equal_the_fork_s(full):
+    expected, images = np.load(FIXTURES / 'forward.npz'), torch.from_numpy(noise(3, (2, 3, 128, 96)))
+    assert not full.training
+    found = {k: v[..., ::2, ::2] for k, v in full(images).items()}
+    found |= {f'c{i}': c[:, ::8] for i, c in enumerate(full.backbone(images), 1)}
+    assert sorted(found) == sorted(expected)
+    for name, value in found.items():
+        np.testing.assert_allclose(value.numpy(), expected[name], rtol=0, atol=1e-4, err_msg=name)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('size', [(64, 64), (75, 53)])
+def test_any_size_of_image_and_batch(size):
+    model, images = small(4), torch.from_numpy(noise(1, (2, 3, *size)))
+    out = model(images)
+    quarter = [-(-s // 4) for s in size]
+    assert {k: list(v.shape) for k, v in out.items()} == {
+        'parsing': [2, 4, *quarter], 'fusion': [2, 4, *quarter], 'edge': [2, 2, *quarter]}
+    for key, value in model(images[1:]).items():
+        torch.testing.assert_close(value, out[key][1:], rtol=0, atol=1e-4)
+
+
+@torch.no_grad()
+def test_head_equals_fusing_the_concatenated_levels():
+    head = small().head
+    maps = [torch.from_numpy(noise(i, (1, c, 16 >> i, 12 >> i))) for i, c in enumerate((64, 128, 320))]
+    maps.append(torch.from_numpy(noise(3, (1, 512, 2, 1))))
+    levels = [F.conv2d(maps[i - 1], head.get_submodule(f'linear_c{i}').proj.weight[..., None, None],
+                       head.get_submodule(f'linear_c{i}').proj.bias) for i in (4, 3, 2, 1)]
+    levels = [F.interpolate(level, (16, 12), mode='bilinear', align_corners=False) for level in levels]
+    logits, feature = head(maps)
+    torch.testing.assert_close(feature, head.linear_fuse(torch.cat(levels, 1)), rtol=0, atol=1e-4)
+    torch.testing.assert_close(logits, head.linear_pred(feature), rtol=0, atol=1e-5)
+
+
+def test_a_step_of_training_reaches_every_weight_but_the_unused_one():
+    torch.manual_seed(0)
+    model = SegFormer(9, depths=(1, 1, 1, 1)).train()
+    out = model(torch.from_numpy(noise(2, (2, 3, 64, 64))))
+    sum((v ** 2).mean() for v in out.values()).backward()
+    without = {n for n, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()}
+    assert without == {'head.conv_seg.weight', 'head.conv_seg.bias'}
+    assert all(m.running_mean.abs().sum() > 0 for m in model.modules() if isinstance(m, InPlaceABN))
+
+
+def test_stochastic_depth_grows_linearly_to_a_tenth():
+    with torch.device('meta'):
+        model = SegFormer()
+    rates = [block.drop.p for i in '1234' for block in model.backbone.get_submodule(f'block{i}')]
+    np.testing.assert_allclose(rates, np.linspace(0, 0.1, 41), atol=1e-12)
+
+
+# ---- norm
+
+
+@pytest.mark.parametrize('training', [False, True])
+@pytest.mark.parametrize('activation', ['leaky_relu', None])
+def test_norm_is_batch_norm_with_the_absolute_scale(training, activation):
+    norm, plain = InPlaceABN(5, activation).train(training), nn.BatchNorm2d(5).train(training)
+    state = {k: torch.from_numpy(seeded(f'norm{k}', v.shape)) for k, v in norm.state_dict().items()}
+    state['weight'][:2] *= -state['weight'][:2].sign()                       # certainly negative
+    norm.load_state_dict(state)
+    assert set(state) == {'weight', 'bias', 'running_mean', 'running_var'}
+    plain.load_state_dict({**state, 'weight': state['weight'].abs() + 1e-5}, strict=False)
+    x = torch.from_numpy(noise(8, (4, 5, 6, 7)))
+    y, z = norm(x), plain(x)
+    z = F.leaky_relu(z, 0.01) if activation else z
+    torch.testing.assert_close(y, z)
+    (y ** 3).sum().backward(), (z ** 3).sum().backward()
+    torch.testing.assert_close(norm.weight.grad, plain.weight.grad * state['weight'].sign())
+    torch.testing.assert_close(norm.running_var, plain.running_var)
+    torch.testing.assert_close(norm.running_mean, plain.running_mean)
+
+
+def test_reference_has_negative_scales(full):
+    assert any((m.weight < 0).any() for m in full.modules() if isinstance(m, InPlaceABN))
+
+
+# ---- files
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('form', ['module', 'bare', 'ours'])
+def test_checkpoints_of_the_fork_load_in_every_form(form, tmp_path):
+    model, path = small(6), tmp_path / 'schp_6_checkpoint.pth.tar'
+    state = model.state_dict()
+    torch.save({'module': dict(cycle_n=6, state_dict={f'module.{k}': v for k, v in state.items()}),
+                'bare': state, 'ours': dict(state_dict=state)}[form], path)
+    loaded = segformer.load_checkpoint(path)
+    images = torch.from_numpy(noise(4, (1, 3, 64, 64)))
+    for key, value in model(images).items():
+        assert torch.equal(loaded(images)[key], value)
+
+
+@pytest.mark.parametrize('form', ['original', 'state_dict', 'backbone', 'hub', 'encoder'])
+def test_backbone_weights_load_in_either_naming(form, tmp_path):
+    source, model, path = small().backbone, small(), tmp_path / 'mit_b4.pth'
+    weights = {k: v + 0.125 for k, v in source.state_dict().items()}
+    classifier = {'head.weight': torch.zeros(1000, 512), 'head.bias': torch.zeros(1000)}
+    torch.save({'original': {**weights, **classifier}, 'state_dict': dict(state_dict={**weights, **classifier}),
+                'backbone': {f'backbone.{k}': v for k, v in weights.items()}, 'hub': to_hub(weights),
+                'encoder': {k.removeprefix('segformer.'): v for k, v in to_hub(weights).items()}}[form], path)
+    load_mit(model.backbone, path)
+    assert all(torch.equal(v, weights[k]) for k, v in model.backbone.state_dict().items())
+
+
+def test_hub_names_cover_every_weight_of_b4():
+    weights = {k.removeprefix('backbone.'): torch.zeros(s) for k, s in KEYS if k.startswith('backbone.')}
+    hub = to_hub(weights)
+    assert len(hub) == len(weights) + 2 * 41 + 2                             # keys and values apart, a classifier
+    assert not [k for k in hub if not k.startswith(('segformer.encoder.', *CLASSIFIERS))]
+
+
+def wrong(kind, path):
+    """Writes a file that is no checkpoint of a small network, in one of many ways."""
+    state = small_state(9)
+    if kind == 'missing':
+        return None
+    if kind == 'text':
+        return path.write_text('<html>quota exceeded</html>')
+    few = {'edge.conv5.bias': torch.zeros(2), 'backbone.patch_embed1.proj.weight': torch.zeros(64, 3, 7, 7)}
+    content = {
+        'array': torch.zeros(3), 'list': [1], 'empty': {}, 'numbers': {1: torch.zeros(2)},
+        'resnet': dict(state_dict={'module.conv1.weight': torch.zeros(2), 'module.decoder.conv4.bias': torch.zeros(2)}),
+        'nested': dict(state_dict=[1]), 'few': few, 'pickled': dict(state_dict=state, args=Path('x')),
+        'backbone': {k[9:]: v for k, v in state.items() if k.startswith('backbone.')},
+        'less': {k: v for k, v in state.items() if k != 'fusion.1.bias'}, 'more': {**state, 'extra': torch.zeros(1)},
+        'shape': {**state, 'edge.conv5.bias': torch.zeros(3)},
+        'nan': {**state, 'edge.conv5.bias': torch.full((2,), torch.nan)},
+        'scalar': {**state, 'head.linear_pred.weight': torch.zeros(())}}[kind]
+    torch.save(content, path)
+
+
+@pytest.mark.parametrize('kind', ['missing', 'text', 'array', 'list', 'empty', 'numbers', 'resnet', 'nested', 'few',
+                                  'pickled', 'backbone', 'less', 'more', 'shape', 'nan', 'scalar'])
+def test_wrong_checkpoints_get_one_sentence_with_their_name(kind, tmp_path):
+    path = tmp_path / 'wrong.pth'
+    wrong(kind, path)
+    with pytest.raises((ValueError, OSError)) as error:
+        segformer.load_checkpoint(path)
+    assert str(path) in str(error.value) and '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('change', [
+    lambda w: w.pop('segformer.encoder.block.2.0.attention.self.value.weight'),
+    lambda w: w.pop('segformer.encoder.layer_norm.3.bias'),
+    lambda w: w.update({'segformer.encoder.block.0.0.attention.self.key.weight': torch.zeros(3, 3)}),
+    lambda w: w.update({'decode_head.x': torch.zeros(1)}), lambda w: w.clear()])
+def test_wrong_backbone_weights_get_one_sentence_with_their_name(change, tmp_path):
+    model, path = small(), tmp_path / 'pytorch_model.bin'
+    weights = to_hub(model.backbone.state_dict())
+    change(weights)
+    torch.save(weights, path)
+    with pytest.raises(ValueError) as error:
+        load_mit(model.backbone, path)
+    assert str(path) in str(error.value) and '\n' not in str(error.value)
+
+
+# ---- optimizers
+
+
+@pytest.mark.parametrize('name', OPTIMIZERS)
+def test_parameter_groups_and_rates_equal_the_fork_s(name):
+    recipe, decay = RECIPES[name]
+    with torch.device('meta'):
+        model = SegFormer()
+    optimizer = finetuning.make_optimizer(model, recipe, 6e-5, decay)
+    found = [[len(g['params']), sum(p.numel() for p in g['params']), g['lr'], g['weight_decay']]
+             for g in optimizer.param_groups]
+    np.testing.assert_allclose(found, OPTIMIZERS[name]['groups'], rtol=1e-12)
+    assert {g['betas'] for g in optimizer.param_groups} == {(0.9, 0.999)}
+    for epoch, rates in OPTIMIZERS[name]['lr_epoch'].items():
+        finetuning.set_learning_rates(optimizer, int(epoch), 6e-5, literal=True)
+        assert [float(f'{g["lr"]:.4g}') for g in optimizer.param_groups] == rates, epoch               # four digits
+
+
+def test_mended_cycles_keep_the_ratio_of_the_groups():
+    heads, base, early = 6e-4, 6e-5, 6e-5 * 0.7 ** 3
+    for epoch in range(150):
+        rates = [finetuning.learning_rate(epoch, rate, base) for rate in (heads, base, early)]
+        literal = [finetuning.learning_rate(epoch, rate, base, literal=True) for rate in (heads, base, early)]
+        assert rates[1] == literal[1]
+        assert rates == literal if epoch < 100 else rates[0] > literal[0] and rates[2] < literal[2]
+        if epoch >= 100:
+            np.testing.assert_allclose(np.divide(rates, rates[1]), [10, 1, 0.7 ** 3])
+            assert literal[0] == literal[1] == literal[2]
+
+
+def test_phase_1_freezes_the_backbone_and_phase_2_frees_it():
+    torch.manual_seed(0)
+    model, images = SegFormer(9, depths=(1, 1, 1, 1)).train(), torch.from_numpy(noise(6, (2, 3, 64, 64)))
+    for recipe, moves in (('segce2p_phase_1', False), ('segce2p_phase_2', True)):
+        before = {k: v.clone() for k, v in model.named_parameters()}
+        optimizer = finetuning.make_optimizer(model, recipe)
+        sum((v ** 2).mean() for v in model(images).values()).backward()
+        optimizer.step()
+        moved = {k.split('.')[0] for k, v in model.named_parameters() if not torch.equal(v, before[k])}
+        assert moved == {'head', 'edge', 'fusion'} | ({'backbone'} if moves else set())
+        assert all(p.requires_grad == moves for p in model.backbone.parameters())
+
+
+def test_unknown_optimizer_is_named():
+    with pytest.raises(ValueError, match='phase_3.*segce2p_phase_1'):
+        finetuning.parameter_groups(nn.Linear(1, 1), 'phase_3')
+
+
+# ---- labels
+
+
+def test_tables_equal_the_mapping_files():
+    assert list(labelmaps.LIP_TO_MERGED) == SCHEMES['lip_to_merged']
+    assert set(labelmaps.SCHEMES) == set(SCHEMES['schemes'])
+    for name, (segm, dense) in labelmaps.SCHEMES.items():
+        assert dict(segm=list(segm), dense=list(dense)) == SCHEMES['schemes'][name]
+    assert len(labelmaps.MERGED) == len(labelmaps.MERGED_SEP) == len(SCHEMES['merged']) == 9
+
+
+@pytest.mark.parametrize('scheme', labelmaps.SCHEMES)
+def test_deepfashion_maps_equal_the_fork_s(scheme):
+    maps = np.load(FIXTURES / 'deepfashion.npz')
+    merged = labelmaps.deepfashion_to_merged(maps['segm'], maps['dense'], scheme)
+    assert merged.dtype == np.uint8
+    np.testing.assert_array_equal(merged, maps[scheme])
+
+
+def test_growing_takes_the_nearest_label_within_ten_pixels():
+    labels = np.zeros((1, 40), np.uint8)
+    labels[0, 5], labels[0, 12] = 3, 7
+    grown = labelmaps.grow(labels)
+    expected = [3] * 9 + [7] * 14 + [0] * 17                                 # the border is halfway, the end 10 further
+    assert grown.tolist() == [expected]
+    assert not labelmaps.grow(np.zeros((3, 3), np.uint8)).any()
+
+
+def test_skin_far_from_every_part_is_background():
+    segm, parts = np.full((30, 30), 15, np.uint8), np.zeros((30, 30), np.uint8)
+    parts[0, 0] = 23
+    merged = labelmaps.deepfashion_to_merged(segm, parts)
+    assert merged[0, 10] == 2 and merged[0, 11] == 0 and merged[29, 29] == 0
+    assert not labelmaps.deepfashion_to_merged(segm, 0 * parts).any()
+
+
+def test_lip_and_cihp_labels_merge_and_unknown_stays():
+    labels = np.array([[[0, 1, 2, 10, 13, 255]], [[5, 18, 16, 6, 12, 0]]], np.uint8)
+    assert labelmaps.lip_to_merged(labels).tolist() == [[[0, 1, 1, 6, 2, 255]], [[5, 8, 4, 6, 7, 0]]]
+    assert labelmaps.cihp_to_merged(labels)[0].tolist() == [[0, 1, 1, 0, 2, 255]]
+    assert labelmaps.cihp_to_merged(labels, 'with_torso')[0].tolist() == [[0, 1, 1, 3, 2, 255]]
+    with pytest.raises(ValueError, match='hands'):
+        labelmaps.cihp_to_merged(labels, 'sep')
+    with pytest.raises(ValueError, match='label 20'):
+        labelmaps.lip_to_merged(np.full((2, 2), 20, np.uint8))
+    with pytest.raises(ValueError, match='sans_torso'):
+        labelmaps.deepfashion_to_merged(labels[0], labels[0], 'with_legs')
+
+
+# ---- prepared set
+
+
+def write_deepfashion(root, count=6, size=(40, 30)):
+    """A download of `count` images in the original layout; returns {id: (segm, parts)}."""
+    maps = {}
+    for folder in ('images', 'segm', 'densepose'):
+        (root / folder).mkdir(parents=True)
+    for k in range(count):
+        name, segm, parts = f'WOMEN-Dresses-id_{k:08}-01_4_full', blobs(k, *size, 24), blobs(50 + k, *size, 25)
+        maps[name] = segm, parts
+        Image.fromarray(photo(k, *size)).save(root / 'images' / f'{name}.jpg')
+        Image.fromarray(segm).save(root / 'segm' / f'{name}_segm.png')
+        Image.fromarray(np.dstack([blobs(90 + k, *size, 200), blobs(80 + k, *size, 200), parts])).save(
+            root / 'densepose' / f'{name}_densepose.png')
+    return maps
+
+
+def contents(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob('*')) if p.is_file()}
+
+
+def test_prepared_set_has_disjoint_halves_in_the_layout_of_lip(tmp_path):
+    maps, out = write_deepfashion(tmp_path / 'raw'), tmp_path / 'made' / 'sep'
+    Image.new('L', (30, 40)).save(tmp_path / 'raw' / 'segm' / 'without_photo_segm.png')
+    assert labelmaps.prepare(tmp_path / 'raw', out, 'sep', num_train=4) == dict(train=4, val=2, left_out=1)
+    ids = {name: (out / f'{name}_id.txt').read_text().split() for name in ('train', 'val')}
+    assert len(ids['train']) == 4 and sorted(ids['train'] + ids['val']) == sorted(maps)
+    for name, members in ids.items():
+        assert sorted(os.listdir(out / f'{name}_images')) == sorted(f'{i}.jpg' for i in members)
+        assert sorted(os.listdir(out / f'{name}_segmentations')) == sorted(f'{i}.png' for i in members)
+        for i in members:
+            labels = np.asarray(Image.open(out / f'{name}_segmentations' / f'{i}.png'))
+            np.testing.assert_array_equal(labels, labelmaps.deepfashion_to_merged(*maps[i], 'sep'))
+            difference = np.asarray(Image.open(out / f'{name}_images' / f'{i}.jpg'), float) - photo(
+                list(maps).index(i), 40, 30)
+            assert np.abs(difference).mean() < 4                             # JPEG, twice
+    assert os.listdir(tmp_path / 'made') == ['sep']
+
+
+def test_preparing_repeats_exactly_and_the_seed_decides(tmp_path):
+    write_deepfashion(tmp_path / 'raw', 8)
+    for name, seed in (('a', 0), ('b', 0), ('c', 1)):
+        labelmaps.prepare(tmp_path / 'raw', tmp_path / name, 'with_torso', num_train=3, num_val=2, seed=seed)
+    assert contents(tmp_path / 'a') == contents(tmp_path / 'b') != contents(tmp_path / 'c')
+    assert len((tmp_path / 'a' / 'val_id.txt').read_text().split()) == 2
+
+
+def damage(kind, root):
+    first = sorted((root / 'segm').iterdir())[0].name.removesuffix('_segm.png')
+    if kind == 'photo':
+        (root / 'images' / f'{first}.jpg').write_bytes(b'\xff\xd8\xff')
+    elif kind == 'label':
+        Image.fromarray(np.full((40, 30), 24, np.uint8)).save(root / 'segm' / f'{first}_segm.png')
+    elif kind == 'part':
+        Image.fromarray(np.full((40, 30, 3), 25, np.uint8)).save(root / 'densepose' / f'{first}_densepose.png')
+        Image.fromarray(np.full((40, 30), 15, np.uint8)).save(root / 'segm' / f'{first}_segm.png')
+    elif kind == 'gray':
+        Image.new('L', (30, 40)).save(root / 'densepose' / f'{first}_densepose.png')
+    elif kind == 'size':
+        Image.new('RGB', (31, 40)).save(root / 'densepose' / f'{first}_densepose.png')
+    return first
+
+
+@pytest.mark.parametrize('kind', ['photo', 'label', 'part', 'gray', 'size'])
+def test_damaged_file_is_named_and_nothing_is_left_behind(kind, tmp_path):
+    write_deepfashion(tmp_path / 'raw')
+    first = damage(kind, tmp_path / 'raw')
+    with pytest.raises((ValueError, OSError)) as error:
+        labelmaps.prepare(tmp_path / 'raw', tmp_path / 'out', num_train=4)
+    assert first in str(error.value) and '\n' not in str(error.value)
+    assert os.listdir(tmp_path) == ['raw']
+
+
+def test_impossible_wishes_of_prepare_get_one_sentence(tmp_path):
+    write_deepfashion(tmp_path / 'raw')
+    (tmp_path / 'taken').mkdir()
+    (tmp_path / 'empty').mkdir()
+    for root, out, options, words in (
+            ('raw', 'taken', {}, 'taken exists'), ('raw', 'out', dict(num_train=6), 'choose other numbers'),
+            ('raw', 'out', dict(num_train=5, num_val=2), 'choose other numbers'),
+            ('raw', 'out', dict(scheme='none'), 'map.* scheme'), ('empty', 'out', {}, 'images'),
+            ('nowhere', 'out', {}, 'nowhere')):
+        with pytest.raises((ValueError, OSError), match=words):
+            labelmaps.prepare(tmp_path / root, tmp_path / out, **options)
+    assert sorted(os.listdir(tmp_path)) == ['empty', 'raw', 'taken']
