@@ -130,6 +130,15 @@ def test_a_step_of_training_reaches_every_weight_but_the_unused_one():
     assert all(m.running_mean.abs().sum() > 0 for m in model.modules() if isinstance(m, InPlaceABN))
 
 
+def test_layer_norms_have_the_fork_s_epsilons():
+    with torch.device('meta'):
+        backbone = SegFormer().backbone
+    epsilons = {name: m.eps for name, m in backbone.named_modules() if isinstance(m, nn.LayerNorm)}
+    larger = {name for name, eps in epsilons.items() if eps == 1e-5}
+    assert larger == {name for name in epsilons if name.startswith('patch_embed') or name.endswith('.attn.norm')}
+    assert {epsilons[name] for name in set(epsilons) - larger} == {1e-6}
+
+
 def test_stochastic_depth_grows_linearly_to_a_tenth():
     with torch.device('meta'):
         model = SegFormer()
