@@ -67,13 +67,10 @@ def to_hub(weights):
 
 
 @pytest.fixture(scope='module')
-def full(tmp_path_factory):
-    """The whole network from a file such as the fork writes: keys with module., in a dictionary with the epoch."""
-    path = tmp_path_factory.mktemp('fork') / 'checkpoint.pth.tar'
-    torch.save(dict(epoch=7, state_dict={f'module.{k}': torch.from_numpy(seeded(k, s)) for k, s in KEYS}), path)
-    model = segformer.load_checkpoint(path)
-    path.unlink()
-    return model
+def full():
+    """The whole network from a checkpoint as the fork writes it: keys with module., in a dictionary with the epoch."""
+    weights = {f'module.{k}': torch.from_numpy(seeded(k, s)) for k, s in KEYS}
+    return segformer.from_state(dict(epoch=7, state_dict=weights), 'checkpoint.pth.tar')
 
 
 def test_keys_shapes_and_size_are_those_of_the_fork(full):
@@ -191,13 +188,13 @@ def test_checkpoints_of_the_fork_load_in_every_form(form, tmp_path):
 @pytest.mark.parametrize('form', ['original', 'state_dict', 'backbone', 'hub', 'encoder'])
 def test_backbone_weights_load_in_either_naming(form, tmp_path):
     source, model, path = small().backbone, small(), tmp_path / 'mit_b4.pth'
-    weights = {k: v + 0.125 for k, v in source.state_dict().items()}
+    weights = {k: (v + 0.125).half() for k, v in source.state_dict().items()}
     classifier = {'head.weight': torch.zeros(1000, 512), 'head.bias': torch.zeros(1000)}
     torch.save({'original': {**weights, **classifier}, 'state_dict': dict(state_dict={**weights, **classifier}),
                 'backbone': {f'backbone.{k}': v for k, v in weights.items()}, 'hub': to_hub(weights),
                 'encoder': {k.removeprefix('segformer.'): v for k, v in to_hub(weights).items()}}[form], path)
     load_mit(model.backbone, path)
-    assert all(torch.equal(v, weights[k]) for k, v in model.backbone.state_dict().items())
+    assert all(torch.equal(v, weights[k].float()) for k, v in model.backbone.state_dict().items())
 
 
 def test_hub_names_cover_every_weight_of_b4():
@@ -207,34 +204,36 @@ def test_hub_names_cover_every_weight_of_b4():
     assert not [k for k in hub if not k.startswith(('segformer.encoder.', *CLASSIFIERS))]
 
 
-def wrong(kind, path):
-    """Writes a file that is no checkpoint of a small network, in one of many ways."""
-    state = small_state(9)
-    if kind == 'missing':
-        return None
+@pytest.mark.parametrize('kind', ['missing', 'text', 'folder', 'array', 'list', 'pickled'])
+def test_wrong_files_get_one_sentence_with_their_name(kind, tmp_path):
+    path = tmp_path / 'wrong.pth'
     if kind == 'text':
-        return path.write_text('<html>quota exceeded</html>')
-    few = {'edge.conv5.bias': torch.zeros(2), 'backbone.patch_embed1.proj.weight': torch.zeros(64, 3, 7, 7)}
+        path.write_text('<html>quota exceeded</html>')
+    elif kind == 'folder':
+        path.mkdir()
+    elif kind != 'missing':
+        torch.save({'array': torch.zeros(3), 'list': [1], 'pickled': dict(state_dict={}, args=Path('x'))}[kind], path)
+    with pytest.raises((ValueError, OSError)) as error:
+        segformer.load_checkpoint(path)
+    assert str(path) in str(error.value) and '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('kind', ['empty', 'numbers', 'nested', 'resnet', 'backbone', 'few', 'less', 'more', 'shape',
+                                  'nan', 'scalar'])
+def test_wrong_contents_get_one_sentence_with_the_file_s_name(kind):
+    state = small_state(9)
     content = {
-        'array': torch.zeros(3), 'list': [1], 'empty': {}, 'numbers': {1: torch.zeros(2)},
+        'empty': {}, 'numbers': {1: torch.zeros(2)}, 'nested': dict(state_dict=[1]),
         'resnet': dict(state_dict={'module.conv1.weight': torch.zeros(2), 'module.decoder.conv4.bias': torch.zeros(2)}),
-        'nested': dict(state_dict=[1]), 'few': few, 'pickled': dict(state_dict=state, args=Path('x')),
         'backbone': {k[9:]: v for k, v in state.items() if k.startswith('backbone.')},
+        'few': {k: state[k] for k in ('backbone.patch_embed1.proj.weight', 'head.linear_pred.weight')},
         'less': {k: v for k, v in state.items() if k != 'fusion.1.bias'}, 'more': {**state, 'extra': torch.zeros(1)},
         'shape': {**state, 'edge.conv5.bias': torch.zeros(3)},
         'nan': {**state, 'edge.conv5.bias': torch.full((2,), torch.nan)},
         'scalar': {**state, 'head.linear_pred.weight': torch.zeros(())}}[kind]
-    torch.save(content, path)
-
-
-@pytest.mark.parametrize('kind', ['missing', 'text', 'array', 'list', 'empty', 'numbers', 'resnet', 'nested', 'few',
-                                  'pickled', 'backbone', 'less', 'more', 'shape', 'nan', 'scalar'])
-def test_wrong_checkpoints_get_one_sentence_with_their_name(kind, tmp_path):
-    path = tmp_path / 'wrong.pth'
-    wrong(kind, path)
-    with pytest.raises((ValueError, OSError)) as error:
-        segformer.load_checkpoint(path)
-    assert str(path) in str(error.value) and '\n' not in str(error.value)
+    with pytest.raises(ValueError) as error:
+        segformer.from_state(content, 'runs/wrong.pth')
+    assert 'runs/wrong.pth' in str(error.value) and '\n' not in str(error.value)
 
 
 @pytest.mark.parametrize('change', [
@@ -244,7 +243,7 @@ def test_wrong_checkpoints_get_one_sentence_with_their_name(kind, tmp_path):
     lambda w: w.update({'decode_head.x': torch.zeros(1)}), lambda w: w.clear()])
 def test_wrong_backbone_weights_get_one_sentence_with_their_name(change, tmp_path):
     model, path = small(), tmp_path / 'pytorch_model.bin'
-    weights = to_hub(model.backbone.state_dict())
+    weights = to_hub({k: v.half() for k, v in model.backbone.state_dict().items()})
     change(weights)
     torch.save(weights, path)
     with pytest.raises(ValueError) as error:
