@@ -1,0 +1,319 @@
+"""One-shot human parsing with EOP-Net (He et al., TPAMI 2023, arXiv:2105.01241): a photo in the classes of an example.
+
+A support photo and its label map name the classes. The query photo is parsed into exactly these, also into novel ones,
+which no training label ever named. Two ways: k-way parses all classes at once, 1-way one class against the rest.
+
+    paper                              here               shape          what
+    feature of both photos             mid_level          (B,C,h,w)      Xception and a decoder, h = H/4, w = W/4
+    coarse and fine feature            features           (B,C,h,w)      f1 finds people, f2 parses them
+    static prototypes                  static_prototypes  (B,R,C)        the support's mean feature of every class
+    momentum-updated prototypes        smoothed           (B,R,C)        mixed with those of earlier episodes
+    coarse (foreground) parsing        coarse_head        (B,2,h,w)      people against background
+    NPM, nearest prototype             npm_head           (B,K,h,w)      from the cosine to each prototype
+    AGM, attention guidance            agm_head           (B,K,h,w)      convolutions of the feature where it is alike
+    training losses and contrast       oneshot_loss       dict           AGM leads at first, NPM at the end
+
+K counts the background and the labels that the benchmark merges into others: 18 for ATR-OS, 20 for LIP-OS and CIHP-OS.
+Labels (B,H,W) hold 0 background, 1..K-1 parts, 255 ignore. Every part is a person's pixel, also one of a class that the
+episode leaves out; `classes` says which classes it keeps. Modules have the names of the released state dicts, because
+released files are loaded as they are. POPNet, the predecessor (arXiv:2012.11810), is not built: it was released without
+weights, training script or schedule, and EOP-Net supersedes it.
+"""
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+from util.augment import as_photo, label_rows, normalize, reduced
+from util.episodes import IGNORE
+from util.xception import Atrous, DeepLab, pass_norm, read_state, upsample
+
+ALPHA = 0.001                                # of this episode's prototype in a smoothed one
+WARM_UP = 25                                 # up to this epoch fine prototypes are static
+TEMPERATURE = 0.1                            # of the contrast
+
+
+@dataclass(frozen=True)
+class Config:
+    way: str = 'kway'                        # kway | 1way
+    num_labels: int = 18                     # K
+    stem: int = 32                           # channels of the first convolution; the backbone's others in proportion
+    middle: int = 16                         # blocks of the backbone's middle flow
+    channels: int = 256                      # of the decoder and the heads
+    high_level: bool = True                  # keep the modules of feature level 'high': in released files, never run
+
+    def __post_init__(self):
+        if self.way not in ('kway', '1way'):
+            raise ValueError(f'way is {self.way!r}; choose kway or 1way')
+        for name, least in dict(num_labels=2, stem=4, middle=0, channels=16).items():
+            if getattr(self, name) < least:
+                raise ValueError(f'{name} is {getattr(self, name)}; it is at least {least}')
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Labels and prototypes
+
+
+def episode_labels(labels, classes):
+    """Labels (B,H,W) of an episode. k-way: classes outside `classes` (a tuple, None = all) become 0. 1-way, where
+    `classes` (B,) is a tensor: 1 where the pixel has the image's class, else 0. IGNORE stays."""
+    if classes is None:
+        return labels
+    if torch.is_tensor(classes):
+        kept = (labels == classes.to(labels).view(-1, 1, 1)).to(labels.dtype)
+    else:
+        kept = labels * torch.isin(labels, torch.tensor(classes).to(labels))
+    return torch.where(labels == IGNORE, IGNORE, kept)
+
+
+def foreground(labels):
+    """Labels (B,H,W) -> 1 on people, 0 elsewhere; IGNORE stays."""
+    return torch.where(labels == IGNORE, IGNORE, labels.clamp(max=1))
+
+
+def class_masks(labels, num, size):
+    """Labels (B,H,W) -> (B,num,h,w) float: which of the labels 0..num-1 the nearest pixel has."""
+    small = F.interpolate(labels[:, None].float(), size, mode='nearest')
+    return (small == torch.arange(num, device=labels.device).view(1, -1, 1, 1)).float()
+
+
+def static_prototypes(features, masks):
+    """The mean of features (B,C,h,w) over each of masks (B,R,h,w) -> (B,R,C); zeros for an empty mask."""
+    sums = torch.einsum('bchw,brhw->brc', features.float(), masks)
+    return sums / masks.sum((2, 3)).clamp(min=1)[..., None]
+
+
+def cosine(features, prototypes):
+    """Features (B,C,h,w), prototypes (B,R,C) -> (B,R,h,w) in -1..1; 0 for a prototype of zeros."""
+    return torch.einsum('bchw,brc->brhw', F.normalize(features, dim=1), F.normalize(prototypes, dim=2))
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# The network
+
+
+class EOPNet(DeepLab):
+    """model(query, support, support_labels) -> dict of logits; see `forward`. Config fields are keyword arguments."""
+
+    def __init__(self, config=Config(), **changes):
+        config = replace(config, **changes)
+        c, rows = config.channels, config.num_labels
+        super().__init__(config.stem, config.middle, c, config.high_level)
+        self.config = config
+        self.scaler = nn.Parameter(torch.tensor(10.0))
+        self.prototype = nn.Parameter(torch.zeros(rows, c), requires_grad=False)
+        self.s1_prototype = nn.Parameter(torch.zeros(2, c), requires_grad=False)
+        self.s1_trans, self.s2_trans = nn.Conv2d(c, c, 1), nn.Conv2d(c, c, 1)
+        self.add_heads(c)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight)
+
+    def add_heads(self, c):
+        def pair():                                           # without a ReLU between them, as released
+            return nn.Sequential(nn.Conv2d(c, c, 3, padding=1), nn.Conv2d(c, c, 3, padding=1))
+        self.s1_conv1, self.s1_conv2, self.s1_semantic = pair(), Atrous(c, c), nn.Conv2d(c, 2, 1)
+        self.decoder2, self.decoder3, self.agm_class = pair(), Atrous(c, c), nn.Conv2d(c, 2, 1)
+        if self.config.way == '1way':
+            self.npm_class = nn.Conv2d(1, 2, 1)
+        else:
+            self.npm_class_fg, self.npm_class_bg = nn.Conv2d(1, 1, 1), nn.Conv2d(1, 1, 1)
+            self.npm_bg_fusion, self.agm_bg_fusion = nn.Conv2d(1, 1, 1), nn.Conv2d(1, 1, 1)
+
+    def features(self, images):
+        """Images (B,3,H,W) -> coarse feature f1 and fine feature f2, (B,C,h,w) each."""
+        x = self.mid_level(images)
+        return self.s1_trans(x), self.s2_trans(x)
+
+    def smoothed(self, stored, static, rows, warm_up):
+        """Static prototypes (B,R,C) mixed with the rows (B,R) of `stored`, of earlier episodes -> (B,R,C).
+
+        A class that the support lacks stays zero. One without a stored prototype, as every novel class, has its static
+        one; so has every class during the warm-up. In training the result is stored, image after image.
+        """
+        used = []
+        for own, row in zip(static, rows):
+            before, present = stored[row], own.detach().any(1, keepdim=True)
+            mixed = torch.where(before.any(1, keepdim=True), (1 - ALPHA) * before + ALPHA * own, own)
+            used.append(own if warm_up else torch.where(present, mixed, own))
+            if self.training:
+                with torch.no_grad():
+                    stored[row] = torch.where(present, used[-1], before)
+        return torch.stack(used)
+
+    def coarse_head(self, f1, prototype):
+        """f1 (B,C,h,w), the people's prototype (B,1,C) -> logits (B,2,h,w) of background and people."""
+        x = cosine(f1, prototype) * f1 + f1
+        return self.s1_semantic(self.s1_conv2(self.s1_conv1(x)))
+
+    def npm_head(self, cosines):
+        """Cosines (B,K-1,h,w) to the prototypes -> logits (B,K,h,w); 1-way: (B,1,h,w) -> (B,2,h,w)."""
+        if self.config.way == '1way':
+            return self.scaler * self.npm_class(cosines)
+        flat = cosines.flatten(0, 1)[:, None]
+        people, rest = (conv(x).view_as(cosines) for conv, x in
+                        ((self.npm_class_fg, flat), (self.npm_class_bg, 1 - flat)))
+        return self.scaler * torch.cat([self.npm_bg_fusion(rest.mean(1, keepdim=True)), people], 1)
+
+    def agm_head(self, f2, cosines, present):
+        """Like npm_head, from f2 (B,C,h,w) too. present (K-1): the classes that any support of the batch has.
+
+        The released code runs its convolutions once a class. Here the present classes go through them together, and the
+        absent ones, whose cosines are 0, share one pass; statistics of BatchNorm are those of the loop.
+        """
+        if self.config.way == '1way':
+            return self.agm_tower((f2 * cosines)[:, None], [0])[:, 0]
+        passes = [cosines[:, present]] + [torch.zeros_like(cosines[:, :1])] * (not present.all())
+        of_class = torch.where(present, present.cumsum(0) - 1, present.sum()).tolist()
+        x = self.agm_tower(f2[:, None] * (1 + torch.cat(passes, 1))[:, :, None], of_class)[:, of_class]
+        return torch.cat([self.agm_bg_fusion(x[:, :, 1].mean(1, keepdim=True)), x[:, :, 0]], 1)
+
+    def agm_tower(self, x, of_class):
+        """x (B,P,C,h,w) -> logits (B,P,2,h,w) of P passes; of_class: the pass of each class, in the loop's order."""
+        batch, conv = x.shape[:2], self.decoder3.atrous_convolution
+        x = self.decoder2(x.flatten(0, 1))
+        x = F.relu(pass_norm(conv.depthwise_bn, conv.depthwise(x), batch, of_class))
+        x = F.relu(pass_norm(conv.pointwise_bn, conv.pointwise(x), batch, of_class))
+        return self.agm_class(x).unflatten(0, batch)
+
+    def forward(self, query, support, support_labels, classes=None, epoch=None):
+        """Images (B,3,H,W) as of `normalize`, support_labels (B,H,W) -> dict of logits at the query's size.
+
+        agm, npm: (B,K,H,W), 1-way (B,2,H,W); coarse: (B,2,H,W). classes: k-way, the ids to keep (None = all); 1-way, a
+        tensor (B,) of each image's class. epoch: None = after the warm-up. The dict also holds `classes` and, for the
+        contrast of k-way training, `f2`: the fine features of query and support.
+        """
+        one = self.config.way == '1way'
+        if one and not torch.is_tensor(classes):
+            raise ValueError('1-way parsing needs classes, a tensor with the class of each image')
+        classes = classes if one or classes is None else tuple(int(c) for c in classes)
+        (f1, f2), (s1, s2) = self.features(query), self.features(support)
+        labels = episode_labels(support_labels, classes)
+        static = static_prototypes(s2, class_masks(labels, 2 if one else self.config.num_labels, s2.shape[2:]))[:, 1:]
+        people = static_prototypes(s1.detach(), class_masks(foreground(support_labels), 2, s1.shape[2:]))
+        rows = classes.view(-1, 1) if one else torch.arange(1, self.config.num_labels).expand(len(labels), -1)
+        # the released code passes `epoch` as the coarse warm-up flag, so only epoch 0 smooths
+        people = self.smoothed(self.s1_prototype, people, torch.arange(2).expand(len(labels), -1), epoch != 0)
+        fine = self.smoothed(self.prototype, static, rows, epoch is not None and epoch <= WARM_UP)
+        cosines, present = cosine(f2, fine), fine.detach().any(2).any(0)
+        out = dict(agm=self.agm_head(f2, cosines, present), npm=self.npm_head(cosines),
+                   coarse=self.coarse_head(f1, people[:, 1:]))
+        out = {name: upsample(logits, query.shape[2:]) for name, logits in out.items()}
+        return dict(out, classes=classes, **({'f2': (f2, s2)} if self.training and not one else {}))
+
+    @torch.inference_mode()
+    def predict(self, query, supports, masks, stored=True, long_side=1024):
+        """Parse a photo into the classes that the label maps of one or several support photos name.
+
+        query, supports: Pillow images or uint8 RGB arrays (H,W,3) of any size; masks: label maps (H,W) of the supports,
+        0 background, 255 ignore. They should label whole people, because people are found by what all labels share.
+        stored: the ids are those of the training set, and base classes use the stored prototypes; else ids are free and
+        only the supports count. Several supports are averaged. Photos are reduced to a longer side of `long_side`
+        pixels at most. Returns a label map uint8 (H,W) of the query's size. The model is left in eval mode.
+        """
+        if not isinstance(supports, (list, tuple)):
+            supports, masks = [supports], [masks]
+        if len(supports) != len(masks) or not masks:
+            raise ValueError(f'there are {len(supports)} support photos and {len(masks)} masks; give one mask for each')
+        photo, masks = as_photo(query), [np.asarray(mask) for mask in masks]
+        ids, rows = label_rows(masks, self.config.num_labels - 1, stored)
+        self.eval()
+        statics = zip(*(self.support_prototypes(as_photo(p), rows[m], long_side) for p, m in zip(supports, masks)))
+        people, fine = (sum(s) / sum(p.any(2, keepdim=True) for p in s).clamp(min=1) for s in map(list, statics))
+        fine = self.smoothed(self.prototype, fine, torch.arange(1, self.config.num_labels)[None], not stored)
+        ids = [i for i in ids if fine[0, rows[i] - 1].any()]  # some are too small at a quarter of the size
+        f1, f2 = self.features(self.to_input(photo, long_side))
+        scores, coarse = self.class_scores(cosine(f2, fine), rows[ids].tolist()), self.coarse_head(f1, people)
+        scores, coarse = (upsample(x, photo.size[::-1])[0] for x in (scores, coarse))
+        found = scores.argmax(0) * coarse.argmax(0)           # screened: background where there are no people
+        return np.array([0, *ids], np.uint8)[found.cpu().numpy()]
+
+    def support_prototypes(self, photo, mask, long_side):
+        """Static prototypes of a photo with a mask of rows: people (1,1,C) and classes (1,K-1,C)."""
+        if mask.shape != photo.size[::-1]:
+            raise ValueError(f'a support photo has {photo.size[::-1]} pixels, but its mask {mask.shape}')
+        labels = torch.from_numpy(mask).to(self.scaler.device)[None]
+        f1, f2 = self.features(self.to_input(photo, long_side))
+        return [static_prototypes(f, class_masks(x, num, f.shape[2:]))[:, 1:]
+                for f, x, num in ((f1, foreground(labels), 2), (f2, labels, self.config.num_labels))]
+
+    def class_scores(self, cosines, rows):
+        """NPM logits (1,1+n,h,w) of background and the classes of `rows`; 1-way: the leads over the background."""
+        if self.config.way == 'kway':
+            return self.npm_head(cosines)[:, [0, *rows]]
+        logits = self.npm_head(cosines.transpose(0, 1))
+        lead = (logits[:, 1] - logits[:, 0])[[row - 1 for row in rows]]
+        return torch.cat([torch.zeros_like(logits[:1, 0]), lead])[None]
+
+    def to_input(self, photo, long_side):
+        """A Pillow photo as a batch of one on the model's device."""
+        return torch.from_numpy(normalize(np.asarray(reduced(photo, long_side)))).to(self.scaler.device)[None]
+
+    @classmethod
+    def from_pretrained(cls, path):
+        """The model of a released state dict, or of one saved from here; way, labels and sizes are read off it."""
+        state = read_state(path)
+        if not {'prototype', 's2_trans.weight', 'xception_features.conv1.weight'} <= state.keys():
+            raise ValueError(f'{path} is no checkpoint of EOP-Net; a DeepLab file starts a training instead')
+        blocks = {key.split('.')[1] for key in state if key.startswith('xception_features.block')}
+        rows, channels = state['prototype'].shape
+        with torch.device('meta'):                            # no time for initial weights
+            model = cls(way='1way' if 'npm_class.weight' in state else 'kway', num_labels=rows, channels=channels,
+                        stem=len(state['xception_features.conv1.weight']), middle=len(blocks) - 4,
+                        high_level='aspp1.bn.weight' in state)
+        try:
+            model.load_state_dict(state, assign=True)
+        except RuntimeError as error:
+            raise ValueError(f'{path} does not fit: {" ".join(str(error).split())[:300]}') from None
+        return model.float().eval()
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Losses
+
+
+def oneshot_loss(out, query_labels, support_labels, epoch, epochs):
+    """out of `EOPNet.forward`, labels (B,H,W) as given to it -> dict of scalars: agm, npm, coarse, contrast, total.
+
+    AGM fades out over the epochs and NPM fades in. Query classes that the support lacks count as background. The
+    contrast is 0 for 1-way and outside training mode.
+    """
+    target = query_target(query_labels, support_labels, out['classes'], out['npm'].shape[1])
+    terms = {name: F.cross_entropy(out[name].float(), target, ignore_index=IGNORE) for name in ('agm', 'npm')}
+    terms['coarse'] = F.cross_entropy(out['coarse'].float(), foreground(query_labels).long(), ignore_index=IGNORE)
+    terms['contrast'] = torch.zeros_like(terms['coarse'])
+    if 'f2' in out:
+        sides = [contrast_prototypes(f2, labels, out['classes'], out['npm'].shape[1])
+                 for f2, labels in zip(out['f2'], (query_labels, support_labels))]
+        terms['contrast'] = contrast_loss(*sides)
+    beta = epoch / epochs
+    total = (1 - beta) * terms['agm'] + beta * terms['npm'] + terms['coarse'] + terms['contrast']
+    return dict(terms, total=total)
+
+
+def query_target(query_labels, support_labels, classes, num_labels):
+    """The query's labels (B,H,W) of the episode; classes without a pixel in the support at 1/4 of its size become 0."""
+    labels, support = (episode_labels(x, classes).long() for x in (query_labels, support_labels))
+    quarter = [math.ceil(side / 4) for side in support.shape[1:]]
+    known = F.pad(class_masks(support, num_labels, quarter).any(3).any(2), (0, IGNORE + 1 - num_labels))
+    known[:, IGNORE] = True
+    return labels * known.gather(1, labels.flatten(1)).view_as(labels)
+
+
+def contrast_prototypes(f2, labels, classes, num_labels):
+    """Static prototypes (B,K,C) of all labels; that of the background leaves out the classes not in `classes`."""
+    masks = class_masks(episode_labels(labels, classes), num_labels, f2.shape[2:])
+    masks[:, :1] = class_masks(foreground(labels), 1, f2.shape[2:])
+    return static_prototypes(f2, masks)
+
+
+def contrast_loss(query, support):
+    """Prototypes (B,K,C) of both: each of the query's is to be nearest to the support's of the same label -> scalar."""
+    there, known = query.detach().any(2), support.detach().any(2)
+    scores = torch.einsum('bic,bjc->bij', F.normalize(query, dim=2), F.normalize(support, dim=2)) / TEMPERATURE
+    scores = scores.masked_fill(~known[:, None], -1e4)     # finite: no NaN where nothing is known
+    losses = torch.where(there & known, -scores.log_softmax(2).diagonal(dim1=1, dim2=2), 0)
+    return (losses.sum(1) / there.sum(1).clamp(min=1)).mean()
