@@ -48,9 +48,8 @@ class Config:
     def __post_init__(self):
         if self.way not in ('kway', '1way'):
             raise ValueError(f'way is {self.way!r}; choose kway or 1way')
-        for name, least in dict(num_labels=2, stem=4, middle=0, channels=16).items():
-            if getattr(self, name) < least:
-                raise ValueError(f'{name} is {getattr(self, name)}; it is at least {least}')
+        if self.num_labels < 2 or self.stem < 4 or self.middle < 0 or self.channels < 16:
+            raise ValueError(f'{self} is too small; num_labels is at least 2, stem 4, middle 0, channels 16')
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -131,8 +130,8 @@ class EOPNet(DeepLab):
     def smoothed(self, stored, static, rows, warm_up):
         """Static prototypes (B,R,C) mixed with the rows (B,R) of `stored`, of earlier episodes -> (B,R,C).
 
-        A class that the support lacks stays zero. One without a stored prototype, as every novel class, has its static
-        one; so has every class during the warm-up. In training the result is stored, image after image.
+        A class that the support lacks stays zero. One without a stored prototype, such as a novel one, has its static
+        one, and so has every class during the warm-up. In training the result is stored, image after image.
         """
         used = []
         for own, row in zip(static, rows):
@@ -168,7 +167,9 @@ class EOPNet(DeepLab):
             return self.agm_tower((f2 * cosines)[:, None], [0])[:, 0]
         passes = [cosines[:, present]] + [torch.zeros_like(cosines[:, :1])] * (not present.all())
         of_class = torch.where(present, present.cumsum(0) - 1, present.sum()).tolist()
-        x = self.agm_tower(f2[:, None] * (1 + torch.cat(passes, 1))[:, :, None], of_class)[:, of_class]
+        together = len(of_class) if self.training or f2.is_cuda else 1            # one stays in a CPU's cache
+        x = torch.cat([self.agm_tower(f2[:, None] * (1 + part)[:, :, None], of_class)
+                       for part in torch.cat(passes, 1).split(together, 1)], 1)[:, of_class]
         return torch.cat([self.agm_bg_fusion(x[:, :, 1].mean(1, keepdim=True)), x[:, :, 0]], 1)
 
     def agm_tower(self, x, of_class):
@@ -191,10 +192,10 @@ class EOPNet(DeepLab):
             raise ValueError('1-way parsing needs classes, a tensor with the class of each image')
         classes = classes if one or classes is None else tuple(int(c) for c in classes)
         (f1, f2), (s1, s2) = self.features(query), self.features(support)
-        labels = episode_labels(support_labels, classes)
-        static = static_prototypes(s2, class_masks(labels, 2 if one else self.config.num_labels, s2.shape[2:]))[:, 1:]
+        labels, num = episode_labels(support_labels, classes), 2 if one else self.config.num_labels
+        static = static_prototypes(s2, class_masks(labels, num, s2.shape[2:]))[:, 1:]
         people = static_prototypes(s1.detach(), class_masks(foreground(support_labels), 2, s1.shape[2:]))
-        rows = classes.view(-1, 1) if one else torch.arange(1, self.config.num_labels).expand(len(labels), -1)
+        rows = classes.view(-1, 1) if one else torch.arange(1, num).expand(len(labels), -1)
         # the released code passes `epoch` as the coarse warm-up flag, so only epoch 0 smooths
         people = self.smoothed(self.s1_prototype, people, torch.arange(2).expand(len(labels), -1), epoch != 0)
         fine = self.smoothed(self.prototype, static, rows, epoch is not None and epoch <= WARM_UP)
@@ -208,14 +209,13 @@ class EOPNet(DeepLab):
     def predict(self, query, supports, masks, stored=True, long_side=1024):
         """Parse a photo into the classes that the label maps of one or several support photos name.
 
-        query, supports: Pillow images or uint8 RGB arrays (H,W,3) of any size; masks: label maps (H,W) of the supports,
-        0 background, 255 ignore. They should label whole people, because people are found by what all labels share.
+        query, supports: Pillow images or uint8 RGB arrays (H,W,3) of any size, reduced to a longer side of `long_side`
+        pixels at most; several supports are averaged. masks: their label maps (H,W), 0 background, 255 ignore. They
+        should label whole people, because the coarse head learns from all labels together what people look like.
         stored: the ids are those of the training set, and base classes use the stored prototypes; else ids are free and
-        only the supports count. Several supports are averaged. Photos are reduced to a longer side of `long_side`
-        pixels at most. Returns a label map uint8 (H,W) of the query's size. The model is left in eval mode.
+        only the supports count. Returns a label map uint8 (H,W) of the query's size. The model is left in eval mode.
         """
-        if not isinstance(supports, (list, tuple)):
-            supports, masks = [supports], [masks]
+        supports, masks = (supports, masks) if isinstance(supports, (list, tuple)) else ([supports], [masks])
         if len(supports) != len(masks) or not masks:
             raise ValueError(f'there are {len(supports)} support photos and {len(masks)} masks; give one mask for each')
         photo, masks = as_photo(query), [np.asarray(mask) for mask in masks]
@@ -259,20 +259,25 @@ class EOPNet(DeepLab):
         if not {'prototype', 's2_trans.weight', 'xception_features.conv1.weight'} <= state.keys():
             raise ValueError(f'{path} is no checkpoint of EOP-Net; a DeepLab file starts a training instead')
         blocks = {key.split('.')[1] for key in state if key.startswith('xception_features.block')}
-        rows, channels = state['prototype'].shape
-        with torch.device('meta'):                            # no time for initial weights
-            model = cls(way='1way' if 'npm_class.weight' in state else 'kway', num_labels=rows, channels=channels,
-                        stem=len(state['xception_features.conv1.weight']), middle=len(blocks) - 4,
-                        high_level='aspp1.bn.weight' in state)
         try:
+            rows, channels = state['prototype'].shape
+            with torch.device('meta'):                        # no time for initial weights
+                model = cls(way='1way' if 'npm_class.weight' in state else 'kway', num_labels=rows, channels=channels,
+                            stem=len(state['xception_features.conv1.weight']), middle=len(blocks) - 4,
+                            high_level='aspp1.bn.weight' in state)
             model.load_state_dict(state, assign=True)
-        except RuntimeError as error:
+        except (RuntimeError, ValueError) as error:
             raise ValueError(f'{path} does not fit: {" ".join(str(error).split())[:300]}') from None
         return model.float().eval()
 
 
+def screened(out, head='npm'):
+    """out of `EOPNet.forward` -> the head's labels (B,H,W), background where the coarse head sees no people."""
+    return out[head].argmax(1) * out['coarse'].argmax(1)
+
+
 # ---------------------------------------------------------------------------------------------------------------
-# Losses
+# Losses and schedule
 
 
 def oneshot_loss(out, query_labels, support_labels, epoch, epochs):
@@ -314,6 +319,12 @@ def contrast_loss(query, support):
     """Prototypes (B,K,C) of both: each of the query's is to be nearest to the support's of the same label -> scalar."""
     there, known = query.detach().any(2), support.detach().any(2)
     scores = torch.einsum('bic,bjc->bij', F.normalize(query, dim=2), F.normalize(support, dim=2)) / TEMPERATURE
-    scores = scores.masked_fill(~known[:, None], -1e4)     # finite: no NaN where nothing is known
+    scores = scores.masked_fill(~known[:, None], -1e4)        # finite: no NaN where nothing is known
     losses = torch.where(there & known, -scores.log_softmax(2).diagonal(dim1=1, dim2=2), 0)
     return (losses.sum(1) / there.sum(1).clamp(min=1)).mean()
+
+
+def learning_rate(epoch, epochs=50, lr=1e-3):
+    """The released schedule: at the epochs 9, 19, .. a new SGD, without momentum so far, whose rate decays by power."""
+    start = (epoch + 1) // 10 * 10 - 1
+    return lr if start < 0 else lr * (1 - start / epochs) ** 0.9

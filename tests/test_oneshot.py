@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from PIL import Image
 from seeded import blobs, noise, photo, seeded
 
-from oneshot import EOPNet, contrast_loss, episode_labels, foreground, oneshot_loss, query_target
+from oneshot import (EOPNet, contrast_loss, episode_labels, foreground, learning_rate, oneshot_loss, query_target,
+                     screened)
 from util import augment, episodes
 from util.episodes import FOLDS
 
@@ -235,6 +236,12 @@ def test_padding_weighs_nothing(way):
     torch.testing.assert_close(ignored['npm'], background['npm'])
 
 
+def test_the_rate_falls_every_tenth_epoch():
+    rates = [learning_rate(epoch) for epoch in range(50)]
+    assert rates[:9] == [1e-3] * 9 and rates[9:19] == [1e-3 * (1 - 9 / 50) ** 0.9] * 10
+    assert rates[49] == pytest.approx(1e-3 * 0.02 ** 0.9)
+
+
 # ---------------------------------------------------------------------------------------------------------------
 # Use
 
@@ -256,7 +263,7 @@ def test_predict_is_forward_on_the_classes_of_the_support(way, seed):
             outs = [model(*inputs, labels, torch.tensor([c])) for c in (1, 3, 6)]
             out, leads = outs[0], [o['npm'][:, 1] - o['npm'][:, 0] for o in outs]
             scores = torch.stack([torch.zeros_like(leads[0]), *leads], 1)
-    expected = torch.tensor([0, 1, 3, 6])[scores.argmax(1)] * out['coarse'].argmax(1)
+    expected = torch.tensor([0, 1, 3, 6])[screened(dict(out, npm=scores))]
     found = model.predict(query, support, mask)
     assert found.dtype == np.uint8 and found.shape == (64, 47) and len(np.unique(found)) > 1
     assert (found == expected[0].numpy()).mean() > 0.999      # but for ties in the last digit
@@ -322,7 +329,8 @@ def test_wrong_files_are_a_sentence(tmp_path):
         EOPNet.from_pretrained(path)
     extra, lacking = dict(state, more=torch.zeros(1)), {k: v for k, v in state.items() if k != 'scaler'}
     for content, sentence in ((extra, 'does not fit.*more'), (lacking, 'does not fit.*scaler'), ([1], 'no state dict'),
-                              ({'a': torch.zeros(1)}, 'no checkpoint of EOP-Net'), (print, 'not a readable')):
+                              ({'a': torch.zeros(1)}, 'no checkpoint of EOP-Net'), (print, 'not a readable'),
+                              (dict(state, prototype=torch.zeros(4)), 'does not fit')):
         torch.save(content, path)
         with pytest.raises(ValueError, match=f'x.pth.*{sentence}'):
             EOPNet.from_pretrained(path)
@@ -474,7 +482,9 @@ def test_short_pools_start_over():
     fold = FOLDS['ccp', 2]
     pools = episodes.make_pools([(i, {c}) for i, c in enumerate(fold.order * 3)], fold, split=11)
     rows = episodes.meta_test_list(pools, fold, queries=2, supports=6)
-    assert rows[:6] == [(0, 12, 12), (0, 24, 12)] * 3 and len(rows) == 72
+    assert rows[:6] == [(0, 12, 12), (0, 24, 12)] * 3 and len(rows) == 72        # one query, two supports
+    shared = episodes.meta_test_list({side: {c: [1, 2] for c in fold.all} for side in pools}, fold, 2, 4, reuse=True)
+    assert shared[-4:] == [(1, 1, 18), (1, 2, 18), (2, 1, 18), (2, 2, 18)]
     pools['supports'][6] = []
     with pytest.raises(ValueError, match='class 6, dress'):
         episodes.meta_test_list(pools, fold)

@@ -137,7 +137,7 @@ def read_pools(path, fold):
 
 
 def is_pool(item):
-    return str(item[0]).isdigit() and isinstance(item[1], list) and all(type(i) is int and i >= 0 for i in item[1])
+    return str(item[0]).isdecimal() and isinstance(item[1], list) and all(type(i) is int and i >= 0 for i in item[1])
 
 
 def read_json(path, kind):
@@ -185,15 +185,17 @@ def oneway_pairs(pools, fold, seed=0, most=1500):
     return episodes
 
 
-def meta_test_list(pools, fold, queries=10, supports=150):
-    """Test episodes: per class, in the order of the fold, its first queries and supports not taken before. Every
-    query meets supports / queries of them: 15 as released, 1,650 episodes in ATR-OS. Short pools start over.
+def meta_test_list(pools, fold, queries=10, supports=150, reuse=False):
+    """Test episodes: per class, in the order of the fold, its first queries and supports not taken before.
+
+    Every query meets supports / queries of them: 15 as released, 1,650 episodes in ATR-OS. Short pools start over.
+    `reuse` lets classes share photos, because small sets have too few for all.
     """
     taken, episodes = {'queries': set(), 'supports': set()}, []
     for c in fold.order:
         picked = {}
         for side, most in (('queries', queries), ('supports', supports)):
-            picked[side] = [i for i in pools[side].get(c, []) if i not in taken[side]][:most]
+            picked[side] = [i for i in pools[side].get(c, []) if reuse or i not in taken[side]][:most]
             taken[side].update(picked[side])
         if not picked['queries'] or not picked['supports']:
             raise ValueError(f'no photo of class {c}, {fold.names[c]}, is left for its test episodes')
