@@ -25,7 +25,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from checkpoints import load_strictly, read_checkpoint
+from util.checkpoints import load_strictly, read_checkpoint
 from util.ace2p import (MOMENTUM, Bottleneck, ContextEncoding, Decoder, EdgeBranch, InPlaceABN, conv,
                         convert_plain_norms, fold_norms, resize, stack_maps, unit)
 from util.labels import choose_labels, flip_order

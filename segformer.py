@@ -17,7 +17,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torchvision.ops import StochasticDepth
 
-from checkpoints import load_strictly, read_checkpoint, reading
+from util.checkpoints import load_strictly, read_checkpoint, reading
 from util.norms import InPlaceABN
 
 CHANNELS = 256                                            # of every head; the SegFormer paper has 768 for B4

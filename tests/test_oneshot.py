@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from seeded import blobs, noise, photo, seeded
+from tests.seeded import blobs, noise, photo, seeded
 
 from oneshot import (EOPNet, contrast_loss, episode_labels, foreground, learning_rate, oneshot_loss, query_target,
                      screened)

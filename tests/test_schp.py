@@ -10,7 +10,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from PIL import Image
-from seeded import blobs, noise, photo, seeded
+from tests.seeded import blobs, noise, photo, seeded
 
 import schp
 from schp import SCHP, average, learning_rate, reestimate_norms, schp_loss

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from seeded import blobs, noise, photo
+from tests.seeded import blobs, noise, photo
 
 from util import crowd, semantic, warp
 from util.labels import LABEL_SETS, choose_labels, voc_palette

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 import segformer
-from seeded import blobs, noise, photo, seeded
+from tests.seeded import blobs, noise, photo, seeded
 from segformer import SegFormer
 from util import finetuning, labelmaps
 from util.mit_weights import CLASSIFIERS, load_mit

@@ -15,8 +15,7 @@ from PIL import Image
 from scipy.ndimage import distance_transform_edt
 from tqdm import tqdm
 
-from data import UNKNOWN, index_folder, load, read_labels, read_photo
-from submissions import make_folder, writing
+from util.files import UNKNOWN, index_folder, load_image, make_folder, read_labels, read_stored, writing
 
 MERGED = 'background', 'upper-face', 'face', 'arm', 'leg', 'upper-clothes', 'one-piece', 'lower-clothes', 'shoe'
 MERGED_SEP = 'background', 'upper-face', 'face', 'hands', 'feet', 'upper-body', 'one-piece', 'lower-body', 'shoe'
@@ -99,7 +98,7 @@ def deepfashion_to_merged(segm, parts, scheme='sep'):
 
 def read_parts(path):
     """DensePose's parts, which are channel 2 of an RGB picture: uint8 (H, W)."""
-    picture = np.asarray(load(path))
+    picture = np.asarray(load_image(path))
     if picture.ndim != 3 or picture.dtype != np.uint8 or picture.shape[2] < 3:
         raise ValueError(f'{path} is no DensePose map of three channels; get the file again')
     return picture[..., 2]
@@ -129,7 +128,7 @@ def choose(ids, num_train, num_val, seed):
 
 def convert(files, scheme):
     """(photo RGB, merged labels uint8), Pillow images of one size, from the three files of an id."""
-    photo, segm, parts = read_photo(files[0]), read_labels(files[1], len(SEGM) - 1), read_parts(files[2])
+    photo, segm, parts = read_stored(files[0]), read_labels(files[1], len(SEGM) - 1), read_parts(files[2])
     if segm.shape != photo.size[::-1] or parts.shape != segm.shape:
         raise ValueError(f'{files[0]}, {files[1]} and {files[2]} differ in size; get the files again')
     try:

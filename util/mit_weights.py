@@ -3,7 +3,7 @@ import re
 
 import torch
 
-from checkpoints import load_strictly, read_checkpoint, reading
+from util.checkpoints import load_strictly, read_checkpoint, reading
 
 STAGES = {'patch_embeddings': 'patch_embed', 'block': 'block', 'layer_norm': 'norm'}       # hub: 0..3, original: 1..4
 MODULES = (('.attention.self.query.', '.attn.q.'), ('.attention.self.key.', '.attn.k.'),
