@@ -4,7 +4,7 @@
 
 One label for everything. parsing: uint8 (N, H, W), one map per person; 0 = not this person, 1..K = part, 255 = this
 person, part unknown. ignore: bool (H, W), pixels about which nothing is known. A person with a hat (1 in CIHP) and an
-unlabelled coat is a map of 0, 1 and 255. The data sets themselves are in util/datasets.py.
+unlabeled coat is a map of 0, 1 and 255. The data sets themselves are in util/datasets.py.
 """
 import argparse
 import atexit
@@ -101,7 +101,7 @@ def input_size(photo, config):
 def network_input(photo, config):
     """Pillow image -> the network's input (1, 3, H, W) float32, padded with zeros."""
     padded, (h, w) = input_size(photo, config)
-    image = torch.zeros(1, 3, *padded)
+    image = torch.zeros(1, 3, *padded, dtype=torch.float32)              # whatever the default is
     image[0, :, :h, :w] = normalize(resize_photo(photo, (w, h), config.recipe))
     return image
 
@@ -116,7 +116,8 @@ def to_photo(photo):
         if photo.is_floating_point() and photo.numel() and 0 <= photo.min() and photo.max() <= 1:
             photo = (photo * 255).round().to(torch.uint8)
         photo = photo.permute(1, 2, 0).cpu().numpy()
-    if not isinstance(photo, np.ndarray) or photo.dtype != np.uint8 or photo.shape[2:] not in ((), (3,)):
+    if (not isinstance(photo, np.ndarray) or photo.dtype != np.uint8 or photo.shape[2:] not in ((), (3,))
+            or not photo.size):
         kind = f'{getattr(photo, "dtype", "")} {getattr(photo, "shape", type(photo).__name__)}'
         raise ValueError('a photo is a path, a PIL image, an array (H, W, 3) uint8 or a tensor (3, H, W) uint8 or '
                          f'float in 0..1, not {kind}')
@@ -156,7 +157,7 @@ class Samples:
         return len(self.dataset)
 
     def read(self, index, epoch):
-        """Index and content of image `index`, or of another if unreadable ones are skipped; and their errors."""
+        """Index and content of image `index`, or of its replacement where --skip-bad skipped it, and the errors."""
         rng, bad, chosen = np.random.default_rng((6, self.config.seed, epoch, index)), [], index
         worker = torch.utils.data.get_worker_info()
         while True:
@@ -166,7 +167,7 @@ class Samples:
                 return chosen, self.dataset.read(chosen, self.config.seed, epoch), bad
             except (OSError, ValueError) as error:
                 if not self.dataset.skip_bad or len(bad) == 9:
-                    raise ValueError(f'{error}; so are 9 others' if bad else str(error)) from None
+                    raise ValueError(f'{error}; 9 other images cannot be read either' if bad else str(error)) from None
                 bad.append(str(error))
                 chosen = int(rng.integers(len(self)))
 
@@ -261,13 +262,13 @@ def loader(samples, config, batch_size, rank=0, world=1, device='cpu'):
         samples, batch_sampler=EpochBatches(samples.groups(), batch_size, config.seed, rank, world),
         collate_fn=samples.collate, num_workers=config.workers, persistent_workers=config.workers > 0,
         worker_init_fn=ignore_signals,
-        pin_memory=torch.device(device).type == 'cuda', generator=torch.Generator())      # not the global one
+        pin_memory=torch.device(device).type == 'cuda', generator=torch.Generator())      # leaves the global one alone
     atexit.register(lambda loader: end_workers(loader()), weakref.ref(loader))
     return loader
 
 
 def end_workers(loader):
-    """At exit Python would send SIGTERM to the workers, which they ignore, and wait for ever."""
+    """At exit Python would send SIGTERM to the workers, which they ignore, and then wait without end."""
     if loader is not None and loader._iterator is not None:
         loader._iterator._shutdown_workers()
         for worker in loader._iterator._workers:
@@ -290,7 +291,7 @@ def workers_of(loader):
     """Ends the workers in any case. If one died, the error names the image that it was reading."""
     try:
         yield
-    except RuntimeError as error:                 # torch raises it wherever the main process is just then
+    except RuntimeError as error:                 # torch raises it at any point of the main process
         found = re.match(r'DataLoader worker \(pid\D* ([\d, ]+)\)', str(error))
         if not found:
             raise

@@ -20,7 +20,8 @@ PCP), CIHP_PGN's test_inst_part_ap.py (AP^r), QANet's computeAPh (AP^h). n = num
 5. mIoU: one confusion matrix of all listed images, classes in neither map left out. The class map of a
    prediction is the folder's own if it has one, else its people pasted by ascending score.
 6. AP^r: a part is one class of one person; its IoU is the best over parts of its class. A part may be found
-   twice, as officially, so AP^r can pass 1. Classes in neither count 0, classes only predicted are left out.
+   twice, as in the official code, so AP^r can pass 1. Classes in neither count 0, classes only predicted are left
+   out.
 7. AP^h: as 6, for whole people, t = 0.50, 0.55 .. 0.95.
 
 Pixels under `ignore` are left out, and so is a detection with more than half of its pixels there. The official
@@ -312,7 +313,7 @@ class ParsingMetrics:
         table = np.zeros((self.num_classes, len(THRESHOLDS)))
         for c in np.unique(label):
             mine = np.flatnonzero(label == c)
-            mine = mine[np.argsort(scores[mine], kind='stable')[::-1]]      # officially so: ties are reversed
+            mine = mine[np.argsort(scores[mine], kind='stable')[::-1]]      # as the official code: ties are reversed
             table[c - 1] = [average_precision(iou[mine] > t, counts[c]) for t in THRESHOLDS]
         return dict(APr=nan_mean(table, axis=0).tolist(), APr_class=table.tolist())
 
@@ -359,9 +360,9 @@ def evaluate(job, workers=1):
     if workers == 1:
         records.update(tqdm(map(job, indices), **progress))
         return job.metrics
-    with multiprocessing.Pool(workers) as pool:               # the job travels with every chunk: few chunks
+    with multiprocessing.Pool(workers) as pool:               # few chunks: each one pickles the job
         chunks = pool.imap_unordered(job, indices, chunksize=len(indices) // (32 * workers) + 1)
-        records.update(list(tqdm(chunks, **progress)))        # a list first: the job is pickled meanwhile
+        records.update(list(tqdm(chunks, **progress)))        # a list first: meanwhile the job is pickled
     return job.metrics
 
 
@@ -391,7 +392,7 @@ def run(args):
     if args.json:
         names = dict(data=args.data, split=args.split, predictions=str(args.predictions),
                      class_names=dataset.class_names, thresholds=THRESHOLDS)
-        text = json.dumps(names | result)                               # NaN is no JSON: null
+        text = json.dumps(names | result)                               # JSON has no NaN: null
         write_file(args.json, json.dumps(json.loads(text, parse_constant=lambda _: None), indent=1) + '\n')
     if args.per_image:
         write_file(args.per_image, per_image(metrics, dataset.ids))

@@ -39,7 +39,7 @@ AHEAD = 4                                                # photos read before, a
 def add_model_flags(parser):
     """Flags of every command that runs a model: weights, device, and the settings of inference."""
     parser.add_argument('--weights', default=str(WEIGHTS),
-                        help='a checkpoint of train.py or of the authors (default: weights/uniparser_ccp.pt)')
+                        help='a checkpoint of train.py or of the released code (default: weights/uniparser_ccp.pt)')
     parser.add_argument('--device', default='auto', choices=['auto', 'cpu', 'cuda', 'mps'])
     group = parser.add_argument_group('settings (default: those the weights were saved with)')
     for name in INFERENCE:
@@ -175,7 +175,7 @@ class PhotoParser:
         self.turn = threading.Lock() if model.device.type == 'mps' else nullcontext()       # MPS is single-threaded
 
     def read(self, job):
-        """-> job, photo, network input; of an unreadable photo job, error, None."""
+        """-> job, photo, network input; or job, error, None if the photo cannot be read."""
         try:
             photo = read_photo(job[0])
             return job, photo, network_input(photo, self.model.config)
@@ -204,9 +204,9 @@ class PhotoParser:
         number = len(found.scores)
         message = f'{number} {"person" if number == 1 else "people"}'
         if not number and args.only:
-            message = f'nobody with {args.only} found'
+            message = f'found no person with {args.only}'
         elif not number:
-            message = f'nobody found; lower --theta-center ({config.theta_center}) or --theta-part'
+            message = f'found no person; lower --theta-center ({config.theta_center}) or --theta-part'
         return f'{printable(path)}: {message}', number
 
     def run(self, jobs):
@@ -275,5 +275,5 @@ def main(argv=None):
 
 
 if __name__ == '__main__':
-    sys.stdout.reconfigure(errors='backslashreplace')    # a terminal may lack the letters of a file's name
+    sys.stdout.reconfigure(errors='backslashreplace')    # not every terminal can print every file name
     main()

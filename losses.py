@@ -1,7 +1,7 @@
 """UniParser's losses: Eqs. (4)-(6) of Chu et al. 2023, and their targets (Sec. 6.1).
 
-Everything is derived from the labels of data.py, `parsing` (N, H, W) and `ignore` (H, W). No term sees an ignored pixel;
-category and parsing terms do not see a 255 either. A term with nothing to learn from is exactly 0.
+Everything is derived from the labels of data.py, `parsing` (N, H, W) and `ignore` (H, W). No term sees an ignored
+pixel; category and parsing terms do not see a 255 either. A term with nothing to learn from is exactly 0.
 
 Dice needs three sums, of p*t, p*p and t*t. Each is a matrix product here: the N times K maps of people and parts are
 never built, no shape depends on the number of parts, and so the host never waits for the device.
@@ -84,7 +84,7 @@ def center_target(parsing, size, config):
     for c, e, n in zip(center, extent, size):
         own = (S * c // n).clamp(max=S - 1)
         half = 0.5 * config.sigma * e
-        low, high = [torch.floor(S * v / n + 1e-4).long() for v in (c - half, c + half)]   # 1e-4: 19.99999 is 20
+        low, high = [torch.floor(S * v / n + 1e-4).long() for v in (c - half, c + half)]   # 19.99999 means 20
         if config.center_radius:
             low, high = torch.maximum(low, own - config.center_radius), torch.minimum(high, own + config.center_radius)
         cell.append(own)
@@ -195,7 +195,7 @@ def instance_dice(k_ins, f_ins, target, config):
     else:
         pt, pp = k @ (f @ masks.T), (k @ ((f * known) @ f.T) * k).sum(1)
     seen = area > 0
-    if config.recipe == 'released':                                          # it counts people without such pixels too
+    if config.recipe == 'released':                                          # also people without pixels at stride 4
         seen = seen | ~target['persons'].flatten(1).any(1)
     return dice_loss(pt, pp[:, None], area), target['regions'].flatten(1).T & seen
 

@@ -1,10 +1,10 @@
 """Trains UniParser.
 
-    python train.py                                          # drawn people, CPU, about three minutes
+    python train.py                                          # drawn people, CPU, under three minutes
     python train.py --data MHP --root data/LV-MHP-v2         # the paper's recipe
     python train.py --data CIHP --root data/CIHP --recipe released
     torchrun --nproc-per-node 8 train.py --data MHP --root data/LV-MHP-v2 --backbone resnet101 --epochs 36
-    python train.py --resume runs/MHP                        # goes on where it stopped, exactly
+    python train.py --resume runs/MHP                        # continues exactly where the run stopped
 
 Every field of `uniparser.Config` is a flag. A run writes runs/NAME/: config.json, log.jsonl, last.pt, best.pt and
 val/*.png; its last line is its metrics.
@@ -122,7 +122,7 @@ def train_step(net, loss, batches, optimizer, scaler, rate, clip):
         for name, value in losses.items():
             total[name] = total.get(name, 0) + value.detach() / len(batches)
     scaler.unscale_(optimizer)
-    total['grad_norm'] = torch.nn.utils.clip_grad_norm_(net.parameters(), clip)
+    total['grad_norm'] = torch.nn.utils.clip_grad_norm_(net.parameters(), clip or math.inf)
     scaler.step(optimizer)
     scaler.update()
     return total
@@ -130,7 +130,7 @@ def train_step(net, loss, batches, optimizer, scaler, rate, clip):
 
 def check_finite(losses, batches, scaler):
     """Loss terms as numbers. NonFinite, with the terms and the images, where one is not finite or the total is a spike;
-    but a float16 gradient may overflow, the scaler skips it."""
+    but a float16 gradient may overflow: then the scaler skips the step."""
     values = {k: float(v) for k, v in losses.items()}
     bad = [k for k, v in values.items() if not math.isfinite(v) and not (k == 'grad_norm' and scaler.is_enabled())]
     if bad or values['total'] > SPIKE:
@@ -180,7 +180,7 @@ class Trainer:
                 self.position = 0
                 self.save(self.epoch + 1, 0)
         self.run.log(f'{self.run.folder}: '
-                     + (self.summary(result) if result else 'complete; a larger --epochs goes on'))
+                     + (self.summary(result) if result else 'complete; continue with a larger --epochs'))
         return result
 
     def is_validated(self):
@@ -279,7 +279,7 @@ def check_run(config, run, args, state):
         raise ValueError(f'--batch-size {config.batch_size} cannot be shared by {run.world} processes with '
                          f'--accumulate {config.accumulate}; choose a multiple of {run.world * config.accumulate}')
     if state and state['world'] != run.world:
-        raise ValueError(f'{args.resume} was trained by {state["world"]} processes; go on with as many')
+        raise ValueError(f'{args.resume} was trained by {state["world"]} processes; continue with the same number')
 
 
 def make_loader(samples, config, run):
@@ -296,7 +296,7 @@ def train_task(task, run, folder, state, images):
     """Opens the run's folder, logs what is trained, and trains. images: a text about the numbers of images."""
     task.model.to(run.device, memory_format=torch.channels_last)
     run.open(folder, task.config.data)
-    run.write_config(task.config)
+    run.write_config(task.config, resumed=state is not None)
     run.log(f'{run.folder}: {images}, {run.world} x {run.device}, '
             f'{sum(p.numel() for p in task.model.parameters()):,} parameters')
     run.log(f'settings: {describe(task.config)}')
@@ -304,15 +304,15 @@ def train_task(task, run, folder, state, images):
 
 
 def explain(error):
-    """A sentence about an error that is not a mistake of the program; None about others."""
+    """A sentence about a user's or a machine's error; None for a bug."""
     if isinstance(error, (OSError, ValueError, NonFinite, ModuleNotFoundError)):
         return str(error)
     if isinstance(error, KeyboardInterrupt):
         return 'stopped before training began'
-    if isinstance(error, torch.OutOfMemoryError):
-        return f'{str(error).split(".")[0]}; the same step in less memory: a larger --accumulate'
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or 'DefaultCPUAllocator' in str(error):
+        return f'{str(error).split(".")[0]}; use a larger --accumulate, which needs less memory'
     if isinstance(error, dist.DistError) or '/gloo/' in str(error):
-        return 'another process of this run has ended or cannot be reached; its message says why; go on with --resume'
+        return 'another process of this run has ended or cannot be reached; see its message; continue with --resume'
 
 
 def run_command(function, *arguments):

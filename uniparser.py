@@ -6,9 +6,9 @@ one label map per person.
     paper      here       shape          meaning                                                  where
     F_neck     f_neck     (B,256,h,w)    the compressed pyramid, h = H/4, w = W/4                 Sec. 3.1
     H_c        heatmap    (B,1,S,S)      logits of "a person's barycenter lies in this cell"      Eq. (1)
-    F_ins      f_ins      (B,C,h,w)      unit vectors, alike within one person                    Eq. (2)
+    F_ins      f_ins      (B,C,h,w)      unit vectors, similar in one person                      Eq. (2)
     f_xy       k_ins      (B,C,S,S)      the vector of F_ins with which a cell finds its person   Eq. (2)
-    F_cate     f_cate     (B,C,h,w)      unit vectors, alike within one category                  Eq. (3)
+    F_cate     f_cate     (B,C,h,w)      unit vectors, similar in one category                    Eq. (3)
     K_cate     k_cate     (K,C)          one learned unit vector per category                     Eq. (3)
     Q_*        q_ins, q_cate, q_parsing  correlations of kernels and features                     Eqs. (2), (3)
 
@@ -38,6 +38,7 @@ from data import input_size, network_input, to_photo
 from util import released
 from util.backbone import Backbone
 from util.checkpoints import FORMAT, check_settings, load_strictly, read_checkpoint, reading, write_checkpoint
+from util.run import check_ranges, find_device
 from util.tensors import bilinear_taps, resize_map
 
 
@@ -51,7 +52,7 @@ class Config:
     # data
     data: str = 'MHP'
     num_classes: int = 58               # K: parts, without the background
-    short_side: tuple = (640, 800)      # Sec. 4.1: drawn from this range; of more than two values, one of them
+    short_side: tuple = (640, 800)      # Sec. 4.1: a range; more than two values are choices
     long_side: int = 1333               # at most
     test_short_side: int = 800
     flip: float = 0.5                   # probability
@@ -62,7 +63,7 @@ class Config:
     pretrained: str = 'imagenet'        # imagenet | '' = from scratch | file in torchvision's key layout
     pretrained_stages: int = 0          # set on loading: the stages that keep their ImageNet BatchNorm statistics
     dcn: bool = True                    # modulated deformable convolution in stages 2-4 (Sec. 6.1)
-    light: bool = False                 # UniParser_light: of the pyramid only P2 (Sec. 4.2)
+    light: bool = False                 # UniParser_light: P2 alone instead of the pyramid (Sec. 4.2)
     neck_channels: int = 256            # of the pyramid and of F_neck
     compress_kernel: int = 1            # Sec. 3.1; released code: 3
     share_compression: bool = True      # one F_neck for all branches; released code: the category branch has its own
@@ -100,8 +101,8 @@ class Config:
     schedule: str = 'step'              # step | cosine
     warmup: int = 500                   # iterations
     weight_decay: float = 1e-4
-    clip: float = 35.0                  # largest gradient norm
-    samples: int = 0                    # training images per epoch of drawn sets; 0 = their default
+    clip: float = 35.0                  # largest gradient norm; 0 = any
+    samples: int = 0                    # training images per epoch of CCP and synthetic; 0 = their default
     backgrounds: str = ''               # CCP: folder of photos without people, for a fifth of the scenes
     people: str = ''                    # CCP: folder of images/ and instances/, people without parts, for a tenth
     val_every: int = 1                  # epochs
@@ -110,27 +111,25 @@ class Config:
     seed: int = 0
 
     def __post_init__(self):
-        for name, allowed in CHOICES.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f'{name} is {getattr(self, name)!r}; choose one of {", ".join(allowed)}')
-        for name in ('batch_size', 'accumulate', 'epochs', *LIMITS):
-            if getattr(self, name) < 1:
-                raise ValueError(f'{name} is {getattr(self, name)}; it is at least 1')
-            if getattr(self, name) > LIMITS.get(name, math.inf):
-                raise ValueError(f'{name} is {getattr(self, name)}; it is at most {LIMITS[name]}')
-        for name in ('theta_center', 'theta_mask', 'theta_part'):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f'{name} is {getattr(self, name)}; it is between 0 and 1')
+        check_ranges(self, RANGES, CHOICES)
         if not self.short_side:
-            raise ValueError('short_side is empty; give a range, such as 640 800, or some values')
+            raise ValueError('--short-side is empty; give a range, such as 640 800, or some values')
 
 
 INFERENCE = 'theta_center', 'theta_mask', 'theta_part', 'max_people', 'test_short_side', 'long_side'
 CHOICES = dict(recipe=('paper', 'released'), space=('cosine', 'inner', 'sigmoid_after', 'sigmoid_before'),
-               fusion=('index', 'convs', 'multi'), optimizer=('sgd', 'adamw'), schedule=('step', 'cosine'))
+               fusion=('index', 'convs', 'multi'), optimizer=('sgd', 'adamw'), schedule=('step', 'cosine'),
+               compress_kernel=(1, 3, 5, 7))
 SCALES = (640, 672, 704, 736, 768, 800)
-LIMITS = dict(num_classes=254, grid=1000, depth=50, center_depth=50, max_people=255, test_short_side=10000,
-              long_side=10000)
+LAMBDAS = 'center', 'ins', 'cate', 'neg', 'par', 'metric', 'pull'
+RANGES = dict(
+    num_classes=(1, 254), short_side=(1, 10000), long_side=(1, 10000), test_short_side=(1, 10000), flip=(0, 1),
+    crop=(0, 1), color_jitter=(0, 1), pretrained_stages=(0, 4), neck_channels=(1, 4096), channels=(1, 4096),
+    center_depth=(1, 50), depth=(1, 50), grid=(2, 1000), sigma=(0, 100), center_radius=(0, 1000), theta_center=(0, 1),
+    theta_mask=(0, 1), theta_part=(0, 1), max_people=(1, 255), batch_size=(1, 10 ** 6), accumulate=(1, 10 ** 6),
+    epochs=(1, 10 ** 6), milestones=(0, 10 ** 6), lr=(0, 1000), backbone_lr=(0, 1000), warmup=(0, 10 ** 9),
+    weight_decay=(0, 1000), clip=(0, 10 ** 9), samples=(0, 10 ** 9), val_every=(1, 10 ** 6), val_images=(0, 10 ** 9),
+    workers=(0, 1000), seed=(0, 2 ** 32), **{f'lambda_{name}': (0, 10 ** 6) for name in LAMBDAS})
 RELEASED = dict(recipe='released', short_side=SCALES, compress_kernel=3, share_compression=False, depth=4,
                 category_coords=True, center_radius=1, lambda_neg=2.0)
 CIHP = dict(data='CIHP', num_classes=19, epochs=75, milestones=(50, 65), lambda_neg=0.0, lambda_pull=1.0)
@@ -229,7 +228,8 @@ class ConvTower(nn.Module):
         y, x = (torch.arange(n, dtype=torch.float32, device=x.device) for n in size)
         y, x = (2 * v / v[-1:].clamp(min=1) - 1 for v in (y, x))             # linspace, but ONNX would fix its length
         y, x = y.view(-1, 1).expand(1, 1, *size), x.expand(1, 1, *size)
-        return F.conv2d(torch.cat([x, y], dim=1), self.convs[0].conv.weight[:, -2:], padding=1)
+        weight = self.convs[0].conv.weight[:, -2:]
+        return F.conv2d(torch.cat([x, y], dim=1).to(weight.dtype), weight, padding=1)
 
     def forward(self, x):                                                    # (B, 256, h, w) -> (B, C, h, w)
         share = None
@@ -367,8 +367,8 @@ class UniParser(nn.Module):
         self.init_weights()
 
     def init_weights(self):
-        """As the released code: FPN Xavier-uniform; the rest normal(0, 0.01), bias 0; the heat map starts at 0.01, and
-        with recipe `released` the category branch's compression too."""
+        """As in the released code: FPN Xavier-uniform; the rest normal(0, 0.01), bias 0; the heat map starts at 0.01,
+        and with recipe `released` the category branch's compression too."""
         for module in self.fpn.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.xavier_uniform_(module.weight)
@@ -432,8 +432,10 @@ class UniParser(nn.Module):
 
     @torch.no_grad()
     def outputs(self, images):
-        """`forward` in eval mode on the model's device, as float32. images: (B, 3, H, W), see `data.network_input`."""
-        out = self.eval()(images.to(self.device, memory_format=torch.channels_last))
+        """`forward` in eval mode on the model's device and in its precision; the outputs are float32. images: (B, 3, H,
+        W), see `data.network_input`."""
+        kernels = self.category_builder.k_cate
+        out = self.eval()(images.to(kernels.device, kernels.dtype, memory_format=torch.channels_last))
         return {k: v.float() for k, v in out.items()}
 
     @torch.no_grad()
@@ -444,7 +446,9 @@ class UniParser(nn.Module):
         0..1. Only photos of the same padded size share a batch, so that no result depends on the other photos.
         Errors: FileNotFoundError, ValueError naming the photo.
         """
-        single = isinstance(photos, (str, os.PathLike, Image.Image)) or getattr(photos, 'ndim', 4) < 4
+        if batch_size < 1:
+            raise ValueError(f'batch_size is {batch_size}; it is at least 1')
+        single = not isinstance(photos, (list, tuple)) and getattr(photos, 'ndim', 0) < 4
         photos = [to_photo(photo) for photo in ([photos] if single else photos)]
         groups, results = {}, [None] * len(photos)
         for i, photo in enumerate(photos):
@@ -453,8 +457,9 @@ class UniParser(nn.Module):
             for start in range(0, len(members), batch_size):
                 chunk = members[start:start + batch_size]
                 out = self.outputs(torch.cat([network_input(photos[i], self.config) for i in chunk]))
-                for k, i in enumerate(chunk):
-                    results[i] = decode(out, k, photos[i], self.config, self.fusion)
+                with torch.autocast(self.device.type, enabled=False):        # the caller's is for the network alone
+                    for k, i in enumerate(chunk):
+                        results[i] = decode(out, k, photos[i], self.config, self.fusion)
         return results
 
     def save(self, path, **more):
@@ -468,7 +473,8 @@ class UniParser(nn.Module):
     def from_pretrained(cls, path, device='cpu', **changes):
         """The model in a file written by `save` or by the released code, in eval mode. `changes` are config fields,
         such as theta_center."""
-        replace(Config(), **changes)                      # raises mistakes of the caller, not of the file
+        replace(Config(), **changes)                      # a mistake in `changes` is not the file's
+        device = find_device(device)
         state = read_checkpoint(path)
         with reading(path):
             if released.is_released(state):
@@ -507,7 +513,7 @@ class Parsing(NamedTuple):
     def visible(self):
         """The people with visible pixels."""
         some = self.parsing.any((1, 2))
-        return self if some.all() else Parsing(*(field[some] for field in self))           # a copy is all of it twice
+        return self if some.all() else Parsing(*(field[some] for field in self))           # no copy if not needed
 
 
 def decode(out, i, photo, config, fusion=None):
@@ -536,12 +542,12 @@ def decode(out, i, photo, config, fusion=None):
     x, y = ((2 * cell + 1) / (2 * config.grid) for cell in (cells % config.grid, cells // config.grid))
     centers = torch.stack([x * padded[1] / size[1] * photo.width, y * padded[0] / size[0] * photo.height], 1)
     people = Parsing(parsing, scores.cpu().numpy(), centers.cpu().numpy())
-    return people if config.recipe == 'released' else people.visible()                     # it returns the empty ones
+    return people if config.recipe == 'released' else people.visible()      # the released code returns empty people
 
 
 def find_centers(heatmap, config):
     """Sigmoid of Eq. (1) and WHERE(H_c > theta_c) of Eq. (2), kept to local maxima of 5x5 cells: the target of a person
-    is a rectangle of cells, so without that each would be found many times. heatmap (S, S) logits -> cells (N,) =
+    is a rectangle of cells, each of which would be a detection. heatmap (S, S) logits -> cells (N,) =
     row * S + column, scores (N,) descending, at most max_people."""
     logits, cells = keep_peaks(heatmap.float(), config).flatten().sort(descending=True, stable=True)
     scores = logits.sigmoid()
@@ -568,7 +574,7 @@ def part_scores(gate, q, theta):
 def paint(parsing, maps, classes, size, theta):
     """Writes one person's labels into parsing (H0, W0) uint8. maps (k, h, w): correlations of the given classes
     (0-based), zero outside the person. A pixel takes the class of the largest value where that exceeds theta."""
-    best = maps.amax(0) > theta                                              # where all are below, so are their means
+    best = maps.amax(0) > theta                                              # interpolation never exceeds its neighbors
     rows, cols = (best.any(axis).nonzero()[:, 0].tolist() for axis in (1, 0))
     if not rows:
         return

@@ -563,7 +563,8 @@ def test_the_archive_of_layers_is_small_and_complete():
 
 @needs_ccp
 def test_real_scenes_are_the_same_in_every_process():
-    code = ("import os, zlib; from util.datasets import open_dataset; d = open_dataset('CCP', os.environ['UNIPARSER_CCP'], 'val');"
+    code = ("import os, zlib; from util.datasets import open_dataset;"
+            "d = open_dataset('CCP', os.environ['UNIPARSER_CCP'], 'val');"
             "print([zlib.crc32(a.tobytes()) for i in (0, 57) for a in d.read(i)], len(d))")
     command = [sys.executable, '-c', code]
     first, second = (subprocess.check_output(command, cwd=HERE, text=True) for _ in range(2))

@@ -1,11 +1,11 @@
-"""Bad input, faults and hostile files: what SECURITY.md promises. python -m pytest test_faults.py
+"""Bad input, faults and hostile files: what docs/robustness.md promises. python -m pytest tests/test_faults.py
 
 The long versions, in one process each, print what they saw:
 
-    python tests/test_faults.py --headers 10000     # mutated JPEG and PNG headers through read_photo
-    python tests/test_faults.py --fuzz 2000         # drawn shapes, modes, labels and configurations, photo to metric
-    python tests/test_faults.py --soak 2000         # photos of mixed sizes through infer.py
-    python tests/test_faults.py --kills 50          # kill -9 of a training at random moments, resumed to the end
+    python -m tests.test_faults --headers 10000     # mutated JPEG and PNG headers through read_photo
+    python -m tests.test_faults --fuzz 2000         # drawn shapes, modes, labels and configurations, photo to metric
+    python -m tests.test_faults --soak 2000         # photos of mixed sizes through infer.py
+    python -m tests.test_faults --kills 50          # kill -9 of a training at random moments, resumed to the end
 """
 import argparse
 import io
@@ -164,7 +164,7 @@ def write_bad(folder):
     os.mkfifo(folder / 'pipe.jpg')
     (folder / 'broken.jpg').symlink_to('nowhere'), (folder / 'loop.jpg').symlink_to('loop.jpg')
     return {name: part for name, (_, part) in files.items()} | {
-        'pipe.jpg': 'no regular file', 'broken.jpg': 'does not exist', 'loop.jpg': 'symbolic links'}
+        'pipe.jpg': 'not a regular file', 'broken.jpg': 'does not exist', 'loop.jpg': 'symbolic links'}
 
 
 def test_each_bad_photo_gets_one_sentence_and_the_others_are_parsed(checkpoint, tmp_path):
@@ -356,7 +356,7 @@ def test_a_set_of_bad_photos_alone_is_an_error(mhp, tmp_path):
     for path in (mhp / 'train' / 'images').iterdir():
         path.write_bytes(b'')
     done = call(train, '--data', 'MHP', '--root', mhp, *NET, '--out', tmp_path / 'a', '--skip-bad', '--workers', '0')
-    assert done.returncode == 2 and 'it is empty' in done.stderr and 'so are 9 others' in done.stderr
+    assert done.returncode == 2 and 'it is empty' in done.stderr and '9 other images cannot be read either' in done.stderr
 
 
 @pytest.mark.parametrize('damage, message', [
@@ -397,7 +397,7 @@ def test_three_hundred_people_and_nobody_in_one_batch(mhp, tmp_path):
     assert metrics.result()['AP50'] > 0.99
     parts, people = flatten_people(parsing[:255])
     assert len(np.unique(people)) > 100 and people.dtype == np.uint8
-    with pytest.raises(ValueError, match='max_people is 300; it is at most 255'):        # a pixel of _people.png
+    with pytest.raises(ValueError, match='--max-people is 300; give a value from 1 to 255'):        # a pixel of _people.png
         uniparser.get_config(max_people=300)
 
 
@@ -447,12 +447,12 @@ STRANGE = {                                              # what a file holds -> 
     'more classes': (dict(config=dict(num_classes=19)), '19 classes need 20 names'),
     'more classes and names': (dict(config=dict(num_classes=19), class_names=['x'] * 20), 'k_cate'),
     'a newer format': (dict(format='uniparser 2'), "its \"format\" is 'uniparser 2'"),
-    'a newer setting': (dict(config=dict(warp=9)), "unknown fields ['warp']"),
+    'a newer setting': (dict(config=dict(warp=9)), "unknown fields such as ['warp']"),
     'endless channels': (dict(config=dict(channels=10 ** 9)), 'no model that can be built'),
-    'many channels': (dict(config=dict(channels=2 ** 20)), 'of another shape'),
-    'endless depth': (dict(config=dict(depth=10 ** 9)), 'depth is 1000000000; it is at most 50'),
-    'endless grid': (dict(config=dict(grid=10 ** 6)), 'grid is 1000000; it is at most 1000'),
-    'endless photos': (dict(config=dict(test_short_side=10 ** 9)), 'it is at most 10000'),
+    'many channels': (dict(config=dict(channels=2 ** 20)), '--channels is 1048576; give a value from 1 to 4096'),
+    'endless depth': (dict(config=dict(depth=10 ** 9)), '--depth is 1000000000; give a value from 1 to 50'),
+    'endless grid': (dict(config=dict(grid=10 ** 6)), '--grid is 1000000; give a value from 2 to 1000'),
+    'endless photos': (dict(config=dict(test_short_side=10 ** 9)), '--test-short-side is 1000000000; give a value from 1 to 10000'),
     'text for a number': (dict(config=dict(grid='a')), "its setting grid is 'a'"),
     'negative channels': (dict(config=dict(channels=-4)), 'no model that can be built'),
     'names of nothing': (dict(class_names=5), 'no model that can be built'),
@@ -636,7 +636,7 @@ def test_a_full_disk_keeps_the_old_weights(finished, tmp_path, monkeypatch, how)
     monkeypatch.setattr(torch, 'save', half)
     done = call(train, '--resume', tmp_path / 'a', '--epochs', '2', '--device', 'cpu')
     assert done.returncode == 2 and done.stderr.count('\n') == 1
-    assert 'last.pt cannot be written' in done.stderr and 'its former content is kept' in done.stderr
+    assert 'last.pt cannot be written' in done.stderr and 'the old file is kept' in done.stderr
     assert before == {p.name: p.read_bytes() for p in (tmp_path / 'a').iterdir() if '.pt' in p.name}
 
 
@@ -655,7 +655,8 @@ def die_at(index):
 
 
 def test_a_script_that_leaves_workers_behind_ends():
-    code = ('import data, uniparser; from util.datasets import open_dataset; config = uniparser.get_config("synthetic", workers=1);'
+    code = ('import data, uniparser; from util.datasets import open_dataset;'
+            'config = uniparser.get_config("synthetic", workers=1);'
             'loader = data.loader(data.Samples(open_dataset("synthetic"), config), config, 2);'
             'print(next(iter(loader))["images"].shape)')
     done = subprocess.run([sys.executable, '-c', code], cwd=HERE, capture_output=True, text=True, timeout=120)

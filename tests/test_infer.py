@@ -112,7 +112,7 @@ def test_nobody_found_is_said_and_is_no_error(checkpoint, tmp_path):
     write_photo(tmp_path / 'a.png')
     done = call(infer, tmp_path / 'a.png', '--weights', checkpoint, '--out', tmp_path,
                '--theta-center', '0.999')
-    assert done.returncode == 0 and 'nobody found' in done.stdout + done.stderr
+    assert done.returncode == 0 and 'found no person' in done.stdout + done.stderr
     assert json.loads((tmp_path / 'a.json').read_text())['people'] == []
     assert not np.asarray(Image.open(tmp_path / 'a_parts.png')).any()
 

@@ -161,7 +161,7 @@ def test_planted_people_are_decoded(preset, people):
 
 
 def test_benchmark_of_inference_counts_and_measures(capsys):
-    benchmark.main(['infer', '--preset', 'synthetic', '--size', '64', '96', '--people', '3', '--device', 'cpu'])
+    benchmark.main(['infer', '--preset', 'synthetic', '--size', '64', '96', '--decode', '3', '--device', 'cpu'])
     table = {line[:16].strip(): line[16:].split() for line in capsys.readouterr().out.splitlines()}
     assert {'load', 'preprocess', 'backbone', 'FPN', 'heads', 'network', 'decode 1', 'decode 3', 'save'} < set(table)
     adds = {name: float(table[name][4]) for name in ('backbone', 'FPN', 'heads', 'network', 'plain ResNet-50')}
@@ -173,8 +173,8 @@ def test_benchmark_of_inference_counts_and_measures(capsys):
 
 def test_impossible_counts_get_one_sentence(capsys):
     with pytest.raises(SystemExit) as stopped:
-        benchmark.main(['infer', '--people', '0', '--device', 'cpu'])
-    assert stopped.value.code == 2 and '--people is 0' in capsys.readouterr().err
+        benchmark.main(['infer', '--decode', '0', '--device', 'cpu'])
+    assert stopped.value.code == 2 and '--decode is 0' in capsys.readouterr().err
 
 
 def test_multiply_adds_are_counted():

@@ -169,7 +169,7 @@ def test_a_spike_of_the_loss_stops_and_names_terms_and_images():
 @pytest.mark.parametrize('arguments, message', [
     (['--data', 'MHP'], '--root'), (['--data', 'MHP', '--root', 'nowhere'], 'nowhere'),
     (['--batch-size', '3', '--accumulate', '2'], 'multiple of 2'), (['--backbone', 'vgg'], 'unknown backbone'),
-    (['--batch-size', '0'], 'at least 1'), (['--short-side'], 'short_side'),
+    (['--batch-size', '0'], '--batch-size is 0'), (['--short-side'], '--short-side is empty'),
     (['--samples', '3', '--batch-size', '8', '--accumulate', '8'], 'too few'), (['--resume', 'nowhere'], 'nowhere'),
     (['--pretrained', 'nowhere.pth'], 'nowhere.pth')])
 def test_mistakes_get_one_sentence(tmp_path, monkeypatch, capsys, arguments, message):

@@ -1,6 +1,6 @@
 """Times on this machine, and sizes.
 
-    python -m util.benchmark infer                       # from a photo's file to its results' files
+    python -m util.benchmark infer                       # from reading a photo to writing its results
     python -m util.benchmark infer --preset mhp --size 512 512
     python -m util.benchmark train                       # the data pipeline, the steps, and both
     python -m util.benchmark evaluate
@@ -42,7 +42,7 @@ SECONDS = 30                                             # for each rate of trai
 
 
 class Clock:
-    """Median wall and process milliseconds of named functions, called in turns."""
+    """Median wall and process milliseconds of named functions, called alternately."""
 
     def __init__(self, device):
         self.device, self.wall, self.process = device, {}, {}
@@ -108,7 +108,7 @@ def start_onnx(path):
 
 
 def time_steps(model, photo, people, session=None, repeats=10):
-    """-> Clock of the steps from a photo's file to its results' files, and the network's input."""
+    """-> Clock of the steps from reading a photo to writing its results, and the network's input."""
     device, config = model.device, model.config
     images = data.network_input(photo, config).to(device, memory_format=torch.channels_last)
     plain, out = torchvision.models.resnet50().eval().to(device), model.outputs(images)
@@ -151,12 +151,12 @@ def count_operations(model, images):
 
 @torch.inference_mode()
 def benchmark_inference(args):
-    """Prints a table of the steps from a photo's file to its results' files."""
-    if args.people < 1:
-        raise ValueError(f'--people is {args.people}; it is at least 1')
+    """Prints a table of the steps from reading a photo to writing its results."""
+    if args.decode < 1:
+        raise ValueError(f'--decode is {args.decode}; it is at least 1')
     model, photo = benchmarked_model(args), read_photo(args.photo)
     photo = photo.resize(args.size[::-1]) if args.size else photo
-    clock, images = time_steps(model, photo, args.people, start_onnx(args.onnx) if args.onnx else None)
+    clock, images = time_steps(model, photo, args.decode, start_onnx(args.onnx) if args.onnx else None)
     counts, parameters = count_operations(model, images)
     size = 'x'.join(map(str, images.shape[2:]))
     print(f'{size}, {model.device}, {torch.get_num_threads()} threads, torch {torch.__version__}; median of 10')
@@ -186,7 +186,7 @@ def benchmarked_model(args):
 
 
 def benchmark_training(args):
-    """Prints images/s of the data pipeline alone, of the steps alone (with one batch again and again), and of both."""
+    """Prints images/s of the data pipeline alone, of the steps alone (repeating one batch), and of both."""
     if args.data == 'MHP' and not args.root:
         with tempfile.TemporaryDirectory() as root:
             for split, count in ('train', 64), ('val', 1):
@@ -197,7 +197,7 @@ def benchmark_training(args):
     config, run = get_config(preset_of(args.data, args.recipe), **changes), Run(args.device, args.amp)
     train_set, val_set = open_sets(config, args.root, False)
     model = UniParser(config, train_set.class_names, train_set.flip_pairs)
-    model.backbone.freeze(4 if config.pretrained else 0)                     # as with ImageNet weights, without them
+    model.backbone.freeze(4 if config.pretrained else 0)                     # frozen as if ImageNet weights were loaded
     task = UniParserTask(config, model.to(run.device, memory_format=torch.channels_last),
                          make_loader(data.Samples(train_set, config), config, run), val_set)
     with data.workers_of(task.loader):
@@ -308,14 +308,14 @@ def count_parameters(args):
 def parse_arguments(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True, metavar='infer | train | evaluate | parameters')
-    infer = commands.add_parser('infer', help='from a photo\'s file to its results\' files')
+    infer = commands.add_parser('infer', help='from reading a photo to writing its results')
     infer.set_defaults(function=benchmark_inference)
     infer.add_argument('photo', nargs='?', default=str(PHOTO))
     infer.add_argument('--preset', choices=list(PRESETS), help='an untrained network instead of weights')
     infer.add_argument('--backbone', help='with --preset: another backbone')
     infer.add_argument('--light', action='store_true', help='with --preset: UniParser_light')
     infer.add_argument('--size', type=int, nargs=2, metavar=('H', 'W'), help='of the photo, in pixels')
-    infer.add_argument('--people', type=int, default=10, help='people to decode (default: 10)')
+    infer.add_argument('--decode', type=int, default=10, help='people to decode (default: 10)')
     infer.add_argument('--onnx', metavar='FILE', help='file of the same network (util.export), timed in ONNX Runtime')
     add_model_flags(infer)
     train = commands.add_parser('train', help='images/s of training; MHP without --root: on drawn files')

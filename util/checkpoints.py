@@ -1,15 +1,18 @@
-"""Weights files: reading those of anybody, and writing ours.
+"""Weights files: reading any, writing ours.
 
 Ours are dictionaries with format, system (uniparser, schp, oneshot), config, class_names, flip_pairs and model, the
 state dict. `last.pt` of a run holds the rest of the training state beside them.
 """
 import os
 import re
+import zipfile
 from contextlib import contextmanager
 from dataclasses import asdict, fields
 
 import numpy as np
 import torch
+
+from util.files import printable, replacing
 
 FORMAT = 'uniparser 1'
 PATHS = 'pretrained', 'backgrounds', 'people'            # settings that may hold a folder of the user's machine
@@ -18,7 +21,9 @@ PATHS = 'pretrained', 'backgrounds', 'people'            # settings that may hol
 def read_checkpoint(path):
     """torch.load on the CPU with weights_only, and sentences instead of tracebacks."""
     if not os.path.isfile(path):
-        raise FileNotFoundError(f'{path} does not exist; give the path of a weights file')
+        reason = 'is a folder' if os.path.isdir(path) else 'does not exist'
+        raise FileNotFoundError(f'{path} {reason}; give the path of a weights file')
+    check_archive(path)
     try:
         with torch.serialization.safe_globals(numpy_types()):
             state = torch.load(path, map_location='cpu', weights_only=True)
@@ -28,10 +33,22 @@ def read_checkpoint(path):
                 f'{path} holds {foreign[1]}, which could run code, so it is not loaded; if you trust its author, keep '
                 f'its weights alone: python -c "import torch; s = torch.load({str(path)!r}, weights_only=False); '
                 'torch.save(s[\'state_dict\'], \'weights.pt\')"') from None
-        raise ValueError(f'{path} is not a readable weights file; give one of train.py or of the authors') from None
+        raise ValueError(f'{path} is not a readable weights file; give one of train.py or of the released '
+                         'code') from None
     if not isinstance(state, dict):
         raise ValueError(f'{path} holds a {type(state).__name__}, not a dictionary of weights')
     return state
+
+
+def check_archive(path):
+    """ValueError for a zip archive whose entries claim more bytes than the file has: unpacked, they could fill the
+    memory. torch.save stores its entries as they are."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(info.file_size for info in archive.infolist())
+        if unpacked > os.path.getsize(path):
+            raise ValueError(f'{path} unpacks to {unpacked:,} bytes, more than the file has; torch.save does not '
+                             'compress: get the file again')
 
 
 @contextmanager
@@ -39,7 +56,7 @@ def reading(path):
     """Turns any error about the content of a weights file into one sentence that names the file."""
     try:
         yield
-    except Exception as error:                            # a stranger's file: any type in any place
+    except Exception as error:                            # the content of an unknown file may be anything
         if isinstance(error, (OSError, ValueError)) and str(path) in str(error):
             raise
         reason = str(error) if isinstance(error, ValueError) else f'{type(error).__name__}: {error}'
@@ -61,28 +78,37 @@ def load_strictly(module, weights, path):
     """module.load_state_dict in float32, with a sentence that names what does not fit."""
     own = module.state_dict()
     weights = {k: v for k, v in weights.items() if torch.is_tensor(v)}
+    stored = {v.untyped_storage().data_ptr(): v.untyped_storage().nbytes() for v in weights.values()}
+    claimed = sum(v.numel() * v.element_size() for v in weights.values())
+    if claimed > sum(stored.values()):                    # expanded or shared tensors: a small file, a large model
+        raise ValueError(f'{path} claims weights of {claimed:,} bytes but holds {sum(stored.values()):,}; get it again')
     lists = {'missing': [k for k in own if k not in weights], 'unknown': [k for k in weights if k not in own],
              'of another shape': [k for k in own if k in weights and weights[k].shape != own[k].shape]}
     if any(lists.values()):
         raise ValueError(f'{path} does not fit: ' + '; '.join(
-            f'{len(v)} {k}: {", ".join(v[:5])}' + ', ..' * (len(v) > 5) for k, v in lists.items() if v))
+            f'{len(v)} {k}: {", ".join(map(short, v[:5]))}' + ', ..' * (len(v) > 5) for k, v in lists.items() if v))
     if broken := [k for k, v in weights.items() if v.is_floating_point() and not v.isfinite().all()]:
         raise ValueError(f'{path} holds NaN or infinite numbers in {len(broken)} of {len(own)} entries, the first is '
-                         f'{broken[0]}; take an earlier file')
+                         f'{short(broken[0])}; take an earlier file')
     if any(v.is_meta for v in own.values()):
         module.to_empty(device='cpu')
     module.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in weights.items()})
 
 
+def short(name):
+    """A name from a file, fit to be printed."""
+    return printable(name)[:80]
+
+
 def check_settings(config, config_class):
     """ValueError where the config of a file, a dict, has unknown fields or values of another type."""
-    unknown = sorted(set(config) - {f.name for f in fields(config_class)})
+    unknown = sorted(map(short, set(config) - {f.name for f in fields(config_class)}))
     if unknown:
-        raise ValueError(f'its config has unknown fields {unknown}: another version wrote it')
+        raise ValueError(f'its config has unknown fields such as {unknown[:3]}: another version wrote it')
     for name, value in config.items():
         default = getattr(config_class, name)
         if type(value) is not type(default) and (type(value), type(default)) != (int, float):
-            raise ValueError(f'its setting {name} is {value!r}, but should be like {default!r}')
+            raise ValueError(f'its setting {name} is {short(repr(value))}, but should be like {default!r}')
 
 
 def load_imagenet(backbone, source, name, optional=()):
@@ -121,16 +147,11 @@ def without_paths(config):
 def write_checkpoint(path, system, config, model, **more):
     """Writes a weights file of ours under a temporary name and renames it. `more` is stored beside the weights."""
     state = dict(format=FORMAT, system=system, config=without_paths(config), model=model, **more)
-    temporary = f'{path}.tmp'                             # one name, so that kills leave one file at most
     try:
-        with open(temporary, 'wb') as f:
-            torch.save(state, f)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(temporary, path)
+        with replacing(path) as temporary, open(temporary, 'wb') as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
     except (OSError, RuntimeError) as error:              # torch raises its own for a full disk
         reason = getattr(error, 'strerror', None) or 'probably the disk is full'
-        raise OSError(f'{path} cannot be written ({reason}); make room: its former content is kept') from None
-    finally:
-        if os.path.exists(temporary):
-            os.remove(temporary)
+        raise OSError(f'{path} cannot be written ({reason}); make room: the old file is kept') from None

@@ -20,21 +20,21 @@ from PIL import Image
 from scipy.io import loadmat
 
 from util import scenes
-from util.files import (UNKNOWN, index_folder, inside, naming, pick_all, pick_files, read_labels, read_list,
-                        read_stored, stored_size)
+from util.files import (UNKNOWN, index_folder, inside, naming, pick_all, pick_files, printable, read_labels,
+                        read_list, read_stored, stored_size)
 from util.masks import coco_mask, paste_masks, split_map, stack_people
 
 CCP_LAYERS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), 'assets', 'ccp_layers.zip')
 
 # What an evaluator compares predictions with. parsing (M, H, W) uint8; ignore (H, W) bool, None where the official
-# evaluator knows no ignored pixels; semantic, parts, humans: cropped maps from official files, None = those of parsing.
+# evaluator ignores no pixels; semantic, parts, humans: cropped maps from official files, None = those of parsing.
 GroundTruth = namedtuple('GroundTruth', 'parsing ignore semantic parts humans', defaults=(None,) * 4)
 
 
 class Photos:
     """The base of all data sets. A subclass sets class_names (the background first), flip_pairs, and in
     __init__(root, split) ids: unique names; photos: paths; people: {id: paths of label maps}, or None if the split has
-    no labels, so that all pixels are ignored. seed and epoch matter for drawn images alone."""
+    no labels, so that all pixels are ignored. seed and epoch matter only for drawn images."""
     splits = 'train', 'val', 'test'
     skip_bad = False                              # unreadable images are left out instead of raising an error
 
@@ -78,7 +78,7 @@ class Photos:
         return stack_people(maps, size), np.full(size[::-1], self.people is None)
 
     def truth(self, i, parsing, ignore):
-        """What `read` or `read_parsing` returned for image i -> GroundTruth, as the set's official evaluator has it."""
+        """The labels of image i, as read -> GroundTruth as the official evaluator of the set defines it."""
         return GroundTruth(parsing, ignore)
 
 
@@ -144,10 +144,10 @@ class CIHP(Photos):
             with naming(lists[0]), open(lists[0]) as f:
                 coco = json.load(f)
                 stems = {image['id']: os.path.splitext(image['file_name'])[0] for image in coco['images']}
-                self.ids = list(stems.values())
+                self.ids = list(dict.fromkeys(stems.values()))
                 for person in coco['annotations']:
                     self.people[stems[person['image_id']]].append(os.path.join(labels, person['parsing']))
-        else:                                     # it is not part of CIHP, and UniParser's was not published
+        else:                                     # the list is neither part of CIHP nor published
             self.ids = list(index_folder(os.path.join(root, f'{split}_img')))
             for name, path in index_folder(labels, ('.png',)).items():
                 self.people[name.rsplit('-', 1)[0]].append(path)
@@ -203,9 +203,10 @@ class DensePose(Photos):
             for a in coco.get('annotations', ()):             # only what is needed stays in memory
                 masks = [mask and mask['counts'] for mask in a.get('dp_masks') or ()]
                 self.people[names[a['image_id']]].append((a['bbox'], masks, a.get('segmentation')))
-        self.ids = [i for i in names.values()
+        self.ids = [i for i in dict.fromkeys(names.values())
                     if self.people is None or any(any(masks) for _, masks, _ in self.people[i])]
-        self.photos = [os.path.join(root, i.split('_')[1], i + '.jpg') for i in self.ids]  # COCO_val2014_..
+        check_ids(self.ids, path)
+        self.photos = [os.path.join(root, (i.split('_') + [''])[1], i + '.jpg') for i in self.ids]     # COCO_val2014_..
         missing = [photo for photo in self.photos if not os.path.isfile(photo)]
         if missing:
             raise FileNotFoundError(f'{len(missing)} of the {len(self)} photos in {path} are missing, the '
@@ -362,4 +363,13 @@ def open_dataset(name, root=None, split='train', **options):
     dataset = DATASETS[name](root, split, **options)
     if not len(dataset):
         raise ValueError(f'{root} has no image of the split {split}; unpack the download again')
+    check_ids(dataset.ids, root)
     return dataset
+
+
+def check_ids(ids, source):
+    """ValueError where an id, after which files are named, would leave its folder."""
+    for i in ids:
+        if not i or i in ('.', '..') or '/' in i or os.sep in i:
+            raise ValueError(f'{source} has the image id {printable(i)[:80]!r}, which is not a file name; check the '
+                             'annotations')

@@ -1,4 +1,4 @@
-"""Files: finding, naming, reading and writing them, with one sentence where something is wrong. Needs no torch."""
+"""Files: finding, naming, reading and writing them; any error is one sentence. Needs no torch."""
 import glob
 import io
 import os
@@ -12,11 +12,13 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
 
 UNKNOWN = 255                                                 # label of a pixel whose part is unknown
 PHOTOS = '.jpg', '.jpeg', '.png'                              # of data sets
 ENDINGS = {*PHOTOS, '.webp', '.bmp', '.gif', '.tif', '.tiff'}                # of a user's photos
 FORMATS = 'JPEG', 'PNG', 'WEBP', 'BMP', 'GIF', 'TIFF'         # Pillow knows more, and starts Ghostscript for one
+MARK = 'UniParser in pure PyTorch'                            # in every result: other files are never replaced
 warnings.filterwarnings('ignore', module='PIL')               # about files that are odd but readable
 
 
@@ -102,7 +104,7 @@ def find_photos(arguments, out=None):
             found = [Path(argument)]
         else:
             found = [Path(p) for p in glob.glob(argument, recursive=True) if not os.path.isdir(p)]
-        paths += sorted(found) or [Path(argument)]            # a missing file is reported when its turn comes
+        paths += sorted(found) or [Path(argument)]            # a missing file is reported later, with the others
     return list(dict.fromkeys(paths))
 
 
@@ -134,8 +136,8 @@ def result_names(paths):
 def open_image(path):
     """Pillow image whose pixels are not yet decoded."""
     if os.path.exists(path) and not os.path.isfile(path):
-        kind = 'a folder without photos, or without read permission' if os.path.isdir(path) else 'no regular file'
-        raise OSError(EINVAL, f'it is {kind}')    # opening a pipe would wait for ever
+        kind = 'a folder without photos, or without read permission' if os.path.isdir(path) else 'not a regular file'
+        raise OSError(EINVAL, f'it is {kind}')    # opening a pipe would block
     with Image.open(path, formats=FORMATS) as image:
         yield image
 
@@ -184,8 +186,12 @@ def stored_size(path):
 
 
 def first_channel(image):
-    """Pillow image -> array (H, W): channel 0 of a color image (MHP's label maps are RGB), the indices of a palette."""
-    return np.asarray(image.getchannel(0) if len(image.getbands()) > 1 else image)
+    """Pillow image -> array (H, W) of integers: channel 0 of a color image (MHP's label maps are RGB), the indices of a
+    palette. ValueError for negative or fractional values."""
+    labels = np.asarray(image.getchannel(0) if len(image.getbands()) > 1 else image)
+    if labels.dtype.kind == 'f' and not (labels == np.round(labels)).all() or labels.min(initial=0) < 0:
+        raise ValueError(f'its labels are no integers from 0 on (mode {image.mode})')
+    return labels
 
 
 def read_labels(path, num_classes=UNKNOWN):
@@ -206,14 +212,15 @@ def read_prediction(path, shape, largest=65535):
     """Label map of a prediction, which must have this shape (H, W) and labels 0..largest; uint8 where they fit."""
     try:
         with open_image(path) as image:
-            labels = first_channel(image)
+            width, height = image.size                        # before decoding: the file may claim any size
+            labels = first_channel(image) if (height, width) == shape else None
     except FileNotFoundError:
         raise FileNotFoundError(f'{path} is missing; write the predictions again') from None
     except (OSError, SyntaxError, ValueError) as error:
-        raise ValueError(f'{path} cannot be read as an image ({error}); write it again') from None
-    if labels.shape != shape:
-        raise ValueError(f'{path} is {labels.shape[1]}x{labels.shape[0]} pixels, but the ground truth is '
-                         f'{shape[1]}x{shape[0]}; write predictions in the size of the photo')
+        raise ValueError(f'{path} cannot be read as a label map ({error}); write it again') from None
+    if labels is None:
+        raise ValueError(f'{path} is {width}x{height} pixels, but the ground truth is {shape[1]}x{shape[0]}; write '
+                         'predictions in the size of the photo')
     if not labels.max() <= largest:
         raise ValueError(f'{path} holds the label {labels.max()}, but the labels are 0..{largest}')
     return labels.astype(np.uint8, copy=False) if largest < 256 else labels
@@ -258,21 +265,49 @@ def writing(path):
                       'folder') from None
 
 
-def write_file(path, content):
-    """Writes text or bytes under a temporary name and renames it: no half-written file is left."""
+@contextmanager
+def replacing(path):
+    """The temporary path of this process, renamed to `path` at the end: no half-written file is left, and no error or
+    kill harms what `path` held before."""
     path = Path(path)
     make_folder(path.parent)
     temporary = path.with_name(f'.{path.name}.{os.getpid()}')
     try:
-        with writing(path):
-            temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-            os.replace(temporary, path)
+        yield temporary
+        os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
+def remove_temporaries(folder):
+    """Removes what killed processes left behind in a folder that no other process writes to."""
+    for path in Path(folder).glob('.*.*'):
+        if path.suffix[1:].isdigit() and path.is_file():
+            path.unlink(missing_ok=True)
+
+
+def write_file(path, content):
+    """Writes text or bytes to a file that the user named: it is replaced."""
+    with writing(path), replacing(path) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def is_ours(path):
+    """Whether a file carries the mark that `write_result` and `write_png` leave."""
+    with open(path, 'rb') as file:
+        return MARK.encode() in file.read(2048)
+
+
+def write_result(path, content):
+    """write_file for a name that this program chose: only files with its mark are replaced."""
+    if os.path.lexists(path) and not (os.path.isfile(path) and is_ours(path)):
+        raise ValueError(f'{printable(path)} exists and this program did not write it; choose another --out')
+    write_file(path, content)
+
+
 def write_png(path, image):
-    """Writes a Pillow image as PNG."""
-    png = io.BytesIO()
-    image.save(png, format='PNG', compress_level=1)           # a third of the time, 6 % more bytes
-    write_file(path, png.getvalue())
+    """Writes a Pillow image as a result, with the mark."""
+    png, info = io.BytesIO(), PngInfo()
+    info.add_text('Software', MARK)
+    image.save(png, format='PNG', compress_level=1, pnginfo=info)            # a third of the time, 6 % more bytes
+    write_result(path, png.getvalue())

@@ -7,12 +7,12 @@ from scipy import ndimage
 
 
 def stack_people(maps, size):
-    """Label maps (H, W) -> uint8 (N, H, W), without people without pixels (as in MHP's evaluator)."""
+    """Label maps (H, W) -> uint8 (N, H, W), leaving out empty people (as in MHP's evaluator)."""
     return np.array([m for m in maps if m.any()], np.uint8).reshape(-1, size[1], size[0])
 
 
 def as_label_maps(maps, shape=None):
-    """Anything like label maps, of this shape (H, W) -> uint8 (N, H, W)."""
+    """Array-like label maps of this shape (H, W) -> uint8 (N, H, W)."""
     maps = np.asarray(maps)
     if maps.size == 0 and (shape or maps.ndim == 3):
         return np.zeros((0, *(shape or maps.shape[1:])), np.uint8)
@@ -112,7 +112,7 @@ def decode_rle(counts, width, height):
                 value -= (c - 48 & 16) << shift - 4
                 counts.append(value + (counts[-2] if len(counts) > 2 else 0))
                 value = shift = 0
-    if sum(counts) != width * height or min(counts) < 0:       # or a few letters would ask for all memory
+    if sum(counts) != width * height or min(counts) < 0:       # or a short string could claim all memory
         raise ValueError(f'run lengths of {sum(counts)} pixels for {width}x{height}')
     return np.repeat(np.arange(len(counts)) % 2 == 1, counts).reshape(width, height).T
 

@@ -1,4 +1,4 @@
-"""Pictures for the eye: palettes, overlays, legends, cut-outs, charts. Needs no torch."""
+"""Pictures: palettes, overlays, legends, cut-outs, charts. Needs no torch."""
 import math
 from functools import lru_cache
 

@@ -1,4 +1,4 @@
-"""The `released` recipe: what the authors' released code does differently from the paper, with its defects mended
+"""The `released` recipe: what the authors' released code does differently from the paper, with its defects fixed
 (docs/differences.md lists both), and the conversion of its checkpoints.
 """
 import re
@@ -23,7 +23,7 @@ NAMES = [(re.compile(released), here) for released, here in (
     (r'^mask_head\.instance_convs\.', 'instance_builder.tower.convs.'),
     (r'^mask_head\.semantic_convs\.', 'category_builder.tower.convs.'),
     (r'^mask_head\.seg_kernels$', 'category_builder.k_cate'))]
-UNUSED = 'mask_head.ins_coord_conv.'                                         # 2,306 weights outside its forward
+UNUSED = 'mask_head.ins_coord_conv.'                                         # 2,306 weights that no forward uses
 BLOCKS = {(2, 2, 2, 2): 'resnet18', (3, 4, 6, 3): 'resnet50', (3, 4, 23, 3): 'resnet101', (3, 8, 36, 3): 'resnet152'}
 SETS = {58: MHP, 19: CIHP}                                                   # by number of classes
 
@@ -158,7 +158,7 @@ def is_released(state):
 
 def convert(state, path):
     """A released checkpoint, as read from `path` -> preset, its changed settings, class names (or None), flip pairs,
-    and weights by our names."""
+    and the weights under our names."""
     weights = rename(state)
     shape = defaultdict(tuple, {k: tuple(v.shape) for k, v in weights.items()})
     num_classes, channels = shape['category_builder.k_cate']
@@ -176,7 +176,7 @@ def convert(state, path):
 
 
 def rename(state):
-    """The weights by our names, without those that no forward uses."""
+    """The weights under our names, without those that no forward uses."""
     weights = {}
     for key, value in state.get('state_dict', state).items():
         key = key.removeprefix('module.')

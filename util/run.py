@@ -1,4 +1,4 @@
-"""What a run has around its loop: settings as flags, processes, device, signals, folder and log."""
+"""Everything around a training loop: settings as flags, processes, device, signals, folder and log."""
 import argparse
 import json
 import os
@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from util.files import make_folder, write_file, writing
+from util.files import MARK, is_ours, make_folder, remove_temporaries, write_file, writing
 
 
 # ---- settings ----------------------------------------------------------------------------------------------
@@ -25,13 +25,13 @@ def add_settings(parser, config_class, choices, skip=()):
     for field in fields(config_class):
         if field.name in skip:
             continue
-        flag, kind = '--' + field.name.replace('_', '-'), type(field.default)
+        name, kind = flag(field.name), type(field.default)
         if kind is bool:
-            group.add_argument(flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS)
+            group.add_argument(name, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS)
         elif kind is tuple:
-            group.add_argument(flag, type=int, nargs='*', default=argparse.SUPPRESS, metavar='N')
+            group.add_argument(name, type=int, nargs='*', default=argparse.SUPPRESS, metavar='N')
         else:
-            group.add_argument(flag, type=kind, default=argparse.SUPPRESS, choices=choices.get(field.name),
+            group.add_argument(name, type=kind, default=argparse.SUPPRESS, choices=choices.get(field.name),
                                metavar=None if field.name in choices else kind.__name__.upper())
 
 
@@ -51,6 +51,26 @@ def given_settings(args, config_class, skip=('data', 'recipe')):
     return {k: tuple(v) if isinstance(v, list) else v for k, v in vars(args).items() if k in names}
 
 
+def check_ranges(config, ranges, choices):
+    """ValueError, naming the flag, where a setting is not one of its choices or not in its range (low, high); NaN is in
+    none. Each value of a tuple is checked, and two values must ascend: they are a range."""
+    for name, allowed in choices.items():
+        if getattr(config, name) not in allowed:
+            raise ValueError(f'{flag(name)} is {getattr(config, name)!r}; choose one of {", ".join(map(str, allowed))}')
+    for name, (low, high) in ranges.items():
+        value = getattr(config, name)
+        values = value if isinstance(value, tuple) else (value,)
+        for number in values:
+            if not low <= number <= high:
+                raise ValueError(f'{flag(name)} is {number}; give a value from {low} to {high}')
+        if len(values) == 2 and values[0] > values[1]:
+            raise ValueError(f'{flag(name)} is {values[0]} {values[1]}; give the smaller value first')
+
+
+def flag(name):
+    return '--' + name.replace('_', '-')
+
+
 def describe(config):
     """The settings that differ from the defaults, as text: 'backbone=resnet18 dcn=False'."""
     default = type(config)()
@@ -61,12 +81,13 @@ def describe(config):
 
 
 def find_device(name):
-    """'auto', 'cpu', 'cuda' or 'mps' -> one that this machine has, or ValueError."""
+    """'auto', 'cpu', 'cuda', 'cuda:1', 'mps' or a torch.device -> one that this machine has, or ValueError."""
     if name == 'auto':
         return 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
-    if name == 'cuda' and not torch.cuda.is_available() or name == 'mps' and not torch.backends.mps.is_available():
+    kind = str(name).partition(':')[0]
+    if kind == 'cuda' and not torch.cuda.is_available() or kind == 'mps' and not torch.backends.mps.is_available():
         raise ValueError(f'--device {name}: this machine or this torch has none; use --device cpu')
-    return name
+    return str(name)
 
 
 def memory(device):
@@ -74,7 +95,7 @@ def memory(device):
     if device.type == 'cuda':
         return torch.cuda.max_memory_allocated(device) / 2 ** 30
     try:
-        import resource                                  # on Unix alone
+        import resource                                  # only on Unix
     except ImportError:
         return 0.0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -133,10 +154,36 @@ class Run:
             folder = found[0]
         self.folder = Path(folder)
         make_folder(self.folder)
-
-    def write_config(self, config):
         if self.first:
-            write_file(self.folder / 'config.json', json.dumps(asdict(config), indent=1) + '\n')
+            self.lock()
+
+    def lock(self):
+        """One process per folder: ValueError where another one trains in it. The lock ends with the process, killed or
+        not; workers do not inherit it."""
+        try:
+            import fcntl                                 # only on Unix
+        except ImportError:
+            return
+        self.locked = open(self.folder / '.lock', 'w')   # held for as long as the run lives
+        try:
+            fcntl.lockf(self.locked, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            raise ValueError(f'another process trains in {self.folder}; wait for its end or choose another '
+                             '--out') from None
+        except OSError:                                  # a file system without locks
+            return
+        remove_temporaries(self.folder)
+
+    def write_config(self, config, resumed=False):
+        """config.json. ValueError where the folder has files of that kind that no run wrote."""
+        if not self.first:
+            return
+        path = self.folder / 'config.json'
+        foreign = [n for n in ('config.json', 'log.jsonl', 'last.pt', 'best.pt') if (self.folder / n).exists()]
+        if foreign and not resumed and not (path.is_file() and is_ours(path)):
+            raise ValueError(f'{self.folder / foreign[0]} exists and this program did not write it; choose another '
+                             '--out')
+        write_file(path, json.dumps(dict(software=MARK, **asdict(config)), indent=1) + '\n')
 
     def log(self, text, **record):
         """Prints the text and appends the record to log.jsonl."""

@@ -2,8 +2,9 @@
 
 `compose` reads no files. Its `source` has, for photo k: annotation(k) -> three Pillow images, the labels (0 =
 background), body parts, and ignored bystanders; labels(annotation, parts, flip) -> uint8 label map; photo(k, draft) ->
-Pillow RGB, possibly decoded smaller; and background(rng) -> another photo as the stage and the ids of its people (Pillow
-RGB and L, ids as in `datasets.CCP`), or None. All randomness comes from `rng`, so a scene is a function of its seed.
+Pillow RGB, possibly decoded smaller; and background(rng) -> another photo as the stage and the ids of its people
+(Pillow RGB and L, ids as in `datasets.CCP`), or None. All randomness comes from `rng`, so a scene is a function of its
+seed.
 """
 from collections import namedtuple
 
@@ -17,7 +18,7 @@ NUM_PEOPLE = 0.10, 0.26, 0.27, 0.19, 0.11, 0.07               # share of scenes 
 # photo's own person, if kept; horizon: its row; camera: its height in heights of a person; tall: pixels of a person in
 # the first row; seams: columns where mirroring begins.
 Stage = namedtuple('Stage', 'image ignore layers horizon camera tall seams')
-# A person. label (h, w) uint8; alpha, image: Pillow; x, y: of the top left corner; feet: the row stood on.
+# A person. label (h, w) uint8; alpha, image: Pillow; x, y: the top left corner; feet: the row of the ground.
 Layer = namedtuple('Layer', 'label alpha image x y feet pasted')
 
 

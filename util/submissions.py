@@ -1,4 +1,4 @@
-"""Folders of predictions in the forms of the field, read and written. Needs no torch.
+"""Folders of predictions, read and written in four formats. Needs no torch.
 
     instances  instances.json = {image: [{file, score}]} and instances/*.png, one full-size label map per person
     mhp        the MHP challenge: global_seg, global_tag, results.txt
@@ -157,7 +157,7 @@ class PredictionWriter:
 
     def __init__(self, folder, form='instances'):
         if form not in FORMS:
-            raise ValueError(f'there is no form {form!r} of predictions; choose one of {", ".join(FORMS)}')
+            raise ValueError(f'there is no format {form!r} of predictions; choose one of {", ".join(FORMS)}')
         self.folder, self.form, self.index = Path(folder), form, {}
 
     def __enter__(self):

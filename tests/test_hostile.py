@@ -1,0 +1,279 @@
+"""Hostile files and careless commands: nothing of the user's is lost, nothing takes the machine. docs/robustness.md"""
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from dataclasses import fields
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+import train
+from tests.helpers import HERE, SHORT, call, tiny_model
+from uniparser import CHOICES, RANGES, Config, UniParser, get_config
+from util import files
+from util.checkpoints import read_checkpoint
+from util.datasets import open_dataset
+from util.submissions import open_predictions
+
+
+# ---- loss of data ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('name, content', [('config.json', '{"mine": 1}'), ('log.jsonl', 'mine'), ('best.pt', 'mine')])
+def test_a_run_replaces_no_file_of_the_user(tmp_path, name, content):
+    (tmp_path / name).write_text(content)
+    done = call(train, *SHORT, '--epochs', '1', '--out', tmp_path)
+    assert done.returncode == 2 and f'{name} exists and this program did not write it' in done.stderr
+    assert (tmp_path / name).read_text() == content and not (tmp_path / 'last.pt').exists()
+
+
+def test_results_replace_results_and_nothing_else(tmp_path):
+    picture = Image.new('RGB', (3, 2), 'red')
+    files.write_png(tmp_path / 'a.png', picture)
+    files.write_png(tmp_path / 'a.png', Image.new('P', (3, 2)))              # ours: replaced
+    assert Image.open(tmp_path / 'a.png').mode == 'P'
+    picture.save(tmp_path / 'b.png')
+    (tmp_path / 'folder.png').mkdir(), (tmp_path / 'link.png').symlink_to('nowhere')
+    before = (tmp_path / 'b.png').read_bytes()
+    for name in 'b.png', 'folder.png', 'link.png':
+        with pytest.raises(ValueError, match=f'{name} exists and this program did not write it'):
+            files.write_png(tmp_path / name, picture)
+    assert (tmp_path / 'b.png').read_bytes() == before and not list(tmp_path.glob('.*'))
+
+
+TRAINING = '''
+import sys
+sys.path.insert(0, sys.argv[1])
+import train
+train.SAVE_SECONDS = 0
+train.main(sys.argv[2:])
+'''
+
+
+def start_training(*arguments):
+    return subprocess.Popen([sys.executable, '-c', TRAINING, str(HERE), *map(str, arguments)], stdout=subprocess.DEVNULL,
+                            stderr=subprocess.PIPE, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1'})
+
+
+def test_two_processes_cannot_train_in_one_folder_and_a_killed_one_frees_it(tmp_path):
+    folder = tmp_path / 'run'
+    first = start_training(*SHORT, '--samples', '4000', '--epochs', '1', '--out', folder)
+    for _ in range(600):
+        if (folder / 'last.pt').exists() or first.poll() is not None:
+            break
+        time.sleep(0.1)
+    assert (folder / 'last.pt').exists()
+    second = start_training('--resume', folder, '--device', 'cpu')
+    message = second.communicate(timeout=120)[1]
+    assert second.returncode == 2 and message.strip().splitlines()[-1].startswith('error: another process trains in')
+    os.kill(first.pid, signal.SIGKILL)
+    first.communicate()
+    assert read_checkpoint(folder / 'last.pt')['epoch'] == 0                 # whole, whatever the kill cut off
+    (folder / '.last.pt.99999').write_bytes(b'left by a killed process')
+    third = start_training('--resume', folder, '--device', 'cpu')
+    for _ in range(600):
+        if not (folder / '.last.pt.99999').exists() or third.poll() is not None:
+            break
+        time.sleep(0.1)
+    third.kill()
+    assert not (folder / '.last.pt.99999').exists(), third.communicate()[1]
+
+
+# ---- settings ----------------------------------------------------------------------------------------------------------
+
+
+def test_every_number_among_the_settings_has_a_range():
+    numbers = {f.name for f in fields(Config) if type(f.default) in (int, float, tuple)}
+    assert numbers == (set(RANGES) | (set(CHOICES) & numbers))
+
+
+@pytest.mark.parametrize('arguments', [
+    ['--val-every', '0'], ['--short-side', '100', '50'], ['--seed', '-1'], ['--workers', '-1'], ['--channels', '0'],
+    ['--clip', '-1'], ['--lr', '-1'], ['--sigma', 'nan'], ['--flip', 'nan'], ['--val-images', '-5'], ['--grid', '1'],
+    ['--lr', 'inf'], ['--epochs', '0'], ['--lambda-cate', '-1'], ['--theta-part', '2']])
+def test_a_setting_out_of_range_is_refused_by_its_flag_before_anything_runs(tmp_path, monkeypatch, arguments):
+    monkeypatch.chdir(tmp_path)
+    done = call(train, *arguments, '--device', 'cpu')
+    assert done.returncode == 2 and done.stderr.startswith(f'error: {arguments[0]} is ') and done.stderr.count('\n') == 1
+    assert not os.listdir(tmp_path)
+
+
+@settings(max_examples=200, deadline=None, derandomize=True, database=None)
+@given(st.sampled_from(sorted(RANGES)), st.one_of(st.integers(), st.floats()))
+def test_any_value_is_taken_or_refused_by_its_flag(name, value):
+    low, high = RANGES[name]
+    value = (value,) if isinstance(getattr(Config, name), tuple) else value
+    try:
+        get_config(**{name: value})
+    except ValueError as error:
+        assert str(error).startswith('--' + name.replace('_', '-'))
+    else:
+        assert all(low <= v <= high for v in (value if isinstance(value, tuple) else (value,)))
+
+
+def test_clip_0_clips_nothing():
+    layer = torch.nn.Linear(2, 1)
+    optimizer = torch.optim.SGD([dict(params=layer.parameters(), factor=1.0)], lr=1.0)
+    before, scaler = layer.weight.clone(), torch.amp.GradScaler('cpu', enabled=False)
+    train.train_step(layer, lambda net, x: dict(total=1e6 * net(x).sum()), [torch.ones(1, 2)], optimizer, scaler, 1.0, 0)
+    assert torch.allclose(before - layer.weight, torch.full((1, 2), 1e6))
+
+
+# ---- images ------------------------------------------------------------------------------------------------------------
+
+
+def prediction_of(folder, image, name='a.png'):
+    """A folder of predictions whose only person is this file."""
+    (folder / 'instances').mkdir()
+    if isinstance(image, Image.Image):
+        image.save(folder / 'instances' / name)
+    else:
+        (folder / 'instances' / name).write_bytes(image)
+    (folder / 'instances.json').write_text(json.dumps({'7': [dict(file=name, score=0.5)]}))
+    return open_predictions(folder)
+
+
+def test_a_page_named_png_starts_no_ghostscript(tmp_path):
+    predictions = prediction_of(tmp_path, b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n')
+    with pytest.raises(ValueError, match='a.png cannot be read'):
+        predictions.read('7', (9, 9), 5)
+
+
+def test_a_label_map_of_another_size_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
+    predictions = prediction_of(tmp_path, Image.new('L', (9000, 9000)))
+    monkeypatch.setattr(Image.Image, 'load', lambda self: pytest.fail('decoded'))
+    with pytest.raises(ValueError, match='is 9000x9000 pixels, but the ground truth is 9x9'):
+        predictions.read('7', (9, 9), 5)
+
+
+@pytest.mark.parametrize('dtype, value, message', [
+    (np.int32, -250, 'no integers from 0 on'), (np.float32, 1.5, 'no integers from 0 on'), (np.int32, 300, 'label 300'),
+    (np.uint16, 4, None), (np.int32, 4, None), (np.float32, 4.0, None)])
+def test_deep_label_maps_are_read_exactly_or_refused(tmp_path, dtype, value, message):
+    image = Image.fromarray(np.full((9, 9), value, dtype))
+    predictions = prediction_of(tmp_path, image, 'a.tif')
+    if message:
+        with pytest.raises(ValueError, match=message):
+            predictions.read('7', (9, 9), 5)
+    else:
+        assert (predictions.read('7', (9, 9), 5).parsing[0] == 4).all()
+
+
+# ---- weights -----------------------------------------------------------------------------------------------------------
+
+
+def weights_with(tmp_path, change):
+    state = dict(format='uniparser 1', **{})
+    model = tiny_model()
+    model.save(tmp_path / 'a.pt')
+    state = torch.load(tmp_path / 'a.pt', weights_only=True)
+    change(state)
+    torch.save(state, tmp_path / 'a.pt')
+    return tmp_path / 'a.pt'
+
+
+def expand(state):
+    state['model'] = {k: torch.zeros(1).expand(v.shape) if v.is_floating_point() else v for k, v in state['model'].items()}
+
+
+def share(state):
+    largest = torch.zeros(max(v.numel() for v in state['model'].values()))
+    state['model'] = {k: largest[:v.numel()].view(v.shape) if v.is_floating_point() else v
+                      for k, v in state['model'].items()}
+
+
+@pytest.mark.parametrize('change, message', [
+    (expand, 'claims weights of'), (share, 'claims weights of'),
+    (lambda s: s['config'].update(channels=10 ** 6), '--channels is 1000000'),
+    (lambda s: s['config'].update(grid=10 ** 6), '--grid is 1000000'),
+    (lambda s: s['config'].update({'x\x1b[2J\n' + 'y' * 10 ** 5: 1}), 'unknown fields'),
+    (lambda s: s['model'].update({'z\x1b[2J\n' * 10 ** 4: torch.zeros(1)}), 'unknown')])
+def test_a_small_file_cannot_claim_a_large_model_nor_print_what_it_likes(tmp_path, change, message):
+    path = weights_with(tmp_path, change)
+    with pytest.raises(ValueError, match=message) as refused:
+        UniParser.from_pretrained(path)
+    assert len(str(refused.value)) < 2000 and str(refused.value).isprintable()
+
+
+def test_a_compressed_archive_is_refused_before_it_is_unpacked(tmp_path):
+    tiny_model().save(tmp_path / 'a.pt')
+    with zipfile.ZipFile(tmp_path / 'a.pt') as archive, zipfile.ZipFile(tmp_path / 'b.pt', 'w', zipfile.ZIP_DEFLATED) as packed:
+        for info in archive.infolist():
+            packed.writestr(info.filename, archive.read(info.filename) + bytes(10 ** 6) * info.filename.endswith('data.pkl'))
+    with pytest.raises(ValueError, match='b.pt unpacks to .* more than the file has'):
+        read_checkpoint(tmp_path / 'b.pt')
+
+
+# ---- data sets ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('name', ['../../escape', '/tmp/escape', 'sub/escape', '..'])
+def test_ids_that_leave_the_folder_are_refused_where_the_set_is_opened(tmp_path, name):
+    folder = tmp_path / 'annotations' / 'DensePose_COCO'
+    folder.mkdir(parents=True)
+    coco = dict(images=[dict(id=1, file_name=f'{name}.jpg' if name != '..' else '..')], annotations=[])
+    (folder / 'densepose_coco_2014_test.json').write_text(json.dumps(coco))
+    with pytest.raises(ValueError, match='which is not a file name; check the annotations'):
+        open_dataset('DensePose', tmp_path, 'test')
+
+
+def test_a_photo_listed_twice_is_in_the_set_once(tmp_path):
+    (tmp_path / 'val_img').mkdir(), (tmp_path / 'val_parsing').mkdir()
+    Image.new('RGB', (8, 6)).save(tmp_path / 'val_img' / '1.jpg')
+    Image.new('L', (8, 6), 5).save(tmp_path / 'val_parsing' / '1-1.png')
+    listing = dict(images=[dict(id=1, file_name='1.jpg'), dict(id=2, file_name='1.jpg')],
+                   annotations=[dict(image_id=1, parsing='1-1.png')])
+    (tmp_path / 'CIHP_val.json').write_text(json.dumps(listing))
+    assert open_dataset('CIHP', tmp_path, 'val').ids == ['1']
+
+
+# ---- predict -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('photo', [5, None, np.zeros((0, 0, 3), np.uint8), np.zeros((4, 4, 3), np.float64), [None]])
+def test_what_is_no_photo_is_refused_in_one_sentence(photo):
+    with pytest.raises(ValueError, match='a photo is a path'):
+        tiny_model().predict(photo)
+
+
+def test_no_photos_give_no_results_and_a_batch_has_a_photo():
+    assert tiny_model().predict([]) == []
+    with pytest.raises(ValueError, match='batch_size is -1'):
+        tiny_model().predict(np.zeros((9, 9, 3), np.uint8), batch_size=-1)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='needs a machine without CUDA')
+def test_a_missing_device_is_not_blamed_on_the_file():
+    with pytest.raises(ValueError, match='--device cuda: this machine or this torch has none'):
+        UniParser.from_pretrained(HERE / 'weights' / 'uniparser_ccp.pt', 'cuda')
+    assert UniParser.from_pretrained(HERE / 'weights' / 'uniparser_ccp.pt', 'auto').device.type in ('cpu', 'mps')
+
+
+def test_a_folder_as_weights_is_named_as_such(tmp_path):
+    with pytest.raises(FileNotFoundError, match='is a folder; give the path of a weights file'):
+        UniParser.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize('precision', ['half', 'bfloat16', 'double', 'autocast', 'default dtype'])
+def test_every_precision_gives_the_same_people_and_nearly_the_same_labels(precision):
+    """On the demo photo: at most 0.05 % of the labels differed, in bfloat16."""
+    model = UniParser.from_pretrained(HERE / 'weights' / 'uniparser_ccp.pt')
+    expected = model.predict(HERE / 'assets' / 'street.jpg')[0].parsing
+    try:
+        if precision == 'default dtype':
+            torch.set_default_dtype(torch.float64)
+        elif precision != 'autocast':
+            getattr(model, precision)()
+        with torch.autocast('cpu', torch.bfloat16, enabled=precision == 'autocast'):
+            found = model.predict(HERE / 'assets' / 'street.jpg')[0].parsing
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert found.shape == expected.shape and (found != expected).mean() < 0.01
