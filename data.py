@@ -2,9 +2,9 @@
 
     python data.py --data MHP --root data/LV-MHP-v2 --split train     # checks a download, draws samples.png
 
-One label for everything. parsing: uint8 (N, H, W), one map per person; 0 = not this person, 1..K = part, 255 = this
-person, part unknown. ignore: bool (H, W), pixels about which nothing is known. A person with a hat (1 in CIHP) and an
-unlabeled coat is a map of 0, 1 and 255. The data sets themselves are in util/datasets.py.
+All data sets, losses and metrics share two arrays. parsing: uint8 (N, H, W), one map per person; 0 = not this person,
+1..K = part, 255 = this person, part unknown. ignore: bool (H, W), pixels about which nothing is known. A person with a
+hat (1 in CIHP) and an unlabeled coat is a map of 0, 1 and 255. The data sets themselves are in util/datasets.py.
 """
 import argparse
 import atexit
@@ -89,7 +89,7 @@ def train_transform(image, parsing, ignore, flip_pairs, config, rng):
         image, parsing, ignore = image[:, ::-1], swap_sides(parsing[:, :, ::-1], flip_pairs), ignore[:, ::-1]
     if config.color_jitter:
         image = color_jitter(image, config.color_jitter, rng)
-    return image, parsing[parsing.any((1, 2))], ignore           # this copies: no stride is negative
+    return image, parsing[parsing.any((1, 2))], ignore           # indexing copies parsing for torch.from_numpy
 
 
 def input_size(photo, config):
@@ -101,7 +101,7 @@ def input_size(photo, config):
 def network_input(photo, config):
     """Pillow image -> the network's input (1, 3, H, W) float32, padded with zeros."""
     padded, (h, w) = input_size(photo, config)
-    image = torch.zeros(1, 3, *padded, dtype=torch.float32)              # whatever the default is
+    image = torch.zeros(1, 3, *padded, dtype=torch.float32)              # even if the default dtype is another
     image[0, :, :h, :w] = normalize(resize_photo(photo, (w, h), config.recipe))
     return image
 
@@ -116,11 +116,11 @@ def to_photo(photo):
         if photo.is_floating_point() and photo.numel() and 0 <= photo.min() and photo.max() <= 1:
             photo = (photo * 255).round().to(torch.uint8)
         photo = photo.permute(1, 2, 0).cpu().numpy()
-    if (not isinstance(photo, np.ndarray) or photo.dtype != np.uint8 or photo.shape[2:] not in ((), (3,))
-            or not photo.size):
+    if (not isinstance(photo, np.ndarray) or photo.dtype != np.uint8 or photo.ndim not in (2, 3)
+            or photo.shape[2:] not in ((), (3,)) or not photo.size):
         kind = f'{getattr(photo, "dtype", "")} {getattr(photo, "shape", type(photo).__name__)}'
-        raise ValueError('a photo is a path, a PIL image, an array (H, W, 3) uint8 or a tensor (3, H, W) uint8 or '
-                         f'float in 0..1, not {kind}')
+        raise ValueError('a photo is a path, a PIL image, an array (H, W, 3) or (H, W) uint8 or a tensor (3, H, W) '
+                         f'uint8 or float in 0..1, not {kind}')
     return to_rgb(Image.fromarray(photo))
 
 

@@ -23,7 +23,7 @@ import torch
 from tqdm import tqdm
 
 from data import input_size, network_input
-from uniparser import INFERENCE, UniParser, correlate, decode
+from uniparser import INFERENCE, Config, UniParser, correlate, decode
 from util.datasets import DATASETS, open_dataset
 from util.files import (find_photos, make_folder, printable, read_photo, result_names, user_errors, write_file,
                         write_png)
@@ -33,7 +33,7 @@ from util.run import find_device, sum_over_processes
 from util.submissions import FORMS, PredictionWriter
 
 WEIGHTS = Path(__file__).parent / 'weights' / 'uniparser_ccp.pt'
-AHEAD = 4                                                # photos read before, and written after, their turn
+AHEAD = 4                                                # photos in the queue for reading, and for writing
 
 
 def add_model_flags(parser):
@@ -43,7 +43,7 @@ def add_model_flags(parser):
     parser.add_argument('--device', default='auto', choices=['auto', 'cpu', 'cuda', 'mps'])
     group = parser.add_argument_group('settings (default: those the weights were saved with)')
     for name in INFERENCE:
-        group.add_argument('--' + name.replace('_', '-'), type=float if name.startswith('theta') else int,
+        group.add_argument('--' + name.replace('_', '-'), type=type(getattr(Config, name)),
                            default=argparse.SUPPRESS)
 
 
@@ -206,7 +206,8 @@ class PhotoParser:
         if not number and args.only:
             message = f'found no person with {args.only}'
         elif not number:
-            message = f'found no person; lower --theta-center ({config.theta_center}) or --theta-part'
+            message = (f'found no person; lower --theta-center ({config.theta_center}) or '
+                       f'--theta-part ({config.theta_part})')
         return f'{printable(path)}: {message}', number
 
     def run(self, jobs):
@@ -270,7 +271,8 @@ def main(argv=None):
         with user_errors():
             infer(args)
     except KeyboardInterrupt:
-        print(f'stopped; every photo with a .json in {args.out} is done', file=sys.stderr)
+        done = 'the predictions are incomplete' if args.data else f'every photo with a .json in {args.out} is done'
+        print(f'stopped; {done}', file=sys.stderr)
         sys.exit(130)
 
 

@@ -1,7 +1,7 @@
 """UniParser's losses: Eqs. (4)-(6) of Chu et al. 2023, and their targets (Sec. 6.1).
 
-Everything is derived from the labels of data.py, `parsing` (N, H, W) and `ignore` (H, W). No term sees an ignored
-pixel; category and parsing terms do not see a 255 either. A term with nothing to learn from is exactly 0.
+Everything is derived from the labels of data.py, `parsing` (N, H, W) and `ignore` (H, W). No sum over pixels has an
+ignored one, sums for categories and parts no 255 either. A term with nothing to learn from is exactly 0.
 
 Dice needs three sums, of p*t, p*p and t*t. Each is a matrix product here: the N times K maps of people and parts are
 never built, no shape depends on the number of parts, and so the host never waits for the device.
@@ -10,6 +10,7 @@ The functions of util/released.py stand in where `recipe` is `released`.
 """
 import torch
 import torch.nn.functional as F
+from torchvision.ops import sigmoid_focal_loss
 
 from uniparser import correlate
 from util import released
@@ -21,7 +22,8 @@ def uniparser_loss(out, parsings, ignores, config, fusion=None):
 
     out: what the model returned; parsings: list of B tensors (N_i, H, W); ignores: (B, H, W); fusion: the model's,
     which `convs` and `multi` need.
-    Returns a dict of scalars: center, aux_ins, aux_cate, aux_neg, parsing, metric (each before its weight), total.
+    Returns a dict of scalars before their weights: center, aux_ins, aux_cate, aux_neg (together L_aux), parsing,
+    metric, pull if lambda_pull is set; and total.
     """
     with torch.autocast(out['f_ins'].device.type, enabled=False):
         out = {k: v.float() for k, v in out.items()}
@@ -84,7 +86,7 @@ def center_target(parsing, size, config):
     for c, e, n in zip(center, extent, size):
         own = (S * c // n).clamp(max=S - 1)
         half = 0.5 * config.sigma * e
-        low, high = [torch.floor(S * v / n + 1e-4).long() for v in (c - half, c + half)]   # 19.99999 means 20
+        low, high = [torch.floor(S * v / n + 1e-4).long() for v in (c - half, c + half)]   # 1e-4: an exact border stays
         if config.center_radius:
             low, high = torch.maximum(low, own - config.center_radius), torch.minimum(high, own + config.center_radius)
         cell.append(own)
@@ -142,16 +144,8 @@ def mean(values, weights):
     return (values * weights).sum() / weights.sum().clamp(min=1)
 
 
-def sigmoid_focal_loss(logits, target, alpha=0.25, gamma=2.0):
-    """Focal loss [33], elementwise: -alpha_t (1 - p_t)^gamma log(p_t)."""
-    p = logits.sigmoid()
-    p_t = p * target + (1 - p) * (1 - target)
-    alpha_t = alpha * target + (1 - alpha) * (1 - target)
-    return alpha_t * (1 - p_t) ** gamma * F.binary_cross_entropy_with_logits(logits, target, reduction='none')
-
-
 def center_loss(heatmap, targets):
-    """L_c: focal loss of the heat map (B, 1, S, S), summed, over the number of positive cells of the batch + 1."""
+    """L_c: focal loss [33] of the heat map (B, 1, S, S), summed, over the number of positive cells of the batch + 1."""
     positive = torch.stack([t['regions'].any(0) for t in targets])
     counted = positive | ~torch.stack([t['ignored_cells'] for t in targets])
     loss = sigmoid_focal_loss(heatmap[:, 0], positive.to(heatmap.dtype))
@@ -162,9 +156,9 @@ def auxiliary_loss(out, maps, targets, config):
     """L_aux = 1/N_c sum_i Dice(q_ins^i, q_ins^i*)
              + 1/N_cate sum_{j,k} Dice(q_cate^j, q_cate^j*) + l1(q_cate^k, 0)     Eq. (5)
 
-    i: the positive cells of the batch, each with its person's mask; j: the categories in an image, k: the others,
-    averaged over the images. Returns the three parts. Recipe `released`: the mean over the categories in the images
-    instead of all, and its own term for the others.
+    i: the positive cells of the batch, each with its person's mask; j: the categories with a known pixel at stride 4,
+    k: those without any pixel in the image; averaged over the images. Returns the three parts. Recipe `released`: the
+    mean over the categories j instead of all, and its own term for all others.
     """
     ins = mean(*zip(*[instance_dice(out['k_ins'][i], out['f_ins'][i], t, config) for i, t in enumerate(targets)]))
     dice, visible, absent = [], [], []
@@ -183,13 +177,13 @@ def auxiliary_loss(out, maps, targets, config):
 
 def instance_dice(k_ins, f_ins, target, config):
     """Dice of every cell's map q = k . F_ins with every person's mask -> (S*S, N), and which of them count, (S*S, N)
-    bool: the cell is the person's, and one of the person's pixels is known. For q linear in k and not negative after
-    the branch's last ReLU, sum(q q) = k . (F F^T) k  and  sum(q t) = k . F t, so no map is made."""
+    bool: the cell is the person's, and one of the person's pixels is known. q is linear in k, so sum(q q) =
+    k . (F F^T) k and sum(q t) = k . F t, and no map is made. Features are not negative: Dice needs no ReLU."""
     k, f = k_ins.flatten(1).T, f_ins.flatten(1)                              # (S*S, C), (C, hw)
     known = target['known'].flatten().to(f.dtype)
     masks = target['persons'].flatten(1) * known                             # (N, hw)
     area = masks.sum(1)
-    if config.space == 'sigmoid_after':                                      # not linear: 25 times the memory
+    if config.space == 'sigmoid_after':                                      # not linear: makes every map
         q = (k @ f).sigmoid()
         pt, pp = q @ masks.T, q.square() @ known
     else:
@@ -243,6 +237,7 @@ def metric_loss(out, targets, config):
 
 
 def distance_to_identity(kernels, exists):
+    """Sum of |k_i . k_j - (i = j)| over the pairs of existing kernels (n, C)."""
     A = kernels @ kernels.T
     return ((A - torch.eye(len(A), device=A.device)).abs() * exists * exists[:, None]).sum()
 

@@ -360,12 +360,6 @@ def test_training_and_inference_see_the_same_tensor():
 # ---- losses: Eqs. (4)-(6) --------------------------------------------------------------------------------------
 
 
-def test_focal_loss_matches_torchvision():
-    logits, target = torch.randn(50), (torch.rand(50) > 0.7).float()
-    expected = torchvision.ops.sigmoid_focal_loss(logits, target, alpha=0.25, gamma=2)
-    assert torch.allclose(losses.sigmoid_focal_loss(logits, target), expected, atol=1e-6)
-
-
 def test_a_saturated_plateau_is_one_person():
     """The float32 sigmoid of all logits above 17 is 1: peaks are compared before it."""
     config = tiny_config(grid=12, theta_center=0.1)
@@ -374,6 +368,18 @@ def test_a_saturated_plateau_is_one_person():
     assert (logits.sigmoid() == 1).sum() > 20
     cells, scores = find_centers(logits, config)
     assert cells.tolist() == [5 * 12 + 6] and scores.tolist() == [1.0]
+
+
+def test_of_two_detections_of_one_person_the_better_stays():
+    """The first person is found three times, with mask IoU 0.8 and 1; the other person overlaps it by one pixel in ten."""
+    masks = torch.zeros(4, 8, 8, dtype=torch.bool)
+    masks[0, :4, :4] = masks[1, :4, 1:5] = masks[3, :4, :4] = True
+    masks[1, :4, 0] = True
+    masks[2, 3:7, 2:6] = True
+    iou = [[float((a & b).sum() / (a | b).sum()) for b in masks] for a in masks]
+    assert abs(iou[0][1] - 0.8) < 1e-6 and iou[0][3] == 1 and iou[0][2] < 0.1
+    assert uniparser.distinct(masks, 0.6) == [0, 2] and uniparser.distinct(masks, 0.9) == [0, 1, 2]
+    assert uniparser.distinct(masks[:0], 0.6) == [] and len(masks[uniparser.distinct(masks, 1.0)]) == 4
 
 
 def owner_of(regions):

@@ -6,7 +6,7 @@
     torchrun --nproc-per-node 8 train.py --data MHP --root data/LV-MHP-v2 --backbone resnet101 --epochs 36
     python train.py --resume runs/MHP                        # continues exactly where the run stopped
 
-Every field of `uniparser.Config` is a flag. A run writes runs/NAME/: config.json, log.jsonl, last.pt, best.pt and
+Every setting of `uniparser.Config` is a flag. A run writes runs/NAME/: config.json, log.jsonl, last.pt, best.pt and
 val/*.png; its last line is its metrics.
 
 `Trainer` is the loop, for any `Task`: a model, its data and its loss. UniParser's task is at the end.
@@ -30,11 +30,11 @@ from uniparser import CHOICES, PRESETS, Config, UniParser, get_config
 from util.checkpoints import FORMAT, PATHS, load_strictly, read_checkpoint, reading
 from util.datasets import DATASETS, open_dataset
 from util.files import write_png
-from util.pictures import overlay, side_by_side
-from util.run import Run, add_run_flags, add_settings, describe, given_settings, memory
+from util.pictures import compare_labels
+from util.run import Run, add_run_flags, add_settings, describe, given_settings, memory, thread_advice
 
 LOG_SECONDS, SAVE_SECONDS, PICTURES = 10, 600, 8
-STATE = 'format', 'config', 'model', 'optimizer', 'scaler', 'root', 'paths', 'world', 'best', 'epoch', 'position'
+STATE = 'format', 'config', 'model', 'optimizer', 'scaler', 'root', 'paths', 'world', 'amp', 'best', 'epoch', 'position'
 SPIKE = 10_000                                       # total loss; an untrained network has about 10
 RESUMABLE = 'epochs', 'milestones', 'workers', 'val_every', 'val_images'      # what --resume may change
 
@@ -44,8 +44,14 @@ RESUMABLE = 'epochs', 'milestones', 'workers', 'val_every', 'val_images'      # 
 
 
 class Task:
-    """A model, its data and its loss, as `Trainer` needs them. config has epochs, batch_size, accumulate, clip, lr,
-    schedule and the other fields that the methods below read; the system's name is stored in its files."""
+    """A model, its data and its loss, as `Trainer` needs them.
+
+    config: epochs, batch_size, accumulate, clip, val_every, data; and, for the default optimizer and rate, lr,
+    backbone_lr, weight_decay, optimizer, schedule, warmup, milestones.
+    model: `save(path, **more)` writes a file of ours (util/checkpoints.py); `backbone` for the default optimizer.
+    loader: `data.loader`. Randomness must depend on (seed, epoch, index) alone, or be in `state`, for an exact resume.
+    The groups of the optimizer have a `factor` of the rate. A total loss above SPIKE stops the run.
+    """
     reported = ('mIoU',)                             # metrics in the log and the last line; the first one picks best.pt
 
     def __init__(self, config, model, loader, root=None):
@@ -103,8 +109,8 @@ def make_optimizer(model, config):
 # One step
 
 
-class NonFinite(RuntimeError):
-    pass
+class Diverged(RuntimeError):
+    """A loss that is not finite or above SPIKE."""
 
 
 def train_step(net, loss, batches, optimizer, scaler, rate, clip):
@@ -129,14 +135,14 @@ def train_step(net, loss, batches, optimizer, scaler, rate, clip):
 
 
 def check_finite(losses, batches, scaler):
-    """Loss terms as numbers. NonFinite, with the terms and the images, where one is not finite or the total is a spike;
+    """Loss terms as numbers. Diverged, with the terms and the images, where one is not finite or the total is a spike;
     but a float16 gradient may overflow: then the scaler skips the step."""
     values = {k: float(v) for k, v in losses.items()}
     bad = [k for k, v in values.items() if not math.isfinite(v) and not (k == 'grad_norm' and scaler.is_enabled())]
     if bad or values['total'] > SPIKE:
         wrong = f'{", ".join(bad)} is not finite' if bad else f'the total is above {SPIKE:,}; lower --lr'
         names = ', '.join(str(info['id']) for batch in batches for info in batch['infos'])
-        raise NonFinite(f'{wrong}; all terms: {values}; images: {names}')
+        raise Diverged(f'{wrong}; all terms: {values}; images: {names}')
     return values
 
 
@@ -145,7 +151,8 @@ def check_finite(losses, batches, scaler):
 
 
 class Trainer:
-    """Trains a task to its last epoch: `fit`. state: the content of last.pt, from which it continues exactly."""
+    """Trains a task to its last epoch: `fit`. state: the content of last.pt, with which it continues exactly: weights,
+    optimizer, gradient scaler, the task's own state, the epoch, and `position`, the number of its finished steps."""
 
     def __init__(self, task, run, state=None):
         self.task, self.run, self.config = task, run, task.config
@@ -153,6 +160,7 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(run.device.type, enabled=run.amp == torch.float16)
         self.epoch, self.position, self.saved = 0, 0, time.time()
         if state:
+            load_strictly(task.model, state['model'], run.folder / 'last.pt')
             with reading(run.folder / 'last.pt'):
                 self.optimizer.load_state_dict(state['optimizer'])
                 self.scaler.load_state_dict(state['scaler'])
@@ -248,8 +256,8 @@ class Trainer:
         if run.first:
             paths = {name: getattr(self.config, name) for name in PATHS if hasattr(self.config, name)}
             task.model.save(run.folder / 'last.pt', optimizer=self.optimizer.state_dict(), root=task.root, paths=paths,
-                            scaler=self.scaler.state_dict(), world=run.world, best=run.best, epoch=epoch,
-                            position=position, **task.state())
+                            scaler=self.scaler.state_dict(), world=run.world, amp=str(run.amp), best=run.best,
+                            epoch=epoch, position=position, **task.state())
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -260,7 +268,8 @@ def read_resumed(args, config_class, system):
     """--resume's run -> config, folder, content of last.pt, root of the data."""
     path = os.path.join(args.resume, 'last.pt')
     state, changes = read_checkpoint(path), given_settings(args, config_class)
-    fixed = [k for k in ('data', 'recipe', 'out') if getattr(args, k)] + [k for k in changes if k not in RESUMABLE]
+    fixed = [k for k in ('data', 'recipe', 'out') if getattr(args, k, None)]
+    fixed += [k for k in changes if k not in RESUMABLE]
     if fixed:
         flag = fixed[0].replace('_', '-')
         raise ValueError(f'--resume goes on with the settings of the run: --{flag} cannot change')
@@ -280,6 +289,8 @@ def check_run(config, run, args, state):
                          f'--accumulate {config.accumulate}; choose a multiple of {run.world * config.accumulate}')
     if state and state['world'] != run.world:
         raise ValueError(f'{args.resume} was trained by {state["world"]} processes; continue with the same number')
+    if state and state['amp'] != str(run.amp):
+        raise ValueError(f'{args.resume} was trained with --{"no-" * (state["amp"] == "None")}amp; add this flag')
 
 
 def make_loader(samples, config, run):
@@ -300,12 +311,14 @@ def train_task(task, run, folder, state, images):
     run.log(f'{run.folder}: {images}, {run.world} x {run.device}, '
             f'{sum(p.numel() for p in task.model.parameters()):,} parameters')
     run.log(f'settings: {describe(task.config)}')
+    if advice := thread_advice(run.device):
+        run.log(advice)
     return Trainer(task, run, state).fit()
 
 
 def explain(error):
     """A sentence about a user's or a machine's error; None for a bug."""
-    if isinstance(error, (OSError, ValueError, NonFinite, ModuleNotFoundError)):
+    if isinstance(error, (OSError, ValueError, Diverged, ModuleNotFoundError)):
         return str(error)
     if isinstance(error, KeyboardInterrupt):
         return 'stopped before training began'
@@ -366,8 +379,8 @@ class UniParserTask(Task):
             found = self.model.predict(image)[0]
             metrics.add(i, found, dataset.truth(i, parsing, ignore))
             if run.folder and i < PICTURES:
-                panels = [image, *(overlay(image, maps, dataset.class_names) for maps in (parsing, found.parsing))]
-                write_png(run.folder / 'val' / f'{i:02d}_{dataset.ids[i]}.png', side_by_side(panels))
+                path = run.folder / 'val' / f'{i:02d}_{dataset.ids[i]}.png'
+                write_png(path, compare_labels(image, (parsing, found.parsing), dataset.class_names))
         for part in run.gather(metrics):
             metrics.merge(part)
         return metrics.result()
@@ -383,9 +396,13 @@ def parse_arguments(argv=None):
 
 
 def preset_of(name, recipe):
-    """The preset of a data set; one without a preset of its own has the paper's settings, and its own classes."""
-    name = (name or 'synthetic').lower() + ('_released' if recipe == 'released' else '')
-    return name if name in PRESETS else 'mhp_released' if recipe == 'released' else 'mhp'
+    """The preset of a data set. One without a preset of its own has MHP's, and its own classes."""
+    name = (name or 'synthetic').lower()
+    if recipe != 'released':
+        return name if name in PRESETS else 'mhp'
+    if name in PRESETS and f'{name}_released' not in PRESETS:
+        raise ValueError(f'--recipe released has no settings for {name}; choose --data MHP or CIHP')
+    return f'{name}_released' if name in PRESETS else 'mhp_released'
 
 
 def open_sets(config, root, skip_bad):
@@ -413,9 +430,7 @@ def prepare_task(args, run):
     train_set, val_set = open_sets(config, root, args.skip_bad)
     loader = make_loader(data.Samples(train_set, config), config, run)
     model = UniParser(config, train_set.class_names, train_set.flip_pairs)
-    if state:
-        load_strictly(model, state['model'], folder / 'last.pt')
-    elif config.pretrained:
+    if config.pretrained and not state:
         model.load_imagenet()
         if model.config.pretrained_stages < 4 and run.first:
             print(f'{config.pretrained} ends at stage {model.config.pretrained_stages}; the rest starts from scratch')

@@ -18,12 +18,11 @@ one label map per person.
            -> at the photo's size, the class of the largest correlation     paint
 
 Labels: parsing (N,H,W) uint8, one map per person: 0 not this person, 1..K part, 255 this person, part unknown.
-The defaults of `Config` are the paper's text on MHPv2.0. Where the paper is silent, `recipe` chooses between our
-reading and the authors' released code (util/released.py); docs/differences.md lists every such place.
+The defaults of `Config` are the paper's text on MHPv2.0. `recipe` decides between that text and the authors' released
+code (util/released.py) what no other field does; docs/differences.md lists every such place.
 """
 import difflib
 import math
-import os
 from dataclasses import dataclass, fields, replace
 from typing import NamedTuple
 
@@ -31,7 +30,6 @@ import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from PIL import Image
 from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
 
 from data import input_size, network_input, to_photo
@@ -48,11 +46,11 @@ from util.tensors import bilinear_taps, resize_map
 
 @dataclass(frozen=True)
 class Config:
-    recipe: str = 'paper'               # paper | released: the details the paper does not mention
+    recipe: str = 'paper'               # paper | released: follow the text or the released code; see RELEASED
     # data
     data: str = 'MHP'
     num_classes: int = 58               # K: parts, without the background
-    short_side: tuple = (640, 800)      # Sec. 4.1: a range; more than two values are choices
+    short_side: tuple = (640, 800)      # Sec. 4.1; two values: a range, else: choices
     long_side: int = 1333               # at most
     test_short_side: int = 800
     flip: float = 0.5                   # probability
@@ -68,7 +66,7 @@ class Config:
     compress_kernel: int = 1            # Sec. 3.1; released code: 3
     share_compression: bool = True      # one F_neck for all branches; released code: the category branch has its own
     channels: int = 128                 # C (Sec. 6.1)
-    center_depth: int = 4               # and the output convolution: 5 (Sec. 3.2)
+    center_depth: int = 4               # plus the output convolution makes 5 (Sec. 3.2)
     depth: int = 5                      # convolutions of the other two branches; released code: 4
     category_coords: bool = False       # relative coordinates in the category branch too; released code: True
     space: str = 'cosine'               # cosine | inner | sigmoid_after | sigmoid_before (Tab. 4 c)
@@ -76,7 +74,7 @@ class Config:
     # targets (Secs. 3.2, 6.1)
     grid: int = 40                      # S
     sigma: float = 0.2
-    center_radius: int = 0              # positive cells at most this far from the barycenter's; 0 = any; released: 1
+    center_radius: int = 0              # largest distance, in cells, from the barycenter's; 0 = any; released: 1
     # loss weights (Sec. 6.2); 0 switches a term off (Tabs. 4, 5)
     lambda_center: float = 1.0
     lambda_ins: float = 3.0             # lambda_aux, for each of the three parts of Eq. (5)
@@ -84,11 +82,12 @@ class Config:
     lambda_neg: float = 3.0
     lambda_par: float = 3.0
     lambda_metric: float = 1.0
-    lambda_pull: float = 0.0            # Sec. 6.5, CIHP: bring the pixels of a category together
+    lambda_pull: float = 0.0            # Sec. 6.5, CIHP; recipe released: only whether it is 0 counts
     # inference (Sec. 6.2)
     theta_center: float = 0.1
     theta_mask: float = 0.5
     theta_part: float = 0.3             # mean correlation a part must reach; from the released code
+    theta_same: float = 0.6             # mask IoU above which two detections are the same person; 1 = never
     max_people: int = 100
     # training (Secs. 4.1, 6.2)
     batch_size: int = 8                 # images per step, over all processes
@@ -101,7 +100,7 @@ class Config:
     schedule: str = 'step'              # step | cosine
     warmup: int = 500                   # iterations
     weight_decay: float = 1e-4
-    clip: float = 35.0                  # largest gradient norm; 0 = any
+    clip: float = 35.0                  # gradients are clipped to this norm; 0 = never
     samples: int = 0                    # training images per epoch of CCP and synthetic; 0 = their default
     backgrounds: str = ''               # CCP: folder of photos without people, for a fifth of the scenes
     people: str = ''                    # CCP: folder of images/ and instances/, people without parts, for a tenth
@@ -116,22 +115,22 @@ class Config:
             raise ValueError('--short-side is empty; give a range, such as 640 800, or some values')
 
 
-INFERENCE = 'theta_center', 'theta_mask', 'theta_part', 'max_people', 'test_short_side', 'long_side'
+INFERENCE = 'theta_center', 'theta_mask', 'theta_part', 'theta_same', 'max_people', 'test_short_side', 'long_side'
 CHOICES = dict(recipe=('paper', 'released'), space=('cosine', 'inner', 'sigmoid_after', 'sigmoid_before'),
                fusion=('index', 'convs', 'multi'), optimizer=('sgd', 'adamw'), schedule=('step', 'cosine'),
                compress_kernel=(1, 3, 5, 7))
 SCALES = (640, 672, 704, 736, 768, 800)
-LAMBDAS = 'center', 'ins', 'cate', 'neg', 'par', 'metric', 'pull'
 RANGES = dict(
     num_classes=(1, 254), short_side=(1, 10000), long_side=(1, 10000), test_short_side=(1, 10000), flip=(0, 1),
     crop=(0, 1), color_jitter=(0, 1), pretrained_stages=(0, 4), neck_channels=(1, 4096), channels=(1, 4096),
     center_depth=(1, 50), depth=(1, 50), grid=(2, 1000), sigma=(0, 100), center_radius=(0, 1000), theta_center=(0, 1),
-    theta_mask=(0, 1), theta_part=(0, 1), max_people=(1, 255), batch_size=(1, 10 ** 6), accumulate=(1, 10 ** 6),
-    epochs=(1, 10 ** 6), milestones=(0, 10 ** 6), lr=(0, 1000), backbone_lr=(0, 1000), warmup=(0, 10 ** 9),
-    weight_decay=(0, 1000), clip=(0, 10 ** 9), samples=(0, 10 ** 9), val_every=(1, 10 ** 6), val_images=(0, 10 ** 9),
-    workers=(0, 1000), seed=(0, 2 ** 32), **{f'lambda_{name}': (0, 10 ** 6) for name in LAMBDAS})
+    theta_mask=(0, 1), theta_part=(0, 1), theta_same=(0, 1), max_people=(1, 255), batch_size=(1, 10 ** 6),
+    accumulate=(1, 10 ** 6), epochs=(1, 10 ** 6), milestones=(0, 10 ** 6), lr=(0, 1000), backbone_lr=(0, 1000),
+    warmup=(0, 10 ** 9), weight_decay=(0, 1000), clip=(0, 10 ** 9), samples=(0, 10 ** 9), val_every=(1, 10 ** 6),
+    val_images=(0, 10 ** 9), workers=(0, 1000), seed=(0, 2 ** 32),
+    **{f.name: (0, 10 ** 6) for f in fields(Config) if f.name.startswith('lambda_')})
 RELEASED = dict(recipe='released', short_side=SCALES, compress_kernel=3, share_compression=False, depth=4,
-                category_coords=True, center_radius=1, lambda_neg=2.0)
+                category_coords=True, center_radius=1, lambda_neg=2.0, theta_same=1.0)
 CIHP = dict(data='CIHP', num_classes=19, epochs=75, milestones=(50, 65), lambda_neg=0.0, lambda_pull=1.0)
 PRESETS = {
     'mhp': {},
@@ -356,7 +355,7 @@ class UniParser(nn.Module):
                              f'not {len(self.class_names)}')
         self.backbone = Backbone(config.backbone, config.dcn, config.pretrained_stages)
         self.fpn = FeaturePyramidNetwork(self.backbone.channels, config.neck_channels, LastLevelMaxPool())
-        self.fpn.layer_blocks[1:].requires_grad_(not config.light)           # the released light weights have them
+        self.fpn.layer_blocks[1:].requires_grad_(not config.light)           # unused there, but in released files
         self.neck = Neck(config)
         self.category_neck = None if config.share_compression else Neck(config)
         self.center_locator = CenterLocator(config)
@@ -388,7 +387,7 @@ class UniParser(nn.Module):
         return self.category_builder.k_cate.device
 
     def load_imagenet(self):
-        """Loads config.pretrained into the backbone."""
+        """Loads config.pretrained into the backbone, and notes the loaded stages in self.config."""
         self.config = replace(self.config, pretrained_stages=self.backbone.load_imagenet(self.config.pretrained))
 
     def forward(self, images):                                               # (B, 3, H, W)
@@ -405,26 +404,20 @@ class UniParser(nn.Module):
     def heads(self, pyramid):                                                # P2..P6: (B, 256, h, w), ..
         f_neck = self.neck(pyramid)                                          # (B, 256, h, w)
         heatmap = self.center_locator(f_neck)                                # (B, 1, S, S)           Eq. (1)
-        f_ins, k_ins = self.instance_builder(f_neck)                         # (B, C, h, w), (.. S, S) Eq. (2)
+        f_ins, k_ins = self.instance_builder(f_neck)                         # (B,C,h,w), (B,C,S,S)   Eq. (2)
         if self.category_neck is not None:
             f_neck = self.category_neck(pyramid)
         f_cate, k_cate = self.category_builder(f_neck)                       # (B, C, h, w), (K, C)   Eq. (3)
         return dict(heatmap=heatmap, f_ins=f_ins, k_ins=k_ins, f_cate=f_cate, k_cate=k_cate)
 
     def fold(self):
-        """Fixes the weights for inference: BatchNorm goes into the convolutions, K_cate is normalized once, the shares
-        of the coordinates are kept. Same numbers, fewer operations; not for training."""
+        """Fixes the weights for inference: BatchNorm goes into the convolutions, and the shares of the coordinates are
+        kept. Same numbers, fewer operations; not for training."""
         if self.folded:
             return self
         self.folded = True
         self.eval().requires_grad_(False).to(memory_format=torch.channels_last)
-        for module in list(self.backbone.modules()):
-            for conv, norm in ('conv1', 'bn1'), ('conv2', 'bn2'), ('conv3', 'bn3'), ('0', '1'):
-                if isinstance(getattr(module, norm, None), nn.BatchNorm2d):
-                    fold_norm(getattr(module, conv), getattr(module, norm))
-                    setattr(module, norm, nn.Identity())
-        if self.config.space == 'cosine':
-            self.category_builder.k_cate.copy_(F.normalize(self.category_builder.k_cate, dim=1))
+        self.backbone.fold()
         for module in self.modules():
             if isinstance(module, ConvTower):
                 module.cache = (None, None)
@@ -432,8 +425,8 @@ class UniParser(nn.Module):
 
     @torch.no_grad()
     def outputs(self, images):
-        """`forward` in eval mode on the model's device and in its precision; the outputs are float32. images: (B, 3, H,
-        W), see `data.network_input`."""
+        """`forward` on the model's device and in its precision, which leaves the model in eval mode; the outputs are
+        float32. images: (B, 3, H, W), see `data.network_input`."""
         kernels = self.category_builder.k_cate
         out = self.eval()(images.to(kernels.device, kernels.dtype, memory_format=torch.channels_last))
         return {k: v.float() for k, v in out.items()}
@@ -443,7 +436,8 @@ class UniParser(nn.Module):
         """People of one photo or of a list of photos -> list of Parsing, each at its photo's own size.
 
         A photo is a path, a PIL image, an RGB array (H, W, 3) or (H, W) uint8, or a tensor (3, H, W), uint8 or float in
-        0..1. Only photos of the same padded size share a batch, so that no result depends on the other photos.
+        0..1; four dimensions are a list of photos. Only photos of the same padded size share a batch, so that no result
+        depends on the other photos.
         Errors: FileNotFoundError, ValueError naming the photo.
         """
         if batch_size < 1:
@@ -493,13 +487,6 @@ class UniParser(nn.Module):
             return model.to(device).eval()
 
 
-def fold_norm(conv, norm):
-    """Folds BatchNorm with fixed statistics, a scale and a shift per channel, into the convolution before it."""
-    scale = norm.weight / (norm.running_var + norm.eps).sqrt()
-    conv.weight.mul_(scale.view(-1, 1, 1, 1))
-    conv.bias = nn.Parameter(norm.bias - norm.running_mean * scale, requires_grad=False)
-
-
 # ---------------------------------------------------------------------------------------------------------------
 # From outputs to people
 
@@ -525,6 +512,8 @@ def decode(out, i, photo, config, fusion=None):
     k_ins = out['k_ins'][i].flatten(1).T[cells]                                            # (N, C)
     q_ins = correlate(k_ins, out['f_ins'][i], config.space)                                # (N, h, w)  Eq. (2)
     q_cate = correlate(out['k_cate'], out['f_cate'][i], config.space)                      # (K, h, w)  Eq. (3)
+    kept = distinct(q_ins > config.theta_mask, config.theta_same)
+    cells, scores, q_ins = cells[kept], scores[kept], q_ins[kept]
     inside = q_ins > (config.theta_mask if config.fusion == 'index' else -math.inf)        # (N, h, w)
     parsing = np.zeros((len(cells), photo.height, photo.width), np.uint8)
     if config.fusion == 'index':
@@ -563,6 +552,21 @@ def keep_peaks(heatmap, config):
     return heatmap.masked_fill(heatmap != F.max_pool2d(heatmap[None], 5, 1, 2)[0], -torch.inf)
 
 
+def distinct(masks, theta):
+    """List of the people that no better one resembles with a mask IoU above theta: two peaks of the heat map may lie in
+    one person. masks (N, h, w) bool, best first. Not in the paper, which has no NMS."""
+    if theta >= 1:
+        return list(range(len(masks)))
+    flat = masks.flatten(1).float()
+    shared, area = flat @ flat.T, flat.sum(1)
+    same = (shared > theta * (area + area[:, None] - shared)).tolist()
+    kept = []
+    for n in range(len(masks)):
+        if not any(same[n][k] for k in kept):
+            kept.append(n)
+    return kept
+
+
 def part_scores(gate, q, theta):
     """Mean correlation of each class inside each person (released code, "maskness"): the sum of those above theta over
     the number of those above 0.1. gate (N, h, w) bool, q (K, h, w) -> (N, K)."""
@@ -573,8 +577,9 @@ def part_scores(gate, q, theta):
 
 def paint(parsing, maps, classes, size, theta):
     """Writes one person's labels into parsing (H0, W0) uint8. maps (k, h, w): correlations of the given classes
-    (0-based), zero outside the person. A pixel takes the class of the largest value where that exceeds theta."""
-    best = maps.amax(0) > theta                                              # interpolation never exceeds its neighbors
+    (0-based), zero outside the person; size (h, w): of the network's input without padding, in pixels. A pixel takes
+    the class of the largest value where that exceeds theta."""
+    best = maps.amax(0) > theta                                              # a pixel above theta is beside such a cell
     rows, cols = (best.any(axis).nonzero()[:, 0].tolist() for axis in (1, 0))
     if not rows:
         return

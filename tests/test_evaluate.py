@@ -670,7 +670,7 @@ def test_command_prints_and_writes_the_official_numbers(tmp_path):
     hits = sum(row['true_positive_50'] == '1' for row in rows)
     assert sum(row['detection'] != '' for row in rows) == sum(len(s) for _, s in scenes.predictions)
     assert hits + sum(row['detection'] == '' for row in rows) == sum(map(len, scenes.gts))
-    assert Image.open(picture).size == (920, 480)
+    assert Image.open(picture).size == (920, 520)
 
 
 def test_command_gives_the_official_apr_and_aph_from_the_cihp_files(tmp_path):

@@ -418,8 +418,8 @@ def test_a_bad_sample_stops_the_benchmark_too(mhp):
 def test_a_run_without_its_whole_state_is_not_resumed(tmp_path, key):
     model = tiny_model()
     optimizer = train.make_optimizer(model, model.config)
-    model.save(tmp_path / 'last.pt', optimizer=optimizer.state_dict(), scaler={}, root=None, paths={}, world=1, best=0.0,
-               epoch=0, position=0)
+    model.save(tmp_path / 'last.pt', optimizer=optimizer.state_dict(), scaler={}, root=None, paths={}, world=1, amp='None',
+               best=0.0, epoch=0, position=0)
     state = torch.load(tmp_path / 'last.pt', weights_only=True)
     if key == 'optimizer of nothing':
         state['optimizer'] = {}
@@ -698,7 +698,7 @@ def test_when_one_of_two_processes_dies_the_other_ends_with_a_message(tmp_path, 
         if len(count) == 2 and os.environ['RANK'] == '1':
             if how == 'kill':
                 os.kill(os.getpid(), signal.SIGKILL)
-            raise train.NonFinite('total is not finite')
+            raise train.Diverged('total is not finite')
         return step(*arguments)
     monkeypatch.setattr(train, 'train_step', die)
     with socket.socket() as free:
@@ -737,7 +737,7 @@ SETTINGS = st.fixed_dictionaries(dict(
     color_jitter=st.sampled_from([0.0, 0.5]), short_side=st.sampled_from([(8,), (1, 40), (16, 32, 48)]),
     long_side=st.integers(1, 90), test_short_side=st.integers(1, 60), max_people=st.integers(1, 20),
     theta_center=st.sampled_from([0.0, 0.1, 1.0]), theta_mask=st.sampled_from([0.0, 0.3, 1.0]),
-    theta_part=st.sampled_from([0.0, 0.3]), category_coords=st.booleans(), share_compression=st.booleans(),
+    theta_part=st.sampled_from([0.0, 0.3]), theta_same=st.sampled_from([0.0, 0.6, 1.0]), category_coords=st.booleans(), share_compression=st.booleans(),
     compress_kernel=st.sampled_from([1, 3]), neck_channels=st.sampled_from([8, 16]), channels=st.sampled_from([4, 8]),
     depth=st.integers(1, 3), center_depth=st.integers(1, 3), flip=st.sampled_from([0.0, 0.5, 1.0]),
     backbone=st.sampled_from(['resnet10', 'resnet18']),

@@ -21,6 +21,7 @@ from uniparser import CHOICES, RANGES, Config, UniParser, get_config
 from util import files
 from util.checkpoints import read_checkpoint
 from util.datasets import open_dataset
+from util.run import thread_advice
 from util.submissions import open_predictions
 
 
@@ -117,6 +118,18 @@ def test_any_value_is_taken_or_refused_by_its_flag(name, value):
         assert str(error).startswith('--' + name.replace('_', '-'))
     else:
         assert all(low <= v <= high for v in (value if isinstance(value, tuple) else (value,)))
+
+
+def test_a_busy_machine_gets_advice_about_threads(monkeypatch):
+    monkeypatch.setattr(os, 'cpu_count', lambda: 2)
+    threads, load = [1], [0.1]
+    monkeypatch.setattr(torch, 'get_num_threads', lambda: threads[0])
+    monkeypatch.setattr(os, 'getloadavg', lambda: (load[0], 0, 0))
+    assert thread_advice(torch.device('cpu')) == ''
+    load[0] = 3.0
+    assert thread_advice(torch.device('cpu')) == '' == thread_advice(torch.device('cuda'))
+    threads[0] = 2
+    assert 'OMP_NUM_THREADS=1' in thread_advice(torch.device('cpu'))
 
 
 def test_clip_0_clips_nothing():

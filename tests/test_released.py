@@ -1,6 +1,6 @@
 """Numeric parity with the authors' released code: what it computed on seeded weights, in fixtures/released.
 
-    UNIPARSER_RELEASED_FIXTURES=FOLDER python -m pytest test_released.py       # the same against the uncut set
+    UNIPARSER_RELEASED_FIXTURES=FOLDER python -m pytest tests/test_released.py       # the same against the uncut set
 
 A cut map holds every fourth row and column. Where the released code has a defect, a test states the difference.
 """

@@ -162,7 +162,7 @@ def test_a_spike_of_the_loss_stops_and_names_terms_and_images():
     losses = dict(center=torch.tensor(3.0), total=torch.tensor(0.9 * train.SPIKE))
     assert train.check_finite(losses, batches, scaler)['center'] == 3
     losses['total'] *= 2
-    with pytest.raises(train.NonFinite, match=r'above 10,000.*center.*images: one, two'):
+    with pytest.raises(train.Diverged, match=r'above 10,000.*center.*images: one, two'):
         train.check_finite(losses, batches, scaler)
 
 

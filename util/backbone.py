@@ -8,7 +8,9 @@ from util.deform import ModulatedDeformConv2d
 
 
 class Backbone(nn.Module):
-    """torchvision's ResNet without its classifier, under the same keys, so that its weights load by name.
+    """torchvision's ResNet without its classifier, under the same keys, so that its weights load by name. Another
+    backbone needs `channels` (of C2..C5), `forward` -> C2..C5 at strides 4..32, and `load_imagenet`; `UniParser.fold`
+    folds pairs named conv1/bn1 .. conv3/bn3 and 0/1.
 
     `stages`: how many of the 4 stages hold ImageNet weights. If any, stem and stage 1 are frozen, and the loaded
     BatchNorms keep their statistics while gamma and beta are trained (released code; the paper is silent).
@@ -53,3 +55,18 @@ class Backbone(nn.Module):
         """Loads 'imagenet' or a file, see `checkpoints.load_imagenet`; returns the number of stages loaded."""
         self.freeze(load_imagenet(self, source, self.name, optional=('conv_offset',)))
         return self.stages
+
+    def fold(self):
+        """Folds every BatchNorm into the convolution before it, for inference."""
+        for module in list(self.modules()):
+            for conv, norm in ('conv1', 'bn1'), ('conv2', 'bn2'), ('conv3', 'bn3'), ('0', '1'):
+                if isinstance(getattr(module, norm, None), nn.BatchNorm2d):
+                    fold_norm(getattr(module, conv), getattr(module, norm))
+                    setattr(module, norm, nn.Identity())
+
+
+def fold_norm(conv, norm):
+    """Folds BatchNorm with fixed statistics, a scale and a shift per channel, into the convolution before it."""
+    scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+    conv.weight.mul_(scale.view(-1, 1, 1, 1))
+    conv.bias = nn.Parameter(norm.bias - norm.running_mean * scale, requires_grad=False)

@@ -111,19 +111,19 @@ def draw_panel(canvas, left, title, x_name, y_name, curves):
         draw.line(points or [at(0, 0)] * 2, color, 6, joint='curve')
         for x, y in points if len(points) < 12 else ():
             draw.ellipse([x - 8, y - 8, x + 8, y + 8], color)
-        y = top + size - 40 * (len(curves) - i)
-        draw.line([left + 24, y, left + 72, y], color, 6)
-        draw.text((left + 88, y), name, black, font, 'lm')
+        y = top + size + 104 + 36 * i                        # below the axis: nothing covers the curves
+        draw.line([left, y, left + 48, y], color, 6)
+        draw.text((left + 64, y), name, black, font, 'lm')
 
 
-def side_by_side(panels):
-    """Pillow images or arrays (H, W, 3) -> one picture of them in a row."""
-    panels = [Image.fromarray(p) if isinstance(p, np.ndarray) else p for p in panels]
-    sheet, x = Image.new('RGB', (sum(p.width for p in panels), max(p.height for p in panels))), 0
-    for panel in panels:
-        sheet.paste(panel, (x, 0))
-        x += panel.width
-    return sheet
+def compare_labels(image, parsings, class_names):
+    """Photo (H, W, 3) uint8 and several parsings (N, H, W) of it -> photo and overlays in a row, one legend below."""
+    panels = [Image.fromarray(image), *(overlay(image, parsing) for parsing in parsings)]
+    sheet = Image.new('RGB', (sum(p.width for p in panels), panels[0].height))
+    for k, panel in enumerate(panels):
+        sheet.paste(panel, (k * panel.width, 0))
+    present = np.flatnonzero(sum(np.bincount(np.asarray(p, np.uint8).ravel(), minlength=256) for p in parsings))
+    return add_legend(sheet, palette(len(class_names) - 1), class_names, present)
 
 
 def heat_picture(values, size):

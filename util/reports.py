@@ -60,7 +60,7 @@ def plot(metrics, result, title):
     recall, precision = found / max(result['people'], 1), found / np.arange(1, len(found) + 1)
     envelope = np.maximum.accumulate(precision[::-1])[::-1]
     blue, orange, pale = (31, 100, 180), (225, 112, 20), (170, 200, 232)
-    canvas = Image.new('RGB', (1840, 960), 'white')                 # twice the final size, for smooth lines
+    canvas = Image.new('RGB', (1840, 1040), 'white')                 # twice the final size, for smooth lines
     draw_panel(canvas, 120, f'{title}: people found at IoU > 0.5', 'recall', 'precision', [
         ('as ranked', pale, recall, precision),
         (f'envelope, AP^p_50 = {100 * result["AP50"]:.2f}', blue, recall, envelope)])
@@ -68,5 +68,5 @@ def plot(metrics, result, title):
         (f'AP^p, vol = {100 * result["APvol"]:.2f}', blue, metrics.thresholds, result['AP']),
         (f'PCP, vol = {100 * result["PCPvol"]:.2f}', orange, metrics.thresholds, result['PCP'])])
     data = io.BytesIO()
-    canvas.resize((920, 480), Image.LANCZOS).save(data, 'PNG')
+    canvas.resize((920, 520), Image.LANCZOS).save(data, 'PNG')
     return data.getvalue()

@@ -53,7 +53,7 @@ def given_settings(args, config_class, skip=('data', 'recipe')):
 
 def check_ranges(config, ranges, choices):
     """ValueError, naming the flag, where a setting is not one of its choices or not in its range (low, high); NaN is in
-    none. Each value of a tuple is checked, and two values must ascend: they are a range."""
+    none. Each value of a tuple is checked; two values must ascend."""
     for name, allowed in choices.items():
         if getattr(config, name) not in allowed:
             raise ValueError(f'{flag(name)} is {getattr(config, name)!r}; choose one of {", ".join(map(str, allowed))}')
@@ -106,6 +106,18 @@ def synchronize(device):
     """Waits for the work queued on the device."""
     if device.type != 'cpu':
         getattr(torch, device.type).synchronize()
+
+
+def thread_advice(device):
+    """A sentence for a CPU that other processes keep busy: there, several threads that wait for each other were up to
+    30 times slower than one. '' elsewhere."""
+    if device.type != 'cpu' or torch.get_num_threads() == 1 or not hasattr(os, 'getloadavg'):
+        return ''
+    load, count = os.getloadavg()[0], os.cpu_count()
+    if load < 0.6 * count:
+        return ''
+    return (f'the load of this machine is {load:.1f} on {count} processors: if the training is slow, stop it and '
+            'continue with OMP_NUM_THREADS=1')
 
 
 def sum_over_processes(number):
