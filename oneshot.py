@@ -19,7 +19,7 @@ episode leaves out; `classes` says which classes it keeps. Modules have the name
 released files are loaded as they are. POPNet, the predecessor (arXiv:2012.11810), is not built: it was released without
 weights, training script or schedule, and EOP-Net supersedes it.
 """
-import math
+import argparse
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -27,67 +27,58 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+from train import Task, check_run, make_loader, read_resumed, run_command, train_task
 from util.augment import as_photo, label_rows, normalize, reduced
-from util.episodes import IGNORE
-from util.xception import Atrous, DeepLab, pass_norm, read_state, upsample
+from util.checkpoints import FORMAT, check_settings, load_strictly, read_checkpoint, reading, write_checkpoint
+from util.episodes import FOLDS, IGNORE
+from util.oneshot_data import NAMES, EpisodePairs, EpisodeSamples, open_photos
+from util.oneshot_scores import count_pixels, scores, table
+from util.prototypes import class_masks, cosine, episode_labels, foreground, query_target, static_prototypes
+from util.run import Run, add_run_flags, add_settings, given_settings
+from util.xception import Atrous, DeepLab, pass_norm, read_weights, upsample
 
 ALPHA = 0.001                                # of this episode's prototype in a smoothed one
-WARM_UP = 25                                 # up to this epoch fine prototypes are static
 TEMPERATURE = 0.1                            # of the contrast
+CHOICES = dict(data=NAMES, way=('kway', '1way'), recipe=('paper', 'released'), optimizer=('sgd', 'adamw'))
+LEAST = dict(num_labels=2, stem=4, middle=0, channels=16, long_side=0, size=32, batch_size=1, accumulate=1, epochs=1,
+             val_every=1, val_images=0, workers=0)
 
 
 @dataclass(frozen=True)
 class Config:
+    data: str = 'ATR'                        # ATR | LIP | CIHP | CCP
+    fold: int = 1                            # 1 | 2
     way: str = 'kway'                        # kway | 1way
+    recipe: str = 'paper'                    # released: pairs drawn once, the rate falls at every tenth epoch
     num_labels: int = 18                     # K
     stem: int = 32                           # channels of the first convolution; the backbone's others in proportion
     middle: int = 16                         # blocks of the backbone's middle flow
     channels: int = 256                      # of the decoder and the heads
     high_level: bool = True                  # keep the modules of feature level 'high': in released files, never run
+    pretrained: str = ''                     # deeplab_v3plus_v3.pth or another EOP-Net to start from
+    long_side: int = 0                       # photos are reduced to it; 0 = as they are, as released
+    size: int = 512                          # of training's crops
+    warm_up: int = 25                        # up to this epoch (0-based) fine prototypes are static
+    batch_size: int = 2                      # episodes per step, over all processes
+    accumulate: int = 1                      # passes per step, each with a share of its episodes
+    epochs: int = 50
+    optimizer: str = 'sgd'                   # sgd | adamw
+    lr: float = 1e-3
+    backbone_lr: float = 1.0                 # factor on the backbone's rate
+    weight_decay: float = 5e-4
+    clip: float = 1e6                        # largest gradient norm: none, as released
+    val_every: int = 10                      # epochs
+    val_images: int = 0                      # test episodes of a validation; 0 = all
+    workers: int = 4
+    seed: int = 0
 
     def __post_init__(self):
-        if self.way not in ('kway', '1way'):
-            raise ValueError(f'way is {self.way!r}; choose kway or 1way')
-        if self.num_labels < 2 or self.stem < 4 or self.middle < 0 or self.channels < 16:
-            raise ValueError(f'{self} is too small; num_labels is at least 2, stem 4, middle 0, channels 16')
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# Labels and prototypes
-
-
-def episode_labels(labels, classes):
-    """Labels (B,H,W) of an episode. k-way: classes outside `classes` (a tuple, None = all) become 0. 1-way, where
-    `classes` (B,) is a tensor: 1 where the pixel has the image's class, else 0. IGNORE stays."""
-    if classes is None:
-        return labels
-    if torch.is_tensor(classes):
-        kept = (labels == classes.to(labels).view(-1, 1, 1)).to(labels.dtype)
-    else:
-        kept = labels * torch.isin(labels, torch.tensor(classes).to(labels))
-    return torch.where(labels == IGNORE, IGNORE, kept)
-
-
-def foreground(labels):
-    """Labels (B,H,W) -> 1 on people, 0 elsewhere; IGNORE stays."""
-    return torch.where(labels == IGNORE, IGNORE, labels.clamp(max=1))
-
-
-def class_masks(labels, num, size):
-    """Labels (B,H,W) -> (B,num,h,w) float: which of the labels 0..num-1 the nearest pixel has."""
-    small = F.interpolate(labels[:, None].float(), size, mode='nearest')
-    return (small == torch.arange(num, device=labels.device).view(1, -1, 1, 1)).float()
-
-
-def static_prototypes(features, masks):
-    """The mean of features (B,C,h,w) over each of masks (B,R,h,w) -> (B,R,C); zeros for an empty mask."""
-    sums = torch.einsum('bchw,brhw->brc', features.float(), masks)
-    return sums / masks.sum((2, 3)).clamp(min=1)[..., None]
-
-
-def cosine(features, prototypes):
-    """Features (B,C,h,w), prototypes (B,R,C) -> (B,R,h,w) in -1..1; 0 for a prototype of zeros."""
-    return torch.einsum('bchw,brc->brhw', F.normalize(features, dim=1), F.normalize(prototypes, dim=2))
+        for name, allowed in CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f'{name} is {getattr(self, name)!r}; choose {" or ".join(allowed)}')
+        for name, least in LEAST.items():
+            if getattr(self, name) < least:
+                raise ValueError(f'{name} is {getattr(self, name)}, too small; it is at least {least}')
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -198,12 +189,49 @@ class EOPNet(DeepLab):
         rows = classes.view(-1, 1) if one else torch.arange(1, num).expand(len(labels), -1)
         # the released code passes `epoch` as the coarse warm-up flag, so only epoch 0 smooths
         people = self.smoothed(self.s1_prototype, people, torch.arange(2).expand(len(labels), -1), epoch != 0)
-        fine = self.smoothed(self.prototype, static, rows, epoch is not None and epoch <= WARM_UP)
-        cosines, present = cosine(f2, fine), fine.detach().any(2).any(0)
-        out = dict(agm=self.agm_head(f2, cosines, present), npm=self.npm_head(cosines),
-                   coarse=self.coarse_head(f1, people[:, 1:]))
-        out = {name: upsample(logits, query.shape[2:]) for name, logits in out.items()}
+        fine = self.smoothed(self.prototype, static, rows, epoch is not None and epoch <= self.config.warm_up)
+        out = {name: upsample(x, query.shape[2:]) for name, x in self.heads(f1, f2, people[:, 1:], fine).items()}
         return dict(out, classes=classes, **({'f2': (f2, s2)} if self.training and not one else {}))
+
+    def heads(self, f1, f2, people, fine, names=('agm', 'npm')):
+        """Features (B,C,h,w), prototypes of people (B,1,C) and classes (B,R,C) -> dict of logits (B,..,h,w): those
+        named, and coarse."""
+        cosines, present = cosine(f2, fine), fine.detach().any(2).any(0)
+        out = dict(npm=self.npm_head(cosines)) if 'npm' in names else {}
+        if 'agm' in names:
+            out['agm'] = self.agm_head(f2, cosines, present)
+        return dict(out, coarse=self.coarse_head(f1, people))
+
+    # test episodes, see util/oneshot_scores.py
+
+    @torch.inference_mode()
+    def look(self, photo):
+        return self.eval().features(self.to_input(as_photo(photo)))
+
+    @torch.inference_mode()
+    def study(self, photo, labels, fold):
+        people, fine = self.eval().support_prototypes(as_photo(photo), labels)
+        dropped = [c - 1 for c in range(1, self.config.num_labels) if c not in fold.all]
+        fine[:, dropped] = 0                                  # of no fold, but people's pixels
+        return people, fine
+
+    @torch.inference_mode()
+    def find(self, seen, taught, fold, c, size, names):
+        (f1, f2), (people, fine) = seen, taught
+        rows = torch.arange(1, self.config.num_labels)[None]
+        if self.config.way == '1way':
+            fine, rows = fine[:, c - 1:c], rows[:, c - 1:c]
+        fine = self.smoothed(self.prototype, fine, rows, False)
+        present = fine[0].any(1)
+        kept = present | ((~present).cumsum(0) == 1)          # all absent classes have the logits of the first one
+        shown = F.pad(kept, (1, 0), value=True).nonzero()[:, 0].cpu()
+        out = self.heads(f1, f2, people, fine, names)
+        out = {name: upsample(x if name == 'coarse' else x[:, shown].contiguous(memory_format=torch.channels_last), size)
+               for name, x in out.items()}
+        screen = out['coarse'].max(1)[1][0].cpu()
+        return {name: (shown[out[name].max(1)[1][0].cpu()] * screen).to(torch.uint8).numpy() for name in names}
+
+    # use
 
     @torch.inference_mode()
     def predict(self, query, supports, masks, stored=True, long_side=1024):
@@ -231,11 +259,11 @@ class EOPNet(DeepLab):
         found = scores.argmax(0) * coarse.argmax(0)           # screened: background where there are no people
         return np.array([0, *ids], np.uint8)[found.cpu().numpy()]
 
-    def support_prototypes(self, photo, mask, long_side):
+    def support_prototypes(self, photo, mask, long_side=None):
         """Static prototypes of a photo with a mask of rows: people (1,1,C) and classes (1,K-1,C)."""
         if mask.shape != photo.size[::-1]:
             raise ValueError(f'a support photo has {photo.size[::-1]} pixels, but its mask {mask.shape}')
-        labels = torch.from_numpy(mask).to(self.scaler.device)[None]
+        labels = torch.from_numpy(mask).to(self.device)[None]
         f1, f2 = self.features(self.to_input(photo, long_side))
         return [static_prototypes(f, class_masks(x, num, f.shape[2:]))[:, 1:]
                 for f, x, num in ((f1, foreground(labels), 2), (f2, labels, self.config.num_labels))]
@@ -248,27 +276,57 @@ class EOPNet(DeepLab):
         lead = (logits[:, 1] - logits[:, 0])[[row - 1 for row in rows]]
         return torch.cat([torch.zeros_like(logits[:1, 0]), lead])[None]
 
-    def to_input(self, photo, long_side):
-        """A Pillow photo as a batch of one on the model's device."""
-        return torch.from_numpy(normalize(np.asarray(reduced(photo, long_side)))).to(self.scaler.device)[None]
+    def to_input(self, photo, long_side=None):
+        """A Pillow photo, reduced to `long_side` or the config's, as a batch of one on the model's device."""
+        long_side = long_side or self.config.long_side or max(photo.size)
+        return torch.from_numpy(normalize(np.asarray(reduced(photo, long_side)))).to(self.device)[None]
+
+    @property
+    def device(self):
+        return self.scaler.device
+
+    @property
+    def backbone(self):
+        return self.xception_features
+
+    def save(self, path, **more):
+        """Writes weights, config and class names to one file, atomically; `more` is stored beside them."""
+        fold = FOLDS[self.config.data.lower(), self.config.fold]
+        names = [fold.names.get(i, '') for i in range(self.config.num_labels)]
+        write_checkpoint(path, 'oneshot', self.config, self.state_dict(), class_names=names, **more)
 
     @classmethod
-    def from_pretrained(cls, path):
-        """The model of a released state dict, or of one saved from here; way, labels and sizes are read off it."""
-        state = read_state(path)
-        if not {'prototype', 's2_trans.weight', 'xception_features.conv1.weight'} <= state.keys():
-            raise ValueError(f'{path} is no checkpoint of EOP-Net; a DeepLab file starts a training instead')
-        blocks = {key.split('.')[1] for key in state if key.startswith('xception_features.block')}
-        try:
-            rows, channels = state['prototype'].shape
+    def from_pretrained(cls, path, device='cpu'):
+        """The model in a file of `save` or in a released state dict, whose way, labels and sizes are read off it."""
+        state = read_checkpoint(path)
+        with reading(path):
+            if 'format' in state:
+                if state['format'] != FORMAT or state.get('system', 'uniparser') != 'oneshot':
+                    raise ValueError(f'{path} holds a model of {state.get("system", "uniparser")}, not of EOP-Net; give '
+                                     'a file of oneshot.py train or of the authors')
+                check_settings(state['config'], Config)
+                config, weights = Config(**state['config']), state['model']
+            else:
+                weights = read_weights(path)
+                config = released_config(weights, path)
             with torch.device('meta'):                        # no time for initial weights
-                model = cls(way='1way' if 'npm_class.weight' in state else 'kway', num_labels=rows, channels=channels,
-                            stem=len(state['xception_features.conv1.weight']), middle=len(blocks) - 4,
-                            high_level='aspp1.bn.weight' in state)
-            model.load_state_dict(state, assign=True)
-        except (RuntimeError, ValueError) as error:
-            raise ValueError(f'{path} does not fit: {" ".join(str(error).split())[:300]}') from None
-        return model.float().eval()
+                model = cls(config)
+            load_strictly(model, weights, path)
+            return model.to(device).eval()
+
+
+def released_config(weights, path):
+    """The Config of a released state dict."""
+    if not {'prototype', 's2_trans.weight', 'xception_features.conv1.weight'} <= weights.keys():
+        raise ValueError(f'{path} is no checkpoint of EOP-Net; a DeepLab file starts a training instead, with '
+                         '--pretrained')
+    if weights['prototype'].ndim != 2:
+        raise ValueError(f'{path} does not fit: its prototypes have the shape {tuple(weights["prototype"].shape)}')
+    blocks = {key.split('.')[1] for key in weights if key.startswith('xception_features.block')}
+    rows, channels = weights['prototype'].shape
+    return Config(data='LIP' if rows == 20 else 'ATR', way='1way' if 'npm_class.weight' in weights else 'kway',
+                  num_labels=rows, channels=channels, stem=len(weights['xception_features.conv1.weight']),
+                  middle=len(blocks) - 4, high_level='aspp1.bn.weight' in weights)
 
 
 def screened(out, head='npm'):
@@ -299,15 +357,6 @@ def oneshot_loss(out, query_labels, support_labels, epoch, epochs):
     return dict(terms, total=total)
 
 
-def query_target(query_labels, support_labels, classes, num_labels):
-    """The query's labels (B,H,W) of the episode; classes without a pixel in the support at 1/4 of its size become 0."""
-    labels, support = (episode_labels(x, classes).long() for x in (query_labels, support_labels))
-    quarter = [math.ceil(side / 4) for side in support.shape[1:]]
-    known = F.pad(class_masks(support, num_labels, quarter).any(3).any(2), (0, IGNORE + 1 - num_labels))
-    known[:, IGNORE] = True
-    return labels * known.gather(1, labels.flatten(1)).view_as(labels)
-
-
 def contrast_prototypes(f2, labels, classes, num_labels):
     """Static prototypes (B,K,C) of all labels; that of the background leaves out the classes not in `classes`."""
     masks = class_masks(episode_labels(labels, classes), num_labels, f2.shape[2:])
@@ -328,3 +377,96 @@ def learning_rate(epoch, epochs=50, lr=1e-3):
     """The released schedule: at the epochs 9, 19, .. a new SGD, without momentum so far, whose rate decays by power."""
     start = (epoch + 1) // 10 * 10 - 1
     return lr if start < 0 else lr * (1 - start / epochs) ** 0.9
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Training
+
+
+class OneShotTask(Task):
+    """Episodes of base classes. A validation is over test episodes, and best.pt is chosen by the base classes."""
+    reported = 'base', 'novel', 'human'
+
+    def __init__(self, config, model, loader, test_photos, root=None):
+        super().__init__(config, model, loader, root)
+        self.photos, episodes = test_photos, test_photos.test_episodes()
+        self.episodes = episodes[::max(1, len(episodes) // (config.val_images or len(episodes)))]
+
+    def loss(self, net, batch, run):
+        query, support = (batch[name].to(run.device, non_blocking=True, memory_format=torch.channels_last)
+                          for name in ('query', 'support'))
+        labels = [batch[name].to(run.device, non_blocking=True) for name in ('query_labels', 'support_labels')]
+        classes = batch['classes'].to(run.device) if self.config.way == '1way' else self.photos.fold.base
+        with run.autocast():
+            out = net(query, support, labels[1], classes, batch['epoch'])
+        return oneshot_loss(out, *labels, batch['epoch'], self.config.epochs)
+
+    def validate(self, run):
+        counts = count_pixels(self.model, self.photos, self.episodes, self.config.way, stopped=lambda: run.seen)
+        return counts and scores(counts['npm'], self.photos.fold)
+
+    def optimizer(self):
+        self.sgd = super().optimizer()
+        return self.sgd
+
+    def learning_rate(self, step, steps_per_epoch):
+        """Poly: falls with the power 0.9 to zero; the released recipe in steps of ten epochs."""
+        config = self.config
+        if config.recipe == 'released':
+            return learning_rate(step // steps_per_epoch, config.epochs, config.lr)
+        return config.lr * (1 - step / (steps_per_epoch * config.epochs)) ** 0.9
+
+    def end_epoch(self, epoch, run):
+        if self.config.recipe == 'released' and (epoch + 2) % 10 == 0:
+            self.sgd.state.clear()                            # the released code makes a new SGD
+
+
+def prepare_task(args, run):
+    """Arguments -> the task, the run's folder (None: not chosen yet), and the state to continue from or None."""
+    if run.world > 1:
+        raise ValueError('the prototypes of earlier episodes belong to one process; start it without torchrun')
+    if args.resume:
+        config, folder, state, root = read_resumed(args, Config, 'oneshot')
+    else:
+        changes = dict(given_settings(args, Config), data=args.data or 'ATR', recipe=args.recipe or 'paper')
+        config, folder, state, root = Config(**changes), args.out, None, args.root
+    check_run(config, run, args, state)
+    torch.manual_seed(config.seed)
+    photos, test_photos = (open_photos(config.data, root, split, config.fold) for split in ('train', 'test'))
+    config = replace(config, num_labels=photos.fold.num_labels)
+    pairs = EpisodePairs(photos, config)
+    pairs.skip_bad = args.skip_bad
+    loader, model = make_loader(EpisodeSamples(pairs, config), config, run), EOPNet(config)
+    if state:
+        load_strictly(model, state['model'], folder / 'last.pt')
+    elif config.pretrained:
+        copied = model.load_backbone(config.pretrained)
+        print(f'{config.pretrained}: {len(copied)} of {len(model.state_dict())} entries start from it')
+    return OneShotTask(config, model, loader, test_photos, root), folder, state
+
+
+def train(args):
+    run = Run(args.device, args.amp)
+    task, folder, state = prepare_task(args, run)
+    counts = f'{len(task.loader.dataset)} training and {len(task.episodes)} test episodes'
+    return train_task(task, run, folder, state, counts)
+
+
+def parse_arguments(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest='command', required=True)
+    command = commands.add_parser('train', help='train on ATR-OS, LIP-OS, CIHP-OS or CCP-OS')
+    command.add_argument('--data', choices=NAMES, help='default: ATR')
+    command.add_argument('--recipe', choices=CHOICES['recipe'], help='default: paper')
+    add_run_flags(command)
+    add_settings(command, Config, CHOICES, skip=('data', 'recipe', 'num_labels'))
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    args = parse_arguments(argv)
+    run_command({'train': train}[args.command], args)
+
+
+if __name__ == '__main__':
+    main()
