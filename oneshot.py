@@ -20,28 +20,36 @@ released files are loaded as they are. POPNet, the predecessor (arXiv:2012.11810
 weights, training script or schedule, and EOP-Net supersedes it.
 """
 import argparse
+import json
+import os
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+from infer import share_of_process
 from train import Task, check_run, make_loader, read_resumed, run_command, train_task
-from util.augment import as_photo, label_rows, normalize, reduced
 from util.checkpoints import FORMAT, check_settings, load_strictly, read_checkpoint, reading, write_checkpoint
-from util.episodes import FOLDS, IGNORE
+from util.episodes import FOLDS, IGNORE, read_episodes, write_episodes
+from util.files import find_photos, write_file
 from util.oneshot_data import NAMES, EpisodePairs, EpisodeSamples, open_photos
+from util.oneshot_parse import ExampleParser, read_names, read_supports
 from util.oneshot_scores import count_pixels, scores, table
+from util.oneshot_uniparser import UniParserByExample
+from util.oneshot_use import ByExample
 from util.prototypes import class_masks, cosine, episode_labels, foreground, query_target, static_prototypes
-from util.run import Run, add_run_flags, add_settings, given_settings
+from util.released import is_released
+from util.run import Run, add_run_flags, add_settings, check_ranges, find_device, given_settings
 from util.xception import Atrous, DeepLab, pass_norm, read_weights, upsample
 
 ALPHA = 0.001                                # of this episode's prototype in a smoothed one
 TEMPERATURE = 0.1                            # of the contrast
 CHOICES = dict(data=NAMES, way=('kway', '1way'), recipe=('paper', 'released'), optimizer=('sgd', 'adamw'))
-LEAST = dict(num_labels=2, stem=4, middle=0, channels=16, long_side=0, size=32, batch_size=1, accumulate=1, epochs=1,
-             val_every=1, val_images=0, workers=0)
+RANGES = dict(fold=(1, 2), num_labels=(2, 255), stem=(4, 512), middle=(0, 100), channels=(16, 4096), size=(32, 4096),
+              long_side=(0, 10000), warm_up=(-1, 10 ** 6), batch_size=(1, 10 ** 6), accumulate=(1, 10 ** 6),
+              epochs=(1, 10 ** 6), lr=(0, 1e6), backbone_lr=(0, 1e6), weight_decay=(0, 1e6), clip=(0, 1e9),
+              val_every=(1, 10 ** 6), val_images=(0, 10 ** 9), workers=(0, 1000), seed=(0, 2 ** 63 - 1))
 
 
 @dataclass(frozen=True)
@@ -66,26 +74,21 @@ class Config:
     lr: float = 1e-3
     backbone_lr: float = 1.0                 # factor on the backbone's rate
     weight_decay: float = 5e-4
-    clip: float = 1e6                        # largest gradient norm: none, as released
+    clip: float = 0.0                        # largest gradient norm; 0 = any, as released
     val_every: int = 10                      # epochs
     val_images: int = 0                      # test episodes of a validation; 0 = all
     workers: int = 4
     seed: int = 0
 
     def __post_init__(self):
-        for name, allowed in CHOICES.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f'{name} is {getattr(self, name)!r}; choose {" or ".join(allowed)}')
-        for name, least in LEAST.items():
-            if getattr(self, name) < least:
-                raise ValueError(f'{name} is {getattr(self, name)}, too small; it is at least {least}')
+        check_ranges(self, RANGES, CHOICES)
 
 
 # ---------------------------------------------------------------------------------------------------------------
 # The network
 
 
-class EOPNet(DeepLab):
+class EOPNet(DeepLab, ByExample):
     """model(query, support, support_labels) -> dict of logits; see `forward`. Config fields are keyword arguments."""
 
     def __init__(self, config=Config(), **changes):
@@ -201,85 +204,6 @@ class EOPNet(DeepLab):
         if 'agm' in names:
             out['agm'] = self.agm_head(f2, cosines, present)
         return dict(out, coarse=self.coarse_head(f1, people))
-
-    # test episodes, see util/oneshot_scores.py
-
-    @torch.inference_mode()
-    def look(self, photo):
-        return self.eval().features(self.to_input(as_photo(photo)))
-
-    @torch.inference_mode()
-    def study(self, photo, labels, fold):
-        people, fine = self.eval().support_prototypes(as_photo(photo), labels)
-        dropped = [c - 1 for c in range(1, self.config.num_labels) if c not in fold.all]
-        fine[:, dropped] = 0                                  # of no fold, but people's pixels
-        return people, fine
-
-    @torch.inference_mode()
-    def find(self, seen, taught, fold, c, size, names):
-        (f1, f2), (people, fine) = seen, taught
-        rows = torch.arange(1, self.config.num_labels)[None]
-        if self.config.way == '1way':
-            fine, rows = fine[:, c - 1:c], rows[:, c - 1:c]
-        fine = self.smoothed(self.prototype, fine, rows, False)
-        present = fine[0].any(1)
-        kept = present | ((~present).cumsum(0) == 1)          # all absent classes have the logits of the first one
-        shown = F.pad(kept, (1, 0), value=True).nonzero()[:, 0].cpu()
-        out = self.heads(f1, f2, people, fine, names)
-        out = {name: upsample(x if name == 'coarse' else x[:, shown].contiguous(memory_format=torch.channels_last), size)
-               for name, x in out.items()}
-        screen = out['coarse'].max(1)[1][0].cpu()
-        return {name: (shown[out[name].max(1)[1][0].cpu()] * screen).to(torch.uint8).numpy() for name in names}
-
-    # use
-
-    @torch.inference_mode()
-    def predict(self, query, supports, masks, stored=True, long_side=1024):
-        """Parse a photo into the classes that the label maps of one or several support photos name.
-
-        query, supports: Pillow images or uint8 RGB arrays (H,W,3) of any size, reduced to a longer side of `long_side`
-        pixels at most; several supports are averaged. masks: their label maps (H,W), 0 background, 255 ignore. They
-        should label whole people, because the coarse head learns from all labels together what people look like.
-        stored: the ids are those of the training set, and base classes use the stored prototypes; else ids are free and
-        only the supports count. Returns a label map uint8 (H,W) of the query's size. The model is left in eval mode.
-        """
-        supports, masks = (supports, masks) if isinstance(supports, (list, tuple)) else ([supports], [masks])
-        if len(supports) != len(masks) or not masks:
-            raise ValueError(f'there are {len(supports)} support photos and {len(masks)} masks; give one mask for each')
-        photo, masks = as_photo(query), [np.asarray(mask) for mask in masks]
-        ids, rows = label_rows(masks, self.config.num_labels - 1, stored)
-        self.eval()
-        statics = zip(*(self.support_prototypes(as_photo(p), rows[m], long_side) for p, m in zip(supports, masks)))
-        people, fine = (sum(s) / sum(p.any(2, keepdim=True) for p in s).clamp(min=1) for s in map(list, statics))
-        fine = self.smoothed(self.prototype, fine, torch.arange(1, self.config.num_labels)[None], not stored)
-        ids = [i for i in ids if fine[0, rows[i] - 1].any()]  # some are too small at a quarter of the size
-        f1, f2 = self.features(self.to_input(photo, long_side))
-        scores, coarse = self.class_scores(cosine(f2, fine), rows[ids].tolist()), self.coarse_head(f1, people)
-        scores, coarse = (upsample(x, photo.size[::-1])[0] for x in (scores, coarse))
-        found = scores.argmax(0) * coarse.argmax(0)           # screened: background where there are no people
-        return np.array([0, *ids], np.uint8)[found.cpu().numpy()]
-
-    def support_prototypes(self, photo, mask, long_side=None):
-        """Static prototypes of a photo with a mask of rows: people (1,1,C) and classes (1,K-1,C)."""
-        if mask.shape != photo.size[::-1]:
-            raise ValueError(f'a support photo has {photo.size[::-1]} pixels, but its mask {mask.shape}')
-        labels = torch.from_numpy(mask).to(self.device)[None]
-        f1, f2 = self.features(self.to_input(photo, long_side))
-        return [static_prototypes(f, class_masks(x, num, f.shape[2:]))[:, 1:]
-                for f, x, num in ((f1, foreground(labels), 2), (f2, labels, self.config.num_labels))]
-
-    def class_scores(self, cosines, rows):
-        """NPM logits (1,1+n,h,w) of background and the classes of `rows`; 1-way: the leads over the background."""
-        if self.config.way == 'kway':
-            return self.npm_head(cosines)[:, [0, *rows]]
-        logits = self.npm_head(cosines.transpose(0, 1))
-        lead = (logits[:, 1] - logits[:, 0])[[row - 1 for row in rows]]
-        return torch.cat([torch.zeros_like(logits[:1, 0]), lead])[None]
-
-    def to_input(self, photo, long_side=None):
-        """A Pillow photo, reduced to `long_side` or the config's, as a batch of one on the model's device."""
-        long_side = long_side or self.config.long_side or max(photo.size)
-        return torch.from_numpy(normalize(np.asarray(reduced(photo, long_side)))).to(self.device)[None]
 
     @property
     def device(self):
@@ -452,6 +376,65 @@ def train(args):
     return train_task(task, run, folder, state, counts)
 
 
+# ---------------------------------------------------------------------------------------------------------------
+# Evaluation and photos
+
+
+def load_model(path, device):
+    """An EOPNet or, from a file of UniParser, a UniParserByExample."""
+    state, device = read_checkpoint(path), find_device(device)
+    ours = 'prototype' in state or any(str(key).endswith('module.prototype') for key in state)
+    if state.get('system') == 'oneshot' or ours or not ('format' in state or is_released(state)):
+        return EOPNet.from_pretrained(path, device)
+    if state.get('system', 'uniparser') != 'uniparser':
+        raise ValueError(f'{path} holds a model of {state["system"]}, not of EOP-Net or UniParser; give a file of '
+                         'oneshot.py train, train.py or the authors')
+    return UniParserByExample.from_pretrained(path, device)
+
+
+def check_way(model, args, photos):
+    """ValueError where an EOPNet cannot parse the episodes of the arguments."""
+    if not isinstance(model, EOPNet):
+        if args.agm:
+            raise ValueError('--agm: UniParser has no AGM head; leave it out')
+    elif model.config.way != args.way:
+        raise ValueError(f'{args.weights} is of --way {model.config.way}, not {args.way}')
+    elif model.config.num_labels != photos.fold.num_labels:
+        raise ValueError(f'{args.weights} has {model.config.num_labels} labels, but {args.data}-OS has '
+                         f'{photos.fold.num_labels}; give weights of that set')
+
+
+def evaluate(args):
+    model, photos = load_model(args.weights, args.device), open_photos(args.data, args.root, 'test', args.fold)
+    check_way(model, args, photos)
+    known = args.list and os.path.exists(args.list)
+    episodes = photos.check_episodes(read_episodes(args.list), args.list) if known else photos.test_episodes()
+    if args.list and not known:
+        write_episodes(args.list, episodes)
+    counts = count_pixels(model, photos, episodes, args.way, ('npm', 'agm')[:1 + args.agm])
+    results = {head: scores(pixels, photos.fold) for head, pixels in counts.items()}
+    print(f'{args.data}-OS, fold {args.fold}, {args.way}: {len(episodes)} test episodes, {args.weights}')
+    print(table(results, photos.fold))
+    if args.json:
+        write_file(args.json, json.dumps(dict(data=args.data, fold=args.fold, way=args.way, weights=str(args.weights),
+                                              episodes=len(episodes), **results), indent=1) + '\n')
+
+
+def parse(args):
+    supports, masks, classes = read_supports(args.support, args.support_mask)
+    names, model = read_names(args.names, classes), load_model(args.weights, args.device)
+    stored = dict(stored=True) if args.stored and isinstance(model, EOPNet) else {}
+    parser = ExampleParser(model, args, model.learn(supports, masks, **stored), names)
+    failed = parser.run(share_of_process(find_photos(args.photos, args.out)))
+    if failed:
+        raise ValueError(f'{failed} photo{"s" * (failed > 1)} could not be read')
+
+
+def add_model_flags(command):
+    command.add_argument('--weights', required=True, help='a file of oneshot.py train, of the authors, or of UniParser')
+    command.add_argument('--device', default='auto', help='auto, cpu, cuda or mps')
+
+
 def parse_arguments(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest='command', required=True)
@@ -460,12 +443,31 @@ def parse_arguments(argv=None):
     command.add_argument('--recipe', choices=CHOICES['recipe'], help='default: paper')
     add_run_flags(command)
     add_settings(command, Config, CHOICES, skip=('data', 'recipe', 'num_labels'))
+    command = commands.add_parser('evaluate', help='score the test episodes of a data set')
+    command.add_argument('--data', choices=NAMES, default='ATR')
+    command.add_argument('--root', help='folder of the data set')
+    command.add_argument('--fold', type=int, choices=(1, 2), default=1)
+    command.add_argument('--way', choices=CHOICES['way'], default='kway')
+    command.add_argument('--agm', action='store_true', help='score the AGM head, too')
+    command.add_argument('--list', metavar='FILE', help='test episodes: read from it, or written if it does not exist')
+    command.add_argument('--json', metavar='FILE', help='also write the scores to it')
+    add_model_flags(command)
+    command = commands.add_parser('parse', help='parse photos into the classes of an example')
+    command.add_argument('photos', nargs='+', help='files, folders (searched through) and globs')
+    command.add_argument('--support', nargs='+', required=True, help='the example: one or several photos')
+    command.add_argument('--support-mask', nargs='+', default=[], help='their masks, PNG: ids or colors')
+    command.add_argument('--names', help='of the classes: a,b,c or a JSON file')
+    command.add_argument('--stored', action='store_true', help="the masks' ids are the training set's: mix in prototypes")
+    command.add_argument('--out', default='results', help='folder for the results (default: results)')
+    command.add_argument('--cutouts', action='store_true', help='also write each person and part as an RGBA picture')
+    add_model_flags(command)
+    command.set_defaults(only=None, maps=False)
     return parser.parse_args(argv)
 
 
 def main(argv=None):
     args = parse_arguments(argv)
-    run_command({'train': train}[args.command], args)
+    run_command(dict(train=train, evaluate=evaluate, parse=parse)[args.command], args)
 
 
 if __name__ == '__main__':

@@ -23,6 +23,7 @@ from util.episodes import (FOLDS, IGNORE, kway_pairs, make_pools, meta_test_list
 from util.files import inside, pick_files, read_labels, read_list, read_stored
 
 NAMES = 'ATR', 'LIP', 'CIHP', 'CCP'
+KEPT = 1000                                           # photos
 SPLITS = dict(train=7500, test=200)                   # photos of a list that are queries, in the released pools
 
 
@@ -142,7 +143,7 @@ class EpisodePairs:
     skip_bad = False
 
     def __init__(self, photos, config):
-        self.photos, self.config, self.drawn = photos, config, {}
+        self.photos, self.config, self.drawn, self.kept = photos, config, {}, {}
         self.ids = [f'{photos.ids[query]} by {photos.ids[support]}' for query, support, _ in self.pairs(0)]
 
     def pairs(self, epoch):
@@ -154,10 +155,19 @@ class EpisodePairs:
     def __len__(self):
         return len(self.ids)
 
+    def photo(self, i):
+        """image (H,W,3), labels (H,W) as drawn, reduced to the config's long_side. Small ones stay in memory."""
+        if i in self.kept:
+            return self.kept[i]
+        pair = reduced_pair(*self.photos.read(i), self.config.long_side)
+        if self.config.long_side and len(self.kept) < KEPT:
+            self.kept[i] = pair
+        return pair
+
     def read(self, i, seed=0, epoch=0):
         """query, support: images; their labels as drawn; 1-way's class, else 0; the epoch."""
         query, support, c = self.pairs(epoch)[i]
-        (query, query_labels), (support, support_labels) = map(self.photos.read, (query, support))
+        (query, query_labels), (support, support_labels) = map(self.photo, (query, support))
         return query, support, query_labels, support_labels, c, epoch
 
 
@@ -168,7 +178,6 @@ class EpisodeSamples(Samples):
     def tensors(self, query, support, query_labels, support_labels, c, epoch, rng):
         sample, fold, config = dict(classes=c, epoch=epoch), self.dataset.photos.fold, self.config
         for name, image, labels in (('query', query, query_labels), ('support', support, support_labels)):
-            image, labels = reduced_pair(image, labels, config.long_side)
             image, labels = augment(image, labels, fold, rng, config.size)
             sample[name] = torch.from_numpy(normalize(image))
             sample[name + '_labels'] = torch.from_numpy(np.ascontiguousarray(labels))

@@ -1,8 +1,11 @@
 """Test episodes of one-shot human parsing: a model's label maps against the labels, and the tables of the field.
 
 A model has `look(photo)`, what it sees in a query; `study(photo, labels, fold)`, what a support teaches it; and
-`find(seen, taught, fold, c, size, heads)` -> {head: label map (H,W) uint8}, for 1-way's class c of 0 and 1.
+`find(seen, taught, c, size, heads)` -> {head: label map (H,W) uint8}; for 1-way's class c of 0 and 1, for k-way, where c
+is None, of the fold's labels.
 """
+from collections import Counter
+
 import numpy as np
 import torch
 from tqdm import tqdm
@@ -18,12 +21,15 @@ def count_pixels(model, photos, episodes, way, heads=('npm',), stopped=lambda: F
     """Confusions over the episodes: {head: (K,K)}, 1-way (K,2,2) by class; None where `stopped` became true.
 
     Of the query's labels those remain that the support has at a quarter of its size, as released; the rest is
-    background. What a query or a support gives is computed once, while the released code does so in each episode.
+    background. What a query or a support gives is computed once, while the released code does so in each episode; and
+    episodes that short pools repeat are counted as often as they occur.
     """
     fold, num = photos.fold, photos.fold.num_labels
     counts = {head: np.zeros((num, 2, 2) if way == '1way' else (num, num), np.int64) for head in heads}
-    supports, current = {}, None
-    for query, support, c in tqdm(episodes, desc='test episodes', unit='pair', leave=False, disable=None):
+    supports, current, one = {}, None, way == '1way'
+    distinct = Counter((query, support, c if one else None) for query, support, c in episodes)
+    ordered = sorted(distinct.items(), key=lambda item: item[0][0])         # one query after the other
+    for (query, support, c), times in tqdm(ordered, 'test episodes', unit='pair', leave=False, disable=None):
         if stopped():
             return None
         if query != current:
@@ -36,13 +42,11 @@ def count_pixels(model, photos, episodes, way, heads=('npm',), stopped=lambda: F
             supports[support] = model.study(image, example, fold), known
         taught, known = supports[support]
         truth = np.where(known[labels] | (labels == IGNORE), labels, 0)
-        if way == '1way':
+        if one:
             truth = np.where(truth == IGNORE, IGNORE, truth == c)
-        for head, found in model.find(seen, taught, fold, c, labels.shape, heads).items():
-            if way == '1way':
-                counts[head][c] += confusion(truth, found, 2)
-            else:
-                counts[head] += confusion(truth, found, num)
+        for head, found in model.find(seen, taught, c, labels.shape, heads).items():
+            own = counts[head][c] if one else counts[head]              # a view
+            own += times * confusion(truth, found, len(own))
     return counts
 
 
