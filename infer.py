@@ -168,17 +168,26 @@ def ahead(pool, function, items):
 
 class PhotoParser:
     """Parses photos into args.out. While the network runs, threads read the next photos and write the last results: see
-    `run`. A job is (path, name of the results)."""
+    `run`. A job is (path, name of the results). Another system overrides `prepare`, `decode` and `message`; its model
+    has device, class_names and outputs(input)."""
 
     def __init__(self, model, args):
-        self.model, self.args, self.folder = model, args, Path(args.out)
+        self.model, self.args, self.folder, self.class_names = model, args, Path(args.out), model.class_names
         self.turn = threading.Lock() if model.device.type == 'mps' else nullcontext()       # MPS is single-threaded
+
+    def prepare(self, photo):
+        """The network's input of a Pillow photo."""
+        return network_input(photo, self.model.config)
+
+    def decode(self, out, photo):
+        """The network's outputs -> Parsing."""
+        return decode(out, 0, photo, self.model.config, self.model.fusion)
 
     def read(self, job):
         """-> job, photo, network input; or job, error, None if the photo cannot be read."""
         try:
             photo = read_photo(job[0])
-            return job, photo, network_input(photo, self.model.config)
+            return job, photo, self.prepare(photo)
         except (OSError, ValueError) as error:
             return job, error, None
 
@@ -190,25 +199,27 @@ class PhotoParser:
 
     def write(self, result):
         """-> a message about the photo, and the number of people, None for an unreadable photo."""
-        ((path, name), photo, out), args, config = result, self.args, self.model.config
+        ((path, name), photo, out), args = result, self.args
         if out is None:
             return f'error: {photo}', None
         with self.turn:
-            found = decode(out, 0, photo, config, self.model.fusion)
+            found = self.decode(out, photo)
             if args.only:
-                found = found._replace(parsing=keep_parts(found.parsing, self.model.class_names, args.only))
+                found = found._replace(parsing=keep_parts(found.parsing, self.class_names, args.only))
             found = found.visible()
             if args.maps:
                 write_png(self.folder / f'{name}_maps.png', draw_maps(self.model, out, photo, found))
-        write_results(self.folder, name, path, photo, found, self.model.class_names, args.cutouts)
-        number = len(found.scores)
-        message = f'{number} {"person" if number == 1 else "people"}'
-        if not number and args.only:
-            message = f'found no person with {args.only}'
-        elif not number:
-            message = (f'found no person; lower --theta-center ({config.theta_center}) or '
-                       f'--theta-part ({config.theta_part})')
-        return f'{printable(path)}: {message}', number
+        write_results(self.folder, name, path, photo, found, self.class_names, args.cutouts)
+        return f'{printable(path)}: {self.message(found)}', len(found.scores)
+
+    def message(self, found):
+        """What was found in a photo, as text."""
+        number, config = len(found.scores), self.model.config
+        if number:
+            return f'{number} {"person" if number == 1 else "people"}'
+        if self.args.only:
+            return f'found no person with {self.args.only}'
+        return f'found no person; lower --theta-center ({config.theta_center}) or --theta-part ({config.theta_part})'
 
     def run(self, jobs):
         """-> the number of photos that could not be read."""

@@ -19,82 +19,76 @@ episode leaves out; `classes` says which classes it keeps. Modules have the name
 released files are loaded as they are. POPNet, the predecessor (arXiv:2012.11810), is not built: it was released without
 weights, training script or schedule, and EOP-Net supersedes it.
 """
-import math
+import argparse
+import json
+import os
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from util.augment import as_photo, label_rows, normalize, reduced
-from util.episodes import IGNORE
-from util.xception import Atrous, DeepLab, pass_norm, read_state, upsample
+from infer import share_of_process
+from train import Task, check_run, make_loader, read_resumed, run_command, train_task
+from util.checkpoints import FORMAT, check_settings, load_strictly, read_checkpoint, reading, write_checkpoint
+from util.episodes import FOLDS, IGNORE, read_episodes, write_episodes
+from util.files import find_photos, write_file
+from util.oneshot_data import NAMES, EpisodePairs, EpisodeSamples, open_photos
+from util.oneshot_parse import ExampleParser, read_names, read_supports
+from util.oneshot_scores import count_pixels, scores, table
+from util.oneshot_uniparser import UniParserByExample
+from util.oneshot_use import ByExample
+from util.prototypes import class_masks, cosine, episode_labels, foreground, query_target, static_prototypes
+from util.released import is_released
+from util.run import Run, add_run_flags, add_settings, check_ranges, find_device, given_settings
+from util.xception import Atrous, DeepLab, pass_norm, read_weights, upsample
 
 ALPHA = 0.001                                # of this episode's prototype in a smoothed one
-WARM_UP = 25                                 # up to this epoch fine prototypes are static
 TEMPERATURE = 0.1                            # of the contrast
+CHOICES = dict(data=NAMES, way=('kway', '1way'), recipe=('paper', 'released'), optimizer=('sgd', 'adamw'))
+RANGES = dict(fold=(1, 2), num_labels=(2, 255), stem=(4, 512), middle=(0, 100), channels=(16, 4096), size=(32, 4096),
+              long_side=(0, 10000), warm_up=(-1, 10 ** 6), batch_size=(1, 10 ** 6), accumulate=(1, 10 ** 6),
+              epochs=(1, 10 ** 6), lr=(0, 1e6), backbone_lr=(0, 1e6), weight_decay=(0, 1e6), clip=(0, 1e9),
+              val_every=(1, 10 ** 6), val_images=(0, 10 ** 9), workers=(0, 1000), seed=(0, 2 ** 63 - 1))
 
 
 @dataclass(frozen=True)
 class Config:
+    data: str = 'ATR'                        # ATR | LIP | CIHP | CCP
+    fold: int = 1                            # 1 | 2
     way: str = 'kway'                        # kway | 1way
+    recipe: str = 'paper'                    # released: pairs drawn once, the rate falls at every tenth epoch
     num_labels: int = 18                     # K
     stem: int = 32                           # channels of the first convolution; the backbone's others in proportion
     middle: int = 16                         # blocks of the backbone's middle flow
     channels: int = 256                      # of the decoder and the heads
     high_level: bool = True                  # keep the modules of feature level 'high': in released files, never run
+    pretrained: str = ''                     # deeplab_v3plus_v3.pth or another EOP-Net to start from
+    long_side: int = 0                       # photos are reduced to it; 0 = as they are, as released
+    size: int = 512                          # of training's crops
+    warm_up: int = 25                        # up to this epoch (0-based) fine prototypes are static
+    batch_size: int = 2                      # episodes per step, over all processes
+    accumulate: int = 1                      # passes per step, each with a share of its episodes
+    epochs: int = 50
+    optimizer: str = 'sgd'                   # sgd | adamw
+    lr: float = 1e-3
+    backbone_lr: float = 1.0                 # factor on the backbone's rate
+    weight_decay: float = 5e-4
+    clip: float = 0.0                        # largest gradient norm; 0 = any, as released
+    val_every: int = 10                      # epochs
+    val_images: int = 0                      # test episodes of a validation; 0 = all
+    workers: int = 4
+    seed: int = 0
 
     def __post_init__(self):
-        if self.way not in ('kway', '1way'):
-            raise ValueError(f'way is {self.way!r}; choose kway or 1way')
-        if self.num_labels < 2 or self.stem < 4 or self.middle < 0 or self.channels < 16:
-            raise ValueError(f'{self} is too small; num_labels is at least 2, stem 4, middle 0, channels 16')
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# Labels and prototypes
-
-
-def episode_labels(labels, classes):
-    """Labels (B,H,W) of an episode. k-way: classes outside `classes` (a tuple, None = all) become 0. 1-way, where
-    `classes` (B,) is a tensor: 1 where the pixel has the image's class, else 0. IGNORE stays."""
-    if classes is None:
-        return labels
-    if torch.is_tensor(classes):
-        kept = (labels == classes.to(labels).view(-1, 1, 1)).to(labels.dtype)
-    else:
-        kept = labels * torch.isin(labels, torch.tensor(classes).to(labels))
-    return torch.where(labels == IGNORE, IGNORE, kept)
-
-
-def foreground(labels):
-    """Labels (B,H,W) -> 1 on people, 0 elsewhere; IGNORE stays."""
-    return torch.where(labels == IGNORE, IGNORE, labels.clamp(max=1))
-
-
-def class_masks(labels, num, size):
-    """Labels (B,H,W) -> (B,num,h,w) float: which of the labels 0..num-1 the nearest pixel has."""
-    small = F.interpolate(labels[:, None].float(), size, mode='nearest')
-    return (small == torch.arange(num, device=labels.device).view(1, -1, 1, 1)).float()
-
-
-def static_prototypes(features, masks):
-    """The mean of features (B,C,h,w) over each of masks (B,R,h,w) -> (B,R,C); zeros for an empty mask."""
-    sums = torch.einsum('bchw,brhw->brc', features.float(), masks)
-    return sums / masks.sum((2, 3)).clamp(min=1)[..., None]
-
-
-def cosine(features, prototypes):
-    """Features (B,C,h,w), prototypes (B,R,C) -> (B,R,h,w) in -1..1; 0 for a prototype of zeros."""
-    return torch.einsum('bchw,brc->brhw', F.normalize(features, dim=1), F.normalize(prototypes, dim=2))
+        check_ranges(self, RANGES, CHOICES)
 
 
 # ---------------------------------------------------------------------------------------------------------------
 # The network
 
 
-class EOPNet(DeepLab):
+class EOPNet(DeepLab, ByExample):
     """model(query, support, support_labels) -> dict of logits; see `forward`. Config fields are keyword arguments."""
 
     def __init__(self, config=Config(), **changes):
@@ -198,77 +192,65 @@ class EOPNet(DeepLab):
         rows = classes.view(-1, 1) if one else torch.arange(1, num).expand(len(labels), -1)
         # the released code passes `epoch` as the coarse warm-up flag, so only epoch 0 smooths
         people = self.smoothed(self.s1_prototype, people, torch.arange(2).expand(len(labels), -1), epoch != 0)
-        fine = self.smoothed(self.prototype, static, rows, epoch is not None and epoch <= WARM_UP)
-        cosines, present = cosine(f2, fine), fine.detach().any(2).any(0)
-        out = dict(agm=self.agm_head(f2, cosines, present), npm=self.npm_head(cosines),
-                   coarse=self.coarse_head(f1, people[:, 1:]))
-        out = {name: upsample(logits, query.shape[2:]) for name, logits in out.items()}
+        fine = self.smoothed(self.prototype, static, rows, epoch is not None and epoch <= self.config.warm_up)
+        out = {name: upsample(x, query.shape[2:]) for name, x in self.heads(f1, f2, people[:, 1:], fine).items()}
         return dict(out, classes=classes, **({'f2': (f2, s2)} if self.training and not one else {}))
 
-    @torch.inference_mode()
-    def predict(self, query, supports, masks, stored=True, long_side=1024):
-        """Parse a photo into the classes that the label maps of one or several support photos name.
+    def heads(self, f1, f2, people, fine, names=('agm', 'npm')):
+        """Features (B,C,h,w), prototypes of people (B,1,C) and classes (B,R,C) -> dict of logits (B,..,h,w): those
+        named, and coarse."""
+        cosines, present = cosine(f2, fine), fine.detach().any(2).any(0)
+        out = dict(npm=self.npm_head(cosines)) if 'npm' in names else {}
+        if 'agm' in names:
+            out['agm'] = self.agm_head(f2, cosines, present)
+        return dict(out, coarse=self.coarse_head(f1, people))
 
-        query, supports: Pillow images or uint8 RGB arrays (H,W,3) of any size, reduced to a longer side of `long_side`
-        pixels at most; several supports are averaged. masks: their label maps (H,W), 0 background, 255 ignore. They
-        should label whole people, because the coarse head learns from all labels together what people look like.
-        stored: the ids are those of the training set, and base classes use the stored prototypes; else ids are free and
-        only the supports count. Returns a label map uint8 (H,W) of the query's size. The model is left in eval mode.
-        """
-        supports, masks = (supports, masks) if isinstance(supports, (list, tuple)) else ([supports], [masks])
-        if len(supports) != len(masks) or not masks:
-            raise ValueError(f'there are {len(supports)} support photos and {len(masks)} masks; give one mask for each')
-        photo, masks = as_photo(query), [np.asarray(mask) for mask in masks]
-        ids, rows = label_rows(masks, self.config.num_labels - 1, stored)
-        self.eval()
-        statics = zip(*(self.support_prototypes(as_photo(p), rows[m], long_side) for p, m in zip(supports, masks)))
-        people, fine = (sum(s) / sum(p.any(2, keepdim=True) for p in s).clamp(min=1) for s in map(list, statics))
-        fine = self.smoothed(self.prototype, fine, torch.arange(1, self.config.num_labels)[None], not stored)
-        ids = [i for i in ids if fine[0, rows[i] - 1].any()]  # some are too small at a quarter of the size
-        f1, f2 = self.features(self.to_input(photo, long_side))
-        scores, coarse = self.class_scores(cosine(f2, fine), rows[ids].tolist()), self.coarse_head(f1, people)
-        scores, coarse = (upsample(x, photo.size[::-1])[0] for x in (scores, coarse))
-        found = scores.argmax(0) * coarse.argmax(0)           # screened: background where there are no people
-        return np.array([0, *ids], np.uint8)[found.cpu().numpy()]
+    @property
+    def device(self):
+        return self.scaler.device
 
-    def support_prototypes(self, photo, mask, long_side):
-        """Static prototypes of a photo with a mask of rows: people (1,1,C) and classes (1,K-1,C)."""
-        if mask.shape != photo.size[::-1]:
-            raise ValueError(f'a support photo has {photo.size[::-1]} pixels, but its mask {mask.shape}')
-        labels = torch.from_numpy(mask).to(self.scaler.device)[None]
-        f1, f2 = self.features(self.to_input(photo, long_side))
-        return [static_prototypes(f, class_masks(x, num, f.shape[2:]))[:, 1:]
-                for f, x, num in ((f1, foreground(labels), 2), (f2, labels, self.config.num_labels))]
+    @property
+    def backbone(self):
+        return self.xception_features
 
-    def class_scores(self, cosines, rows):
-        """NPM logits (1,1+n,h,w) of background and the classes of `rows`; 1-way: the leads over the background."""
-        if self.config.way == 'kway':
-            return self.npm_head(cosines)[:, [0, *rows]]
-        logits = self.npm_head(cosines.transpose(0, 1))
-        lead = (logits[:, 1] - logits[:, 0])[[row - 1 for row in rows]]
-        return torch.cat([torch.zeros_like(logits[:1, 0]), lead])[None]
-
-    def to_input(self, photo, long_side):
-        """A Pillow photo as a batch of one on the model's device."""
-        return torch.from_numpy(normalize(np.asarray(reduced(photo, long_side)))).to(self.scaler.device)[None]
+    def save(self, path, **more):
+        """Writes weights, config and class names to one file, atomically; `more` is stored beside them."""
+        fold = FOLDS[self.config.data.lower(), self.config.fold]
+        names = [fold.names.get(i, '') for i in range(self.config.num_labels)]
+        write_checkpoint(path, 'oneshot', self.config, self.state_dict(), class_names=names, **more)
 
     @classmethod
-    def from_pretrained(cls, path):
-        """The model of a released state dict, or of one saved from here; way, labels and sizes are read off it."""
-        state = read_state(path)
-        if not {'prototype', 's2_trans.weight', 'xception_features.conv1.weight'} <= state.keys():
-            raise ValueError(f'{path} is no checkpoint of EOP-Net; a DeepLab file starts a training instead')
-        blocks = {key.split('.')[1] for key in state if key.startswith('xception_features.block')}
-        try:
-            rows, channels = state['prototype'].shape
+    def from_pretrained(cls, path, device='cpu'):
+        """The model in a file of `save` or in a released state dict, whose way, labels and sizes are read off it."""
+        state = read_checkpoint(path)
+        with reading(path):
+            if 'format' in state:
+                if state['format'] != FORMAT or state.get('system', 'uniparser') != 'oneshot':
+                    raise ValueError(f'{path} holds a model of {state.get("system", "uniparser")}, not of EOP-Net; give '
+                                     'a file of oneshot.py train or of the authors')
+                check_settings(state['config'], Config)
+                config, weights = Config(**state['config']), state['model']
+            else:
+                weights = read_weights(path)
+                config = released_config(weights, path)
             with torch.device('meta'):                        # no time for initial weights
-                model = cls(way='1way' if 'npm_class.weight' in state else 'kway', num_labels=rows, channels=channels,
-                            stem=len(state['xception_features.conv1.weight']), middle=len(blocks) - 4,
-                            high_level='aspp1.bn.weight' in state)
-            model.load_state_dict(state, assign=True)
-        except (RuntimeError, ValueError) as error:
-            raise ValueError(f'{path} does not fit: {" ".join(str(error).split())[:300]}') from None
-        return model.float().eval()
+                model = cls(config)
+            load_strictly(model, weights, path)
+            return model.to(device).eval()
+
+
+def released_config(weights, path):
+    """The Config of a released state dict."""
+    if not {'prototype', 's2_trans.weight', 'xception_features.conv1.weight'} <= weights.keys():
+        raise ValueError(f'{path} is no checkpoint of EOP-Net; a DeepLab file starts a training instead, with '
+                         '--pretrained')
+    if weights['prototype'].ndim != 2:
+        raise ValueError(f'{path} does not fit: its prototypes have the shape {tuple(weights["prototype"].shape)}')
+    blocks = {key.split('.')[1] for key in weights if key.startswith('xception_features.block')}
+    rows, channels = weights['prototype'].shape
+    return Config(data='LIP' if rows == 20 else 'ATR', way='1way' if 'npm_class.weight' in weights else 'kway',
+                  num_labels=rows, channels=channels, stem=len(weights['xception_features.conv1.weight']),
+                  middle=len(blocks) - 4, high_level='aspp1.bn.weight' in weights)
 
 
 def screened(out, head='npm'):
@@ -299,15 +281,6 @@ def oneshot_loss(out, query_labels, support_labels, epoch, epochs):
     return dict(terms, total=total)
 
 
-def query_target(query_labels, support_labels, classes, num_labels):
-    """The query's labels (B,H,W) of the episode; classes without a pixel in the support at 1/4 of its size become 0."""
-    labels, support = (episode_labels(x, classes).long() for x in (query_labels, support_labels))
-    quarter = [math.ceil(side / 4) for side in support.shape[1:]]
-    known = F.pad(class_masks(support, num_labels, quarter).any(3).any(2), (0, IGNORE + 1 - num_labels))
-    known[:, IGNORE] = True
-    return labels * known.gather(1, labels.flatten(1)).view_as(labels)
-
-
 def contrast_prototypes(f2, labels, classes, num_labels):
     """Static prototypes (B,K,C) of all labels; that of the background leaves out the classes not in `classes`."""
     masks = class_masks(episode_labels(labels, classes), num_labels, f2.shape[2:])
@@ -328,3 +301,174 @@ def learning_rate(epoch, epochs=50, lr=1e-3):
     """The released schedule: at the epochs 9, 19, .. a new SGD, without momentum so far, whose rate decays by power."""
     start = (epoch + 1) // 10 * 10 - 1
     return lr if start < 0 else lr * (1 - start / epochs) ** 0.9
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Training
+
+
+class OneShotTask(Task):
+    """Episodes of base classes. A validation is over test episodes, and best.pt is chosen by the base classes."""
+    reported = 'base', 'novel', 'human'
+
+    def __init__(self, config, model, loader, test_photos, root=None):
+        super().__init__(config, model, loader, root)
+        self.photos, episodes = test_photos, test_photos.test_episodes()
+        self.episodes = episodes[::max(1, len(episodes) // (config.val_images or len(episodes)))]
+
+    def loss(self, net, batch, run):
+        query, support = (batch[name].to(run.device, non_blocking=True, memory_format=torch.channels_last)
+                          for name in ('query', 'support'))
+        labels = [batch[name].to(run.device, non_blocking=True) for name in ('query_labels', 'support_labels')]
+        classes = batch['classes'].to(run.device) if self.config.way == '1way' else self.photos.fold.base
+        with run.autocast():
+            out = net(query, support, labels[1], classes, batch['epoch'])
+        return oneshot_loss(out, *labels, batch['epoch'], self.config.epochs)
+
+    def validate(self, run):
+        counts = count_pixels(self.model, self.photos, self.episodes, self.config.way, stopped=lambda: run.seen)
+        return counts and scores(counts['npm'], self.photos.fold)
+
+    def optimizer(self):
+        self.sgd = super().optimizer()
+        return self.sgd
+
+    def learning_rate(self, step, steps_per_epoch):
+        """Poly: falls with the power 0.9 to zero; the released recipe in steps of ten epochs."""
+        config = self.config
+        if config.recipe == 'released':
+            return learning_rate(step // steps_per_epoch, config.epochs, config.lr)
+        return config.lr * (1 - step / (steps_per_epoch * config.epochs)) ** 0.9
+
+    def end_epoch(self, epoch, run):
+        if self.config.recipe == 'released' and (epoch + 2) % 10 == 0:
+            self.sgd.state.clear()                            # the released code makes a new SGD
+
+
+def prepare_task(args, run):
+    """Arguments -> the task, the run's folder (None: not chosen yet), and the state to continue from or None."""
+    if run.world > 1:
+        raise ValueError('the prototypes of earlier episodes belong to one process; start it without torchrun')
+    if args.resume:
+        config, folder, state, root = read_resumed(args, Config, 'oneshot')
+    else:
+        changes = dict(given_settings(args, Config), data=args.data or 'ATR', recipe=args.recipe or 'paper')
+        config, folder, state, root = Config(**changes), args.out, None, args.root
+    check_run(config, run, args, state)
+    torch.manual_seed(config.seed)
+    photos, test_photos = (open_photos(config.data, root, split, config.fold) for split in ('train', 'test'))
+    config = replace(config, num_labels=photos.fold.num_labels)
+    pairs = EpisodePairs(photos, config)
+    pairs.skip_bad = args.skip_bad
+    loader, model = make_loader(EpisodeSamples(pairs, config), config, run), EOPNet(config)
+    if state:
+        load_strictly(model, state['model'], folder / 'last.pt')
+    elif config.pretrained:
+        copied = model.load_backbone(config.pretrained)
+        print(f'{config.pretrained}: {len(copied)} of {len(model.state_dict())} entries start from it')
+    return OneShotTask(config, model, loader, test_photos, root), folder, state
+
+
+def train(args):
+    run = Run(args.device, args.amp)
+    task, folder, state = prepare_task(args, run)
+    counts = f'{len(task.loader.dataset)} training and {len(task.episodes)} test episodes'
+    return train_task(task, run, folder, state, counts)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Evaluation and photos
+
+
+def load_model(path, device):
+    """An EOPNet or, from a file of UniParser, a UniParserByExample."""
+    state, device = read_checkpoint(path), find_device(device)
+    ours = 'prototype' in state or any(str(key).endswith('module.prototype') for key in state)
+    if state.get('system') == 'oneshot' or ours or not ('format' in state or is_released(state)):
+        return EOPNet.from_pretrained(path, device)
+    if state.get('system', 'uniparser') != 'uniparser':
+        raise ValueError(f'{path} holds a model of {state["system"]}, not of EOP-Net or UniParser; give a file of '
+                         'oneshot.py train, train.py or the authors')
+    return UniParserByExample.from_pretrained(path, device)
+
+
+def check_way(model, args, photos):
+    """ValueError where an EOPNet cannot parse the episodes of the arguments."""
+    if not isinstance(model, EOPNet):
+        if args.agm:
+            raise ValueError('--agm: UniParser has no AGM head; leave it out')
+    elif model.config.way != args.way:
+        raise ValueError(f'{args.weights} is of --way {model.config.way}, not {args.way}')
+    elif model.config.num_labels != photos.fold.num_labels:
+        raise ValueError(f'{args.weights} has {model.config.num_labels} labels, but {args.data}-OS has '
+                         f'{photos.fold.num_labels}; give weights of that set')
+
+
+def evaluate(args):
+    model, photos = load_model(args.weights, args.device), open_photos(args.data, args.root, 'test', args.fold)
+    check_way(model, args, photos)
+    known = args.list and os.path.exists(args.list)
+    episodes = photos.check_episodes(read_episodes(args.list), args.list) if known else photos.test_episodes()
+    if args.list and not known:
+        write_episodes(args.list, episodes)
+    counts = count_pixels(model, photos, episodes, args.way, ('npm', 'agm')[:1 + args.agm])
+    results = {head: scores(pixels, photos.fold) for head, pixels in counts.items()}
+    print(f'{args.data}-OS, fold {args.fold}, {args.way}: {len(episodes)} test episodes, {args.weights}')
+    print(table(results, photos.fold))
+    if args.json:
+        write_file(args.json, json.dumps(dict(data=args.data, fold=args.fold, way=args.way, weights=str(args.weights),
+                                              episodes=len(episodes), **results), indent=1) + '\n')
+
+
+def parse(args):
+    supports, masks, classes = read_supports(args.support, args.support_mask)
+    names, model = read_names(args.names, classes), load_model(args.weights, args.device)
+    stored = dict(stored=True) if args.stored and isinstance(model, EOPNet) else {}
+    parser = ExampleParser(model, args, model.learn(supports, masks, **stored), names)
+    failed = parser.run(share_of_process(find_photos(args.photos, args.out)))
+    if failed:
+        raise ValueError(f'{failed} photo{"s" * (failed > 1)} could not be read')
+
+
+def add_model_flags(command):
+    command.add_argument('--weights', required=True, help='a file of oneshot.py train, of the authors, or of UniParser')
+    command.add_argument('--device', default='auto', help='auto, cpu, cuda or mps')
+
+
+def parse_arguments(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest='command', required=True)
+    command = commands.add_parser('train', help='train on ATR-OS, LIP-OS, CIHP-OS or CCP-OS')
+    command.add_argument('--data', choices=NAMES, help='default: ATR')
+    command.add_argument('--recipe', choices=CHOICES['recipe'], help='default: paper')
+    add_run_flags(command)
+    add_settings(command, Config, CHOICES, skip=('data', 'recipe', 'num_labels'))
+    command = commands.add_parser('evaluate', help='score the test episodes of a data set')
+    command.add_argument('--data', choices=NAMES, default='ATR')
+    command.add_argument('--root', help='folder of the data set')
+    command.add_argument('--fold', type=int, choices=(1, 2), default=1)
+    command.add_argument('--way', choices=CHOICES['way'], default='kway')
+    command.add_argument('--agm', action='store_true', help='score the AGM head, too')
+    command.add_argument('--list', metavar='FILE', help='test episodes: read from it, or written if it does not exist')
+    command.add_argument('--json', metavar='FILE', help='also write the scores to it')
+    add_model_flags(command)
+    command = commands.add_parser('parse', help='parse photos into the classes of an example')
+    command.add_argument('photos', nargs='+', help='files, folders (searched through) and globs')
+    command.add_argument('--support', nargs='+', required=True, help='the example: one or several photos')
+    command.add_argument('--support-mask', nargs='+', default=[], help='their masks, PNG: ids or colors')
+    command.add_argument('--names', help='of the classes: a,b,c or a JSON file')
+    command.add_argument('--stored', action='store_true', help="the masks' ids are the training set's: mix in prototypes")
+    command.add_argument('--out', default='results', help='folder for the results (default: results)')
+    command.add_argument('--cutouts', action='store_true', help='also write each person and part as an RGBA picture')
+    add_model_flags(command)
+    command.set_defaults(only=None, maps=False)
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    args = parse_arguments(argv)
+    run_command(dict(train=train, evaluate=evaluate, parse=parse)[args.command], args)
+
+
+if __name__ == '__main__':
+    main()

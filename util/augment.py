@@ -21,6 +21,14 @@ def reduced(photo, long_side):
     return photo if scale >= 1 else photo.resize(size, Image.BILINEAR)
 
 
+def reduced_pair(image, labels, long_side):
+    """The same for an image (H,W,3) and its labels (H,W), arrays; long_side 0 = as they are."""
+    if not 0 < long_side < max(labels.shape):
+        return image, labels
+    image = reduced(Image.fromarray(image), long_side)
+    return np.asarray(image), np.asarray(Image.fromarray(labels).resize(image.size, Image.NEAREST))
+
+
 def label_rows(masks, most, stored):
     """The ids that uint8 label maps name, and a table (256) from id to row of the prototypes, 255 -> 255.
 

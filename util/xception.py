@@ -3,11 +3,11 @@
 Names are those of the released state dicts, because files are loaded by name. In the released code the leading ReLU of
 a block works in place, so its skip connection carries relu(x), not x. Here that is written out.
 """
-import os
-
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+
+from util.checkpoints import read_checkpoint
 
 
 class SepConv(nn.Module):
@@ -148,7 +148,7 @@ class DeepLab(nn.Module):
 
         Returns the copied names. What does not fit, such as DeepLab's classifier, is left out, as released.
         """
-        own, state = self.state_dict(), read_state(path)
+        own, state = self.state_dict(), read_weights(path)
         fitting = {key: value for key, value in state.items() if key in own and own[key].shape == value.shape}
         if not any(key.startswith('xception_features.') for key in fitting):
             raise ValueError(f'{path} has no weight that fits this backbone; give deeplab_v3plus_v3.pth')
@@ -178,14 +178,10 @@ def pass_norm(bn, x, batch, of_class):
     return x.view(shape)
 
 
-def read_state(path):
-    """The state dict of a file, without the prefix that DataParallel adds."""
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f'{path} does not exist; give the path of a weights file')
-    try:
-        state = torch.load(path, map_location='cpu', weights_only=True)
-    except Exception:                                         # torch raises many types on broken files
-        raise ValueError(f'{path} is not a readable weights file; get it again') from None
-    if not isinstance(state, dict) or not state or not all(torch.is_tensor(v) for v in state.values()):
-        raise ValueError(f'{path} holds no state dict; give a checkpoint of EOP-Net')
-    return {key.removeprefix('module.'): value for key, value in state.items()}
+def read_weights(path):
+    """The state dict of a file of ours or of the authors, without the prefix that DataParallel adds."""
+    state = read_checkpoint(path)
+    state = state.get('model', state) if 'format' in state else state.get('state_dict', state)
+    if not isinstance(state, dict):
+        raise ValueError(f'{path} holds no state dict; give a checkpoint of EOP-Net or deeplab_v3plus_v3.pth')
+    return {str(key).removeprefix('module.'): value for key, value in state.items() if torch.is_tensor(value)}
