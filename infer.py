@@ -9,8 +9,10 @@ NAME_overlay.png (a picture with a legend) and NAME.json (scores, boxes, areas, 
 predictions of a whole split, for evaluate.py.
 """
 import argparse
+import glob
 import json
 import os
+import re
 import sys
 import threading
 from collections import deque
@@ -25,14 +27,15 @@ from tqdm import tqdm
 from data import input_size, network_input
 from uniparser import INFERENCE, Config, UniParser, correlate, decode
 from util.datasets import DATASETS, open_dataset
-from util.files import (find_photos, make_folder, printable, read_photo, result_names, user_errors, write_file,
-                        write_png)
+from util.files import (MARK, check_target, find_photos, is_ours, make_folder, printable, read_photo, result_names,
+                        user_errors, write_png, write_result)
 from util.masks import box_of, encode_rle, flatten_people
 from util.pictures import cutout, heat_picture, overlay, palette, palette_image, titled_row
 from util.run import find_device, sum_over_processes
 from util.submissions import FORMS, PredictionWriter
 
 WEIGHTS = Path(__file__).parent / 'weights' / 'uniparser_ccp.pt'
+RESULTS = '_parts.png', '_people.png', '_overlay.png', '_maps.png', '.json'                # endings, after NAME
 AHEAD = 4                                                # photos in the queue for reading, and for writing
 
 
@@ -115,11 +118,25 @@ def write_results(folder, name, path, photo, found, class_names, cutouts):
     write_png(folder / f'{name}_parts.png', palette_image(parts, colors))
     write_png(folder / f'{name}_people.png', palette_image(people, colors))
     write_png(folder / f'{name}_overlay.png', overlay(np.asarray(photo), found.parsing, class_names))
-    record = {'photo': str(path), 'width': photo.width, 'height': photo.height,
+    record = {'software': MARK, 'photo': str(path), 'width': photo.width, 'height': photo.height,
               'people': describe_people(found, class_names)}
+    remove_cutouts(folder, name, class_names)
     if cutouts:
         write_cutouts(folder, name, photo, found, record['people'])
-    write_file(folder / f'{name}.json', json.dumps(record))   # last: where it exists, the photo is done
+    write_result(folder / f'{name}.json', json.dumps(record))                # last: where it exists, the photo is done
+
+
+def remove_cutouts(folder, name, class_names):
+    """Removes the cut-outs of an earlier run of the same photo."""
+    for path in folder.glob(f'{glob.escape(name)}_person*.png'):
+        part = re.fullmatch(r'\d+(?:_(.+))?', path.stem[len(name) + len('_person'):])
+        if part and (part[1] is None or part[1] in map(file_part, class_names)) and is_ours(path):
+            path.unlink()
+
+
+def file_part(name):
+    """The name of a part as it stands in file names."""
+    return name.replace('/', '-').replace(' ', '-')
 
 
 def write_cutouts(folder, name, photo, found, people):
@@ -128,8 +145,8 @@ def write_cutouts(folder, name, photo, found, people):
         stem = f'{name}_person{person["id"]}'
         write_png(folder / f'{stem}.png', cutout(photo, labels > 0, person['box']))
         for part in person['parts']:
-            file = f'{stem}_{part["name"].replace("/", "-").replace(" ", "-")}.png'
-            write_png(folder / file, cutout(photo, labels == part['id'], part['box']))
+            path = folder / f'{stem}_{file_part(part["name"])}.png'
+            write_png(path, cutout(photo, labels == part['id'], part['box']))
 
 
 @torch.no_grad()
@@ -174,6 +191,9 @@ class PhotoParser:
     def __init__(self, model, args):
         self.model, self.args, self.folder, self.class_names = model, args, Path(args.out), model.class_names
         self.turn = threading.Lock() if model.device.type == 'mps' else nullcontext()       # MPS is single-threaded
+        self.inputs = set()                              # real paths of all photos: none may be replaced
+        if args.only:
+            keep_parts(np.zeros((0, 1, 1), np.uint8), self.class_names, args.only)          # refuses unknown names
 
     def prepare(self, photo):
         """The network's input of a Pillow photo."""
@@ -186,6 +206,8 @@ class PhotoParser:
     def read(self, job):
         """-> job, photo, network input; or job, error, None if the photo cannot be read."""
         try:
+            for ending in RESULTS:
+                check_target(self.folder / (job[1] + ending), self.inputs)
             photo = read_photo(job[0])
             return job, photo, self.prepare(photo)
         except (OSError, ValueError) as error:
@@ -218,13 +240,13 @@ class PhotoParser:
         if number:
             return f'{number} {"person" if number == 1 else "people"}'
         if self.args.only:
-            return f'found no person with {self.args.only}'
+            return f'found no person with {" or ".join(self.args.only.split(","))}'
         return f'found no person; lower --theta-center ({config.theta_center}) or --theta-part ({config.theta_part})'
 
     def run(self, jobs):
         """-> the number of photos that could not be read."""
         make_folder(self.folder)
-        counts = []
+        self.inputs, counts = {os.path.realpath(path) for path, _ in jobs}, []
         with ThreadPoolExecutor(4) as pool, tqdm(total=len(jobs), disable=len(jobs) < 2 or None, unit='photo') as bar:
             for message, number in ahead(pool, self.write, self.parse(ahead(pool, self.read, jobs))):
                 bar.write(message, file=sys.stderr if number is None else None)
@@ -271,7 +293,7 @@ def infer(args):
     model = load_model(args, args.device)
     if args.data:
         return predict_split(args, open_split(args, model), lambda image, *_: model.predict(image)[0])
-    failed = sum_over_processes(PhotoParser(model, args).run(share_of_process(find_photos(args.photos, args.out))))
+    failed = sum_over_processes(PhotoParser(model, args).run(share_of_process(find_photos(args.photos))))
     if failed:
         raise ValueError(f'{failed} photo{"s" * (failed > 1)} could not be read')
 

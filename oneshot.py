@@ -425,7 +425,7 @@ def parse(args):
     names, model = read_names(args.names, classes), load_model(args.weights, args.device)
     stored = dict(stored=True) if args.stored and isinstance(model, EOPNet) else {}
     parser = ExampleParser(model, args, model.learn(supports, masks, **stored), names)
-    failed = parser.run(share_of_process(find_photos(args.photos, args.out)))
+    failed = parser.run(share_of_process(find_photos(args.photos)))
     if failed:
         raise ValueError(f'{failed} photo{"s" * (failed > 1)} could not be read')
 

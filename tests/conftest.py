@@ -13,5 +13,5 @@ from tests.helpers import tiny_model  # noqa: E402
 def checkpoint(tmp_path_factory):
     """Weights that find somebody everywhere: random, with low thresholds."""
     path = tmp_path_factory.mktemp('weights') / 'model.pt'
-    tiny_model(theta_center=0.0, theta_part=0.0, theta_mask=0.1, max_people=4, test_short_side=48).save(path)
+    tiny_model(theta_center=0.0, theta_part=0.0, theta_mask=0.1, theta_same=1.0, max_people=4, test_short_side=48).save(path)
     return path

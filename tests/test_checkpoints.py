@@ -16,7 +16,7 @@ from uniparser import UniParser
 def test_saving_and_loading_gives_the_same_model(checkpoint):
     image = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
     model = UniParser.from_pretrained(checkpoint)
-    same = tiny_model(theta_center=0.0, theta_part=0.0, theta_mask=0.1, max_people=4, test_short_side=48)
+    same = tiny_model(theta_center=0.0, theta_part=0.0, theta_mask=0.1, theta_same=1.0, max_people=4, test_short_side=48)
     assert model.config == same.config and asdict(model.config)['max_people'] == 4
     assert np.array_equal(model.predict(image)[0].parsing, same.predict(image)[0].parsing)
     assert UniParser.from_pretrained(checkpoint, max_people=1).predict(image)[0].parsing.shape[0] <= 1

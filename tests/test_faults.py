@@ -155,8 +155,8 @@ def write_bad(folder):
     RGB.save(jpg, 'JPEG'), RGB.save(whole, 'PNG')
     jpg, whole = jpg.getvalue(), whole.getvalue()
     files = {'cut.jpg': (jpg[:len(jpg) // 2], 'truncated'), 'cut.png': (whole[:len(whole) // 2], 'truncated'),
-             'head.jpg': (jpg[:30], 'cannot be read'), 'empty.jpg': (b'', 'is empty'), 'text.jpg': (b'hello', 'no JPEG'),
-             'page.jpg': (EPS, 'no JPEG'), 'bomb.png': (png(30000, 30000), 'more than 178 million pixels'),
+             'head.jpg': (jpg[:30], 'cannot be read'), 'empty.jpg': (b'', 'is empty'), 'text.jpg': (b'hello', 'not a JPEG'),
+             'page.jpg': (EPS, 'not a JPEG'), 'bomb.png': (png(30000, 30000), 'more than 178 million pixels'),
              'endless.png': (png(2 ** 31 - 1, 2 ** 31 - 1), 'more than 178'), 'flat.png': (png(0, 9), 'cannot be read'),
              'large.png': (png(12000, 9000), 'truncated'), 'two\nlines.jpg': (b'', 'is empty')}
     for name, (content, _) in files.items():
@@ -218,7 +218,7 @@ def test_a_photo_that_may_not_be_read(checkpoint, tmp_path):
     write_photo(tmp_path / 'a.jpg'), write_photo(tmp_path / 'b.jpg')
     (tmp_path / 'a.jpg').chmod(0)
     done = call(infer, tmp_path, '--weights', checkpoint, '--out', tmp_path / 'out')
-    assert done.returncode == 2 and 'a.jpg cannot be read (Permission denied); check it' in done.stderr
+    assert done.returncode == 2 and 'a.jpg cannot be read (Permission denied); check the path' in done.stderr
 
 
 def test_a_photo_refused_by_the_system_is_named(checkpoint, tmp_path, monkeypatch):
@@ -232,7 +232,7 @@ def test_a_photo_refused_by_the_system_is_named(checkpoint, tmp_path, monkeypatc
         return opened(path, **options)
     monkeypatch.setattr(Image, 'open', refuse)
     done = call(infer, tmp_path, '--weights', checkpoint, '--out', tmp_path / 'out')
-    assert done.returncode == 2 and 'a.jpg cannot be read (Permission denied); check it' in done.stderr
+    assert done.returncode == 2 and 'a.jpg cannot be read (Permission denied); check the path' in done.stderr
     assert '1 of 2 photos' in done.stdout
 
 

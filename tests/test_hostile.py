@@ -15,8 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+import infer
 import train
-from tests.helpers import HERE, SHORT, call, tiny_model
+from tests.helpers import HERE, SHORT, call, tiny_model, write_photo
 from uniparser import CHOICES, RANGES, Config, UniParser, get_config
 from util import files
 from util.checkpoints import read_checkpoint
@@ -53,6 +54,7 @@ def test_results_replace_results_and_nothing_else(tmp_path):
 TRAINING = '''
 import sys
 sys.path.insert(0, sys.argv[1])
+import infer
 import train
 train.SAVE_SECONDS = 0
 train.main(sys.argv[2:])
@@ -290,3 +292,46 @@ def test_every_precision_gives_the_same_people_and_nearly_the_same_labels(precis
     finally:
         torch.set_default_dtype(torch.float32)
     assert found.shape == expected.shape and (found != expected).mean() < 0.01
+
+
+# ---- results of photos -------------------------------------------------------------------------------------------------
+
+
+def parse(checkpoint, cwd, *arguments):
+    return call(infer, *arguments, '--weights', checkpoint, '--device', 'cpu', cwd=cwd)
+
+
+def test_results_replace_neither_photos_nor_annotations(checkpoint, tmp_path):
+    """x.jpg's overlay would be x_overlay.png, which is a photo, and its JSON a LabelMe file."""
+    for name in 'x.jpg', 'x_overlay.png', 'y.jpg', 'z.jpg':
+        write_photo(tmp_path / name)
+    (tmp_path / 'y.json').write_text('{"shapes": []}')
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    done = parse(checkpoint, tmp_path, '.', '--out', '.')
+    assert done.returncode == 2 and '2 of 4 photos' in done.stdout and 'Traceback' not in done.stderr
+    for name in 'x_overlay.png', 'y.json':
+        assert f'{name} exists and this program did not write it' in done.stderr
+    assert {name: (tmp_path / name).read_bytes() for name in before} == before
+    assert not (tmp_path / 'x_parts.png').exists() and (tmp_path / 'z_parts.png').exists()
+    again = parse(checkpoint, tmp_path, '.', '--out', '.')                   # leaves its own results out
+    assert '2 of 4 photos' in again.stdout and not list(tmp_path.glob('z_parts_*'))
+    done = parse(checkpoint, tmp_path, 'z.jpg', 'z_overlay.png', '--out', '.')
+    assert done.returncode == 2 and 'z_overlay.png is an input' in done.stderr
+
+
+def test_cutouts_of_an_earlier_run_are_removed_and_those_of_others_stay(checkpoint, tmp_path):
+    write_photo(tmp_path / 'a.png'), write_photo(tmp_path / 'a_person1.png', 1)
+    done = parse(checkpoint, tmp_path, 'a.png', 'a_person1.png', '--out', 'out', '--cutouts')
+    assert done.returncode == 0, done.stderr
+    cutouts = {p.name for p in (tmp_path / 'out').glob('a_person*.png')}
+    assert {'a_person1.png', 'a_person1_person1.png', 'a_person1_parts.png'} <= cutouts
+    Image.new('RGBA', (3, 3)).save(tmp_path / 'out' / 'a_person9.png')       # not ours
+    assert parse(checkpoint, tmp_path, 'a.png', '--out', 'out').returncode == 0
+    left = {p.name for p in (tmp_path / 'out').glob('a_person*.png')}
+    assert 'a_person1.png' not in left and {'a_person9.png', 'a_person1_parts.png', 'a_person1_person1.png'} <= left
+
+
+def test_an_unknown_part_is_refused_before_the_first_photo(checkpoint, tmp_path):
+    write_photo(tmp_path / 'a.png')
+    done = parse(checkpoint, tmp_path, 'a.png', '--only', 'head,foo')
+    assert done.returncode == 2 and "unknown part 'foo'" in done.stderr and not (tmp_path / 'results').exists()

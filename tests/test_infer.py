@@ -165,7 +165,7 @@ def test_cihp_validation_equals_evaluate(tmp_path):
         for folder, ids in dict(Category_ids=category, Human_ids=human, Instance_ids=parts).items():
             (root / folder).mkdir(exist_ok=True)
             Image.fromarray(ids.astype(np.uint8)).save(root / folder / f'{name}.png')
-    model = tiny_model('cihp', theta_center=0.0, theta_part=0.0, theta_mask=0.1, max_people=4, test_short_side=48)
+    model = tiny_model('cihp', theta_center=0.0, theta_part=0.0, theta_mask=0.1, theta_same=1.0, max_people=4, test_short_side=48)
     model.class_names = list(names)
     model.save(tmp_path / 'm.pt')
     dataset = open_dataset('CIHP', tmp_path, 'val')

@@ -51,12 +51,12 @@ def naming(path, advice='--root is the folder of the unpacked download'):
         most = 2 * Image.MAX_IMAGE_PIXELS // 10 ** 6
         raise ValueError(f'{printable(path)} has more than {most} million pixels; make it smaller') from None
     except UnidentifiedImageError:
-        reason = f'no {", ".join(FORMATS)}' if os.path.getsize(path) else 'empty'
-        raise ValueError(f'{printable(path)} cannot be read (it is {reason}); get the file again') from None
+        reason = f'not a {", ".join(FORMATS[:-1])} or {FORMATS[-1]}' if os.path.getsize(path) else 'empty'
+        raise ValueError(f'{printable(path)} cannot be read (it is {reason}); replace it or leave it out') from None
     except Exception as error:                    # Pillow, scipy and json raise a dozen classes
         system = isinstance(error, OSError) and error.strerror
         raise ValueError(f'{printable(path)} cannot be read ({system or printable(error) or type(error).__name__}); '
-                         + ('check it' if system else 'get the file again')) from None
+                         + ('check the path' if system else 'get the file again')) from None
 
 
 def index_folder(folder, endings=PHOTOS):
@@ -90,16 +90,16 @@ def inside(root, name):
     return os.path.join(root, name) if os.path.isdir(os.path.join(root, name)) else root
 
 
-def find_photos(arguments, out=None):
-    """Files, folders (except `out`, which holds results) and globs -> list of paths without repeats, in a stable
-    order."""
+def find_photos(arguments):
+    """Files, folders (without the results of earlier runs in them) and globs -> list of paths without repeats, in a
+    stable order."""
     paths = []
     for argument in arguments:
         if os.path.isdir(argument):
             found = []                            # folders without read permission are listed too
             for folder, _, names in os.walk(argument, onerror=lambda error: found.append(Path(error.filename))):
                 found += [Path(folder, name) for name in names if Path(name).suffix.lower() in ENDINGS]
-            found = [p for p in found if not (out and Path(out).resolve() in Path(os.path.realpath(p)).parents)]
+            found = [p for p in found if not (p.suffix.lower() == '.png' and p.is_file() and is_ours(p))]
         elif os.path.lexists(argument) or not glob.has_magic(argument):
             found = [Path(argument)]
         else:
@@ -294,14 +294,25 @@ def write_file(path, content):
 
 def is_ours(path):
     """Whether a file carries the mark that `write_result` and `write_png` leave."""
-    with open(path, 'rb') as file:
-        return MARK.encode() in file.read(2048)
+    try:
+        with open(path, 'rb') as file:
+            return MARK.encode() in file.read(2048)
+    except OSError:                                           # reading it as a photo reports what is wrong
+        return False
+
+
+def check_target(path, inputs=()):
+    """ValueError where a result would replace a file that this program did not write, or one of the inputs (real
+    paths)."""
+    if os.path.lexists(path) and not (os.path.isfile(path) and is_ours(path)):
+        raise ValueError(f'{printable(path)} exists and this program did not write it; choose another --out')
+    if os.path.realpath(path) in inputs:
+        raise ValueError(f'{printable(path)} is an input and would be replaced by a result; choose another --out')
 
 
 def write_result(path, content):
     """write_file for a name that this program chose: only files with its mark are replaced."""
-    if os.path.lexists(path) and not (os.path.isfile(path) and is_ours(path)):
-        raise ValueError(f'{printable(path)} exists and this program did not write it; choose another --out')
+    check_target(path)
     write_file(path, content)
 
 
