@@ -75,7 +75,7 @@ def test_run_lengths_are_those_of_coco(seed):
 
 def test_maps_show_the_people_that_were_found(monkeypatch):
     """The panels of two people are drawn from the cells of their own peaks, whoever else the heat map shows."""
-    model = tiny_model(theta_center=0.0, theta_part=0.0, theta_mask=0.1, test_short_side=96)
+    model = tiny_model(theta_center=0.0, theta_part=0.0, theta_mask=0.1, theta_same=1.0, test_short_side=96)
     torch.nn.init.normal_(model.center_locator.heatmap.weight)
     photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8))
     found = model.predict(photo)[0]
