@@ -5,8 +5,10 @@ import signal
 import subprocess
 import sys
 import time
+import unicodedata
 import zipfile
 from dataclasses import fields
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -335,3 +337,52 @@ def test_an_unknown_part_is_refused_before_the_first_photo(checkpoint, tmp_path)
     write_photo(tmp_path / 'a.png')
     done = parse(checkpoint, tmp_path, 'a.png', '--only', 'head,foo')
     assert done.returncode == 2 and "unknown part 'foo'" in done.stderr and not (tmp_path / 'results').exists()
+
+
+def test_photos_of_missing_formats_are_named_once_with_their_number(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(files, 'ENDINGS', set(files.ENDINGS) - set(files.MODERN))
+    write_photo(tmp_path / 'a.png')
+    for name in 'b.heic', 'c.HEIC', 'd.avif':
+        (tmp_path / name).write_bytes(b'')
+    assert files.find_photos([str(tmp_path)]) == [tmp_path / 'a.png']
+    assert 'skipped: 3 photos such as' in capsys.readouterr().err
+
+
+@pytest.mark.skipif('AVIF' not in files.FORMATS, reason='this Pillow reads no AVIF')
+def test_avif_is_read_where_pillow_can(tmp_path):
+    Image.new('RGB', (40, 30), 'red').save(tmp_path / 'a.avif')
+    assert files.find_photos([str(tmp_path)]) == [tmp_path / 'a.avif']
+    assert files.read_photo(tmp_path / 'a.avif').size == (40, 30)
+
+
+def test_many_photos_of_one_name_take_few_looks(monkeypatch):
+    """The n-th photo of a name begins where the last one ended: about two normalizations per photo."""
+    paths, looks = [Path(f'{k}/same/a.jpg') for k in range(2000)], []
+    normalize = unicodedata.normalize
+    monkeypatch.setattr(unicodedata, 'normalize', lambda *arguments: looks.append(1) or normalize(*arguments))
+    assert len(set(files.result_names(paths))) == 2000 and len(looks) < 6 * 2000
+
+
+# ---- odd predictions ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('content, message', [
+    ('[' * 200_000 + ']' * 200_000, 'should be'), (b'\xff\xd8\xff' + bytes(range(256)) * 1000, 'should be'),
+    ('[{"image_id": 1, "score": 0.5, "parsing": null}]', 'is not text'),
+    ('[{"image_id": 1, "score": ' + '9' * 400 + ', "parsing": "a.png"}]', 'should be'),
+    ('{"software": "UniParser in pure PyTorch", "photo": "x.jpg"}', 'results of photos such as x.json')])
+def test_files_that_are_no_predictions_get_one_short_sentence(tmp_path, content, message):
+    (tmp_path / 'x.json').write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ValueError, match=message) as refused:
+        open_predictions(tmp_path)
+    assert len(str(refused.value)) < 600
+
+
+@pytest.mark.parametrize('error', [MemoryError(), RuntimeError("can't start new thread"),
+                                   RuntimeError('[enforce fail] DefaultCPUAllocator: not enough memory')])
+def test_exhausted_machines_get_one_sentence_and_bugs_a_traceback(capsys, error):
+    with pytest.raises(SystemExit) as stop, files.user_errors():
+        raise error
+    assert stop.value.code == 2 and 'used up' in capsys.readouterr().err
+    with pytest.raises(RuntimeError, match='a bug'), files.user_errors():
+        raise RuntimeError('a bug')

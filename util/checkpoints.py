@@ -12,7 +12,7 @@ from dataclasses import asdict, fields
 import numpy as np
 import torch
 
-from util.files import printable, replacing
+from util.files import replacing, short
 
 FORMAT = 'uniparser 1'
 PATHS = 'pretrained', 'backgrounds', 'people'            # settings that may hold a folder of the user's machine
@@ -93,11 +93,6 @@ def load_strictly(module, weights, path):
     if any(v.is_meta for v in own.values()):
         module.to_empty(device='cpu')
     module.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in weights.items()})
-
-
-def short(name):
-    """A name from a file, fit to be printed."""
-    return printable(name)[:80]
 
 
 def check_settings(config, config_class):

@@ -18,6 +18,8 @@ UNKNOWN = 255                                                 # label of a pixel
 PHOTOS = '.jpg', '.jpeg', '.png'                              # of data sets
 ENDINGS = {*PHOTOS, '.webp', '.bmp', '.gif', '.tif', '.tiff'}                # of a user's photos
 FORMATS = 'JPEG', 'PNG', 'WEBP', 'BMP', 'GIF', 'TIFF'         # Pillow knows more, and starts Ghostscript for one
+MODERN = {'.avif': 'AVIF', '.heic': 'HEIF', '.heif': 'HEIF'}  # read where this Pillow or a plugin can
+EXHAUSTED = "can't start new thread", 'DefaultCPUAllocator'   # in messages of Python and torch
 MARK = 'UniParser in pure PyTorch'                            # in every result: other files are never replaced
 warnings.filterwarnings('ignore', module='PIL')               # about files that are odd but readable
 
@@ -27,9 +29,30 @@ def user_errors():
     """In a command: a user's mistake becomes one sentence on stderr and exit code 2, without a traceback."""
     try:
         yield
-    except (OSError, ValueError, ModuleNotFoundError) as error:
+    except (OSError, ValueError, ModuleNotFoundError, MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not any(text in str(error) for text in EXHAUSTED):
+            raise                                             # a bug
+        if isinstance(error, (MemoryError, RuntimeError)):
+            error = 'the memory or the threads of this machine are used up; end other programs'
         print(f'error: {error}', file=sys.stderr)
         sys.exit(2)
+
+
+def add_modern_formats():
+    """Registers HEIC and AVIF where pillow-heif is installed and Pillow has libavif."""
+    global FORMATS
+    try:
+        import pillow_heif
+        pillow_heif.register_heif_opener()
+    except ImportError:
+        pass
+    Image.init()
+    readable = {ending: kind for ending, kind in MODERN.items() if kind in Image.OPEN}
+    ENDINGS.update(readable)
+    FORMATS += tuple(sorted(set(readable.values())))
+
+
+add_modern_formats()
 
 
 # ---- finding and naming ------------------------------------------------------------------------------------
@@ -38,6 +61,11 @@ def user_errors():
 def printable(text):
     """Text without line breaks, terminal codes and undecodable bytes, which file names may hold."""
     return ''.join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
+
+
+def short(text, length=80):
+    """Text from a file, fit to be printed: printable and of this length at most."""
+    return printable(text)[:length]
 
 
 @contextmanager
@@ -55,7 +83,7 @@ def naming(path, advice='--root is the folder of the unpacked download'):
         raise ValueError(f'{printable(path)} cannot be read (it is {reason}); replace it or leave it out') from None
     except Exception as error:                    # Pillow, scipy and json raise a dozen classes
         system = isinstance(error, OSError) and error.strerror
-        raise ValueError(f'{printable(path)} cannot be read ({system or printable(error) or type(error).__name__}); '
+        raise ValueError(f'{printable(path)} cannot be read ({system or short(error, 300) or type(error).__name__}); '
                          + ('check the path' if system else 'get the file again')) from None
 
 
@@ -94,17 +122,22 @@ def find_photos(arguments):
     """Files, folders (without the results of earlier runs in them) and globs -> list of paths without repeats, in a
     stable order."""
     paths = []
+    unreadable = []                               # photos in formats for which a package is missing
     for argument in arguments:
         if os.path.isdir(argument):
             found = []                            # folders without read permission are listed too
             for folder, _, names in os.walk(argument, onerror=lambda error: found.append(Path(error.filename))):
                 found += [Path(folder, name) for name in names if Path(name).suffix.lower() in ENDINGS]
+                unreadable += [name for name in names if Path(name).suffix.lower() in set(MODERN) - ENDINGS]
             found = [p for p in found if not (p.suffix.lower() == '.png' and p.is_file() and is_ours(p))]
         elif os.path.lexists(argument) or not glob.has_magic(argument):
             found = [Path(argument)]
         else:
             found = [Path(p) for p in glob.glob(argument, recursive=True) if not os.path.isdir(p)]
         paths += sorted(found) or [Path(argument)]            # a missing file is reported later, with the others
+    if unreadable:
+        print(f'skipped: {len(unreadable)} photos such as {printable(unreadable[0])}; HEIC needs pip install '
+              'pillow-heif, AVIF a newer Pillow', file=sys.stderr)
     return list(dict.fromkeys(paths))
 
 
@@ -113,17 +146,18 @@ def result_names(paths):
     def folded(name):                             # file systems may ignore capitals or the form of an accent
         return unicodedata.normalize('NFC', name).casefold()
 
-    names, taken = [], set()
+    names, taken, last = [], set(), Counter()
     stems = Counter(folded(p.stem) for p in paths)
     for p in paths:
         several = stems[folded(p.stem)] > 1
         name = f'{p.parent.name}_{p.stem}{p.suffix.replace(".", "_")}'.lstrip('_') if several else p.stem
         while len(os.fsencode(name)) > 150:       # the limit is 255 bytes, and `_person1_..` follows
             name = name[:-1]
-        unique, n = name, 1
+        unique, n = name, last[name] or 1
         while folded(unique) in taken:
             n += 1
             unique = f'{name}_{n}'
+        last[name] = n                                        # the next photo of this name begins here
         taken.add(folded(unique))
         names.append(unique)
     return names
@@ -223,7 +257,7 @@ def read_prediction(path, shape, largest=65535):
                          'predictions in the size of the photo')
     if not labels.max() <= largest:
         raise ValueError(f'{path} holds the label {labels.max()}, but the labels are 0..{largest}')
-    return labels.astype(np.uint8, copy=False) if largest < 256 else labels
+    return labels.astype(np.uint8 if largest < 256 else np.int32, copy=False)
 
 
 def read_list(path):
@@ -240,7 +274,7 @@ def read_rows(path, parse, form):
     for i, line in enumerate(path.read_text().splitlines(), 1):
         try:
             rows += [parse(line.replace(',', ' ').split())] if line.strip() else []
-        except (ValueError, LookupError):
+        except (ValueError, LookupError, OverflowError):
             raise ValueError(f'{path}, line {i} is {line[:60]!r}, but should be {form}') from None
     return rows
 

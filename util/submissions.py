@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from util.files import make_folder, read_prediction, read_rows, write_file, writing
+from util.files import is_ours, make_folder, read_prediction, read_rows, short, write_file, writing
 from util.masks import CroppedMap, as_label_maps, split_map
 
 FORMS = 'instances', 'mhp', 'cihp', 'coco'
@@ -48,9 +48,11 @@ class InstanceMaps:
             for row in rows:
                 image = places.get(str(row['image_id']), str(row['image_id']))
                 self.rows.setdefault(image, []).append((row['parsing'], float(row['score'])))
-        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+                if not isinstance(row['parsing'], str):
+                    raise ValueError(f'the file of image {image} is not text')
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise ValueError(f'{self.source} should be {{image: [{{"file": .., "score": ..}}]}} or a list of '
-                             f'{{"image_id": .., "score": .., "parsing": file}} ({error!r})') from None
+                             f'{{"image_id": .., "score": .., "parsing": file}} ({short(repr(error))})') from None
         first, folder = next((p[0][0] for p in self.rows.values() if p), ''), self.source.parent
         folders = [folder / 'instances', folder, *sorted(folder.iterdir())]
         self.folder = next((f for f in folders if (f / first).is_file()), folders[0])
@@ -142,6 +144,10 @@ def open_predictions(path, form=None, ids=()):
             raise ValueError(f'{path} holds no predictions: these are instances.json, results.txt with '
                              'global_seg and global_tag, global_parsing, or a COCO-style .json')
         form = found[0]
+    results = [file for file in path.glob('*.json') if form == 'coco' and is_ours(file)]
+    if results:
+        raise ValueError(f'{path} holds results of photos such as {results[0].name}, not predictions of a data set; '
+                         'write these with infer.py --data')
     return dict(mhp=MHPSubmission, cihp=CIHPSubmission).get(form, InstanceMaps)(path, ids)
 
 
