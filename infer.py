@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from tqdm import tqdm
 
 from data import input_size, network_input
@@ -56,6 +57,7 @@ def parse_arguments(argv=None):
     parser.add_argument('--out', default='results', help='folder for the results (default: results)')
     parser.add_argument('--only', metavar='NAMES', help='keep these parts, e.g. hair,dress')
     parser.add_argument('--cutouts', action='store_true', help='also write each person and part as an RGBA picture')
+    parser.add_argument('--max-size', type=int, metavar='PIXELS', help='reduce larger photos to this long side first')
     parser.add_argument('--maps', action='store_true',
                         help='also draw heat map and correlations of two people and a part, as Fig. 4')
     parser.add_argument('--data', choices=list(DATASETS), help='predict a split of this data set instead')
@@ -209,6 +211,8 @@ class PhotoParser:
             for ending in RESULTS:
                 check_target(self.folder / (job[1] + ending), self.inputs)
             photo = read_photo(job[0])
+            if getattr(self.args, 'max_size', None):
+                photo.thumbnail((self.args.max_size,) * 2, Image.BILINEAR)
             return job, photo, self.prepare(photo)
         except (OSError, ValueError) as error:
             return job, error, None
@@ -288,6 +292,8 @@ def open_split(args, model):
 
 
 def infer(args):
+    if args.max_size is not None and args.max_size < 1:
+        raise ValueError(f'--max-size is {args.max_size}; it is at least 1')
     if bool(args.photos) == bool(args.data):
         raise ValueError('give photos, or --data with a data set (python infer.py --help)')
     model = load_model(args, args.device)

@@ -386,3 +386,14 @@ def test_exhausted_machines_get_one_sentence_and_bugs_a_traceback(capsys, error)
     assert stop.value.code == 2 and 'used up' in capsys.readouterr().err
     with pytest.raises(RuntimeError, match='a bug'), files.user_errors():
         raise RuntimeError('a bug')
+
+
+def test_max_size_reduces_a_large_photo_and_its_results(checkpoint, tmp_path):
+    write_photo(tmp_path / 'a.png', size=(90, 60)), write_photo(tmp_path / 'b.png', size=(30, 20))
+    done = parse(checkpoint, tmp_path, 'a.png', 'b.png', '--out', 'out', '--max-size', '45')
+    assert done.returncode == 0, done.stderr
+    assert [Image.open(tmp_path / 'out' / f'{name}_parts.png').size for name in 'ab'] == [(45, 30), (30, 20)]
+    record = json.loads((tmp_path / 'out' / 'a.json').read_text())
+    assert (record['width'], record['height']) == (45, 30)
+    done = parse(checkpoint, tmp_path, 'a.png', '--max-size', '0')
+    assert done.returncode == 2 and '--max-size is 0' in done.stderr

@@ -3,7 +3,7 @@ import math
 from functools import lru_cache
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont, ImageOps
 
 from util.files import UNKNOWN
 from util.masks import box_of
@@ -34,26 +34,29 @@ def palette(num_classes):
 def overlay(image, parsing, class_names=None, ignore=None):
     """Photo (H, W, 3) uint8 or Pillow RGB, parsing (N, H, W) -> Pillow RGB: parts in color, a white line
     around each person, stripes over ignore, and, given class_names, a legend of the present classes below."""
-    canvas, colors = np.array(image), palette(len(class_names) - 1 if class_names else 58)
-    width = max(1, round(min(canvas.shape[:2]) / 500))
-    for person in np.asarray(parsing):
-        if not person.any():
-            continue
-        x, y, w, h = box_of(person)
-        box = slice(y, y + h), slice(x, x + w)
-        part, labels = canvas[box], person[box]              # a view into the canvas
-        core = inside = labels > 0
-        part[inside] = 0.45 * part[inside] + 0.55 * colors[labels[inside]]
-        for _ in range(width):
-            wide = np.pad(core, 1)
-            core = core & wide[:-2, 1:-1] & wide[2:, 1:-1] & wide[1:-1, :-2] & wide[1:-1, 2:]
-        part[inside & ~core] = 255
+    canvas, colors = Image.fromarray(np.array(image)), palette(len(class_names) - 1 if class_names else 58)
+    width, counts = max(1, round(min(canvas.size) / 500)), np.zeros(256, int)
+    for person in np.asarray(parsing, np.uint8):
+        if person.any():
+            x, y, w, h = box_of(person)
+            labels = palette_image(person[y:y + h, x:x + w], colors)
+            counts += labels.histogram()
+            paint_person(canvas, labels, (x, y), width)
     if ignore is not None:
         stripes = np.add.outer(*map(np.arange, ignore.shape)) // 4 % 2 > 0
-        canvas[ignore & stripes] //= 2
-    image = Image.fromarray(canvas)
-    present = np.flatnonzero(np.bincount(np.asarray(parsing, np.uint8).ravel(), minlength=1))
-    return add_legend(image, colors, class_names, present) if class_names else image
+        canvas.paste(canvas.point(lambda v: v // 2), mask=Image.fromarray(ignore & stripes))
+    return add_legend(canvas, colors, class_names, np.flatnonzero(counts)) if class_names else canvas
+
+
+def paint_person(canvas, labels, corner, width):
+    """Paints a palette image of labels onto the canvas at the corner (x, y): its colors where it is not 0, and a white
+    line of that width inside its outline. Pillow's operations take a tenth of the time of numpy's on large photos."""
+    mask = Image.fromarray((np.asarray(labels) > 0) * np.uint8(255))
+    below = canvas.crop((*corner, corner[0] + labels.width, corner[1] + labels.height))
+    canvas.paste(Image.blend(below, labels.convert('RGB'), 0.55), corner, mask)
+    blurred = ImageOps.expand(mask, width).filter(ImageFilter.BoxBlur(width))
+    core = blurred.point([0] * 255 + [255]).crop((width, width, width + mask.width, width + mask.height))
+    canvas.paste((255, 255, 255), corner, ImageChops.subtract(mask, core))
 
 
 def add_legend(image, colors, class_names, present):
@@ -77,7 +80,7 @@ def add_legend(image, colors, class_names, present):
 
 def palette_image(labels, colors):
     """Label map (H, W) uint8 -> palette image: its values are the ids, its palette the colors (256, 3)."""
-    image = Image.fromarray(labels)
+    image = Image.fromarray(np.ascontiguousarray(labels))
     image.putpalette(colors.tobytes())
     return image
 
