@@ -22,6 +22,7 @@ weights, training script or schedule, and EOP-Net supersedes it.
 import argparse
 import json
 import os
+import sys
 from dataclasses import dataclass, replace
 
 import torch
@@ -455,7 +456,7 @@ def parse_arguments(argv=None):
     command = commands.add_parser('parse', help='parse photos into the classes of an example')
     command.add_argument('photos', nargs='+', help='files, folders (searched through) and globs')
     command.add_argument('--support', nargs='+', required=True, help='the example: one or several photos')
-    command.add_argument('--support-mask', nargs='+', default=[], help='their masks, PNG: ids or colors')
+    command.add_argument('--support-mask', nargs='*', default=[], help='their masks, PNG: ids or colors')
     command.add_argument('--names', help='of the classes: a,b,c or a JSON file')
     command.add_argument('--stored', action='store_true', help="the masks' ids are the training set's: mix in prototypes")
     command.add_argument('--out', default='results', help='folder for the results (default: results)')
@@ -471,4 +472,5 @@ def main(argv=None):
 
 
 if __name__ == '__main__':
+    sys.stdout.reconfigure(errors='backslashreplace')         # not every terminal can print every file name
     main()
