@@ -143,7 +143,7 @@ def test_ccp_is_a_one_shot_set():
 @pytest.mark.parametrize('way, recipe', [('kway', 'paper'), ('1way', 'released')])
 def test_resume_equals_uninterrupted(atr, tmp_path, monkeypatch, way, recipe):
     """Stopped in the middle of an epoch and resumed, training gives the same bits, prototypes too."""
-    start = ['train', '--root', atr, '--way', way, '--recipe', recipe, *TINY, '--size', '64']
+    start = ['train', '--root', atr, '--way', way[0], '--recipe', recipe, *TINY, '--size', '64']
     assert call(oneshot, *start, '--out', tmp_path / 'whole').returncode == 0
     step, count = train.train_step, []
 
