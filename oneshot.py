@@ -3,6 +3,10 @@
 A support photo and its label map name the classes. The query photo is parsed into exactly these, also into novel ones,
 which no training label ever named. Two ways: k-way parses all classes at once, 1-way one class against the rest.
 
+    python oneshot.py parse query.jpg more/ --support photo.jpg --support-mask mask.png --weights F --out results/
+    python oneshot.py train --data CCP --root clothing-co-parsing --fold 1 --way k
+    python oneshot.py evaluate --data CCP --root clothing-co-parsing --fold 1 --way k --weights F
+
     paper                              here               shape          what
     feature of both photos             mid_level          (B,C,h,w)      Xception and a decoder, h = H/4, w = W/4
     coarse and fine feature            features           (B,C,h,w)      f1 finds people, f2 parses them
@@ -22,6 +26,7 @@ weights, training script or schedule, and EOP-Net supersedes it.
 import argparse
 import json
 import os
+import sys
 from dataclasses import dataclass, replace
 
 import torch
@@ -435,6 +440,11 @@ def add_model_flags(command):
     command.add_argument('--device', default='auto', help='auto, cpu, cuda or mps')
 
 
+def add_way(command, default):
+    command.add_argument('--way', choices=CHOICES['way'], default=default, help='or k and 1; default: kway',
+                         type=lambda text: text if text.endswith('way') else text + 'way')
+
+
 def parse_arguments(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest='command', required=True)
@@ -442,12 +452,13 @@ def parse_arguments(argv=None):
     command.add_argument('--data', choices=NAMES, help='default: ATR')
     command.add_argument('--recipe', choices=CHOICES['recipe'], help='default: paper')
     add_run_flags(command)
-    add_settings(command, Config, CHOICES, skip=('data', 'recipe', 'num_labels'))
+    add_settings(command, Config, CHOICES, skip=('data', 'recipe', 'num_labels', 'way'))
+    add_way(command, argparse.SUPPRESS)
     command = commands.add_parser('evaluate', help='score the test episodes of a data set')
     command.add_argument('--data', choices=NAMES, default='ATR')
     command.add_argument('--root', help='folder of the data set')
     command.add_argument('--fold', type=int, choices=(1, 2), default=1)
-    command.add_argument('--way', choices=CHOICES['way'], default='kway')
+    add_way(command, 'kway')
     command.add_argument('--agm', action='store_true', help='score the AGM head, too')
     command.add_argument('--list', metavar='FILE', help='test episodes: read from it, or written if it does not exist')
     command.add_argument('--json', metavar='FILE', help='also write the scores to it')
@@ -455,7 +466,7 @@ def parse_arguments(argv=None):
     command = commands.add_parser('parse', help='parse photos into the classes of an example')
     command.add_argument('photos', nargs='+', help='files, folders (searched through) and globs')
     command.add_argument('--support', nargs='+', required=True, help='the example: one or several photos')
-    command.add_argument('--support-mask', nargs='+', default=[], help='their masks, PNG: ids or colors')
+    command.add_argument('--support-mask', nargs='*', default=[], help='their masks, PNG: ids or colors')
     command.add_argument('--names', help='of the classes: a,b,c or a JSON file')
     command.add_argument('--stored', action='store_true', help="the masks' ids are the training set's: mix in prototypes")
     command.add_argument('--out', default='results', help='folder for the results (default: results)')
@@ -471,4 +482,5 @@ def main(argv=None):
 
 
 if __name__ == '__main__':
+    sys.stdout.reconfigure(errors='backslashreplace')         # not every terminal can print every file name
     main()

@@ -102,7 +102,7 @@ class OneShotPhotos:
 
 
 class CCPOneShot(OneShotPhotos):
-    """CCP-OS, ours: CCP's 898 training and 100 validation photos of single people, half of them queries. Classes share
+    """CCP-OS, ours: CCP's 798 training and 100 validation photos of single people, half of them queries. Classes share
     test photos, because there are few."""
 
     def __init__(self, name, root, split, fold):
