@@ -160,14 +160,21 @@ def augment(image, labels, size, flip_pairs, rng, scale=0.25, rotation=30.0):
     return crop(image, matrix, size), warp(labels, matrix, size, 'nearest', fill=255)[0].to(torch.uint8)
 
 
+def sparse(labels, stride):
+    """labels (H,W) -> (H/stride,W/stride): rows and columns at equal distances, with the first and the last one, as
+    logits are resized with corners aligned."""
+    rows, columns = (torch.linspace(0, n - 1, -(-n // stride)).round().long() for n in labels.shape)
+    return labels if stride == 1 else labels[rows][:, columns]
+
+
 class Samples(data.Samples):
-    """samples[epoch, index] -> dict: image (3, *size) float32, labels (*size) uint8, info."""
+    """samples[epoch, index] -> dict: image (3, *size) float32, labels uint8 at every loss_stride-th pixel, info."""
 
     def tensors(self, image, parsing, ignore, rng):
         c = self.config
         image, labels = augment(image, flatten(parsing, ignore), c.size, self.dataset.flip_pairs, rng, c.scale,
                                 c.rotation)
-        return dict(image=image, labels=labels)
+        return dict(image=image, labels=sparse(labels, c.loss_stride))
 
     def groups(self):
         return (np.arange(len(self)),)                   # all have one size
