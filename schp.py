@@ -19,38 +19,108 @@ Modules and parameters have the names of the released code (github.com/GoGoDuck9
 "fushion" included, so its checkpoints load as they are. The paper's text leaves details open; constants are the
 released code's. Images are BGR: `predict` takes RGB photos and turns the channels itself.
 """
+import argparse
+import copy
 import math
+import sys
+from dataclasses import dataclass, replace
+from functools import partial
 
+import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from util.checkpoints import load_strictly, read_checkpoint
-from util.ace2p import (MOMENTUM, Bottleneck, ContextEncoding, Decoder, EdgeBranch, InPlaceABN, conv,
-                        convert_plain_norms, fold_norms, resize, stack_maps, unit)
-from util.labels import choose_labels, flip_order
-from util.warp import as_array, crop_matrix, invert, label_map, warp
+from data import read_batches
+from train import PICTURES, Task, check_run, make_loader, read_resumed, run_command, train_task
+from util import single_evaluation
+from util.ace2p import (Bottleneck, ContextEncoding, Decoder, EdgeBranch, bare_norm, conv, convert_plain_norms,
+                        load_imagenet, released_weights, resize, stack_maps, unit)
+from util.checkpoints import (FORMAT, check_settings, load_strictly, name_command, read_checkpoint, reading,
+                              write_checkpoint)
+from util.labels import LABEL_SETS, LabelSet, choose_labels
+from util.norms import MOMENTUM, InPlaceABN
+from util.parser import Parser
+from util.run import Run, add_run_flags, add_settings, find_device, given_settings
+from util.semantic import compare_image, semantic_metrics
+from util.single_person import DATASETS, Samples, open_sets
 
-MEAN, STD = (0.406, 0.456, 0.485), (0.225, 0.224, 0.229)  # of B, G, R in 0..1
 IGNORE = 255                                              # label of pixels that are left out of the losses
 HEADS = ('parsing', 'fusion', 'edge')
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Configuration: the defaults are the released training on LIP; presets are differences from it
+
+
+@dataclass(frozen=True)
+class SCHPConfig:
+    recipe: str = 'paper'               # paper | released: how losses and cycles are computed, see `schp_loss`
+    # data
+    data: str = 'LIP'
+    size: tuple = (473, 473)            # (H, W) of the network's input
+    scale: float = 0.25                 # deviation of the random scale, see util.single_person.augment
+    rotation: float = 30.0              # deviation of the random rotation, degrees
+    loss_stride: int = 1                # losses at every n-th pixel; 2 makes them four times cheaper
+    keep: bool = False                  # keep the photos in memory, reduced: for small data sets and networks
+    # network
+    network: str = 'ace2p'
+    blocks: tuple = (3, 4, 23, 3)       # of the four stages: ResNet-101
+    width: int = 64                     # channels of the first convolution; all others in proportion
+    pretrained: str = ''                # file of ImageNet weights, see `load_imagenet`
+    # training
+    batch_size: int = 48                # images per step, over all processes
+    accumulate: int = 1                 # passes per step, each with a share of its images
+    epochs: int = 150
+    lr: float = 7e-3                    # for the whole batch
+    warmup: int = 10                    # epochs
+    weight_decay: float = 5e-4
+    clip: float = 1e6                   # largest gradient norm; the released training does not clip
+    # cycles
+    cycle_start: int = 100              # epochs before the first average; as many as `epochs`: no cycles
+    cycle_epochs: int = 10
+    correct_labels: bool = True         # from cycle 1 on; False: models are averaged, labels stay as they are
+    val_every: int = 10                 # epochs
+    val_images: int = 0                 # 0 = all
+    workers: int = 4
+    seed: int = 0
+
+    def __post_init__(self):
+        for name, allowed in CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f'{name} is {getattr(self, name)!r}; choose one of {", ".join(allowed)}')
+        for name, count, most in ('size', 2, 4096), ('blocks', 4, 100):
+            values = getattr(self, name)
+            if len(values) != count or not all(type(v) is int and 1 <= v <= most for v in values):
+                raise ValueError(f'{name} is {values}; give {count} numbers from 1 to {most}')
+        for name in ('batch_size', 'accumulate', 'epochs', 'cycle_start', 'cycle_epochs', 'val_every', 'loss_stride'):
+            if getattr(self, name) < 1:
+                raise ValueError(f'{name} is {getattr(self, name)}; it is at least 1')
+        if not 2 <= self.width <= 1024:
+            raise ValueError(f'width is {self.width}; it is between 2 and 1024')
+
+
+CHOICES = dict(recipe=('paper', 'released'), network=('ace2p',), data=tuple(DATASETS))
+PRESETS = {
+    'LIP': {}, 'ATR': dict(size=(512, 512)), 'Pascal': dict(size=(512, 512)), 'CIHP': {},
+    'CCP': dict(size=(160, 112), loss_stride=2, keep=True, rotation=10.0, blocks=(1, 1, 1, 1), width=16, batch_size=8,
+                epochs=14, lr=0.02, warmup=0, cycle_start=10, cycle_epochs=2, val_every=2, workers=0)}
 
 
 # ---------------------------------------------------------------------------------------------------------------
 # Network
 
 
-class SCHP(nn.Module):
-    """labels: class names, the background first; size: (H, W) of the input; flip_pairs: ids that swap when the image
-    is mirrored. blocks and width are the paper's ResNet-101; (1, 1, 1, 1) and 8 train in seconds on a CPU."""
+class SCHP(Parser):
+    """A-CE2P. labels, size, flip_pairs: see `Parser`. blocks and width are the paper's ResNet-101; (1, 1, 1, 1) and 8 train in seconds on a CPU."""
 
     def __init__(self, labels, size=(473, 473), flip_pairs=(), blocks=(3, 4, 23, 3), width=64):
-        super().__init__()
-        self.labels, self.size, self.flip_pairs = tuple(labels), tuple(size), tuple(map(tuple, flip_pairs))
-        self.blocks, self.width, self.num_classes = tuple(blocks), width, len(labels)
-        self.conv1, self.bn1 = conv(3, width, 3, 2), InPlaceABN(width)
-        self.conv2, self.bn2 = conv(width, width, 3), InPlaceABN(width)
-        self.conv3, self.bn3 = conv(width, 2 * width, 3), InPlaceABN(2 * width)
+        super().__init__(labels, size, flip_pairs)
+        self.blocks, self.width = tuple(blocks), width
+        self.config = SCHPConfig(size=self.size, blocks=self.blocks, width=width)
+        self.conv1, self.bn1 = conv(3, width, 3, 2), bare_norm(width)
+        self.conv2, self.bn2 = conv(width, width, 3), bare_norm(width)
+        self.conv3, self.bn3 = conv(width, 2 * width, 3), bare_norm(2 * width)
         channels = 2 * width
         for i, (count, stride) in enumerate(zip(blocks, (1, 2, 2, 1))):
             planes, dilation = width * 2 ** i, 2 if i == 3 else 1
@@ -80,85 +150,56 @@ class SCHP(nn.Module):
                        fusion=lambda: self.fushion(torch.cat([feature, stack_maps(edge_features)], 1)))
         return {head: compute[head]() for head in heads}
 
-    def folded(self):
-        """A copy for inference, its norms folded into the convolutions: the same logits, faster."""
-        return fold_norms(self)
-
-    def crop_logits(self, crops, flip=False, scales=(1.0,)):
-        """Crops (B,3,H,W) as `forward` takes them -> fusion logits (B,C,H,W), averaged over the scales and, if `flip`,
-        over the images and their mirror images."""
-        total = 0
-        for scale in scales:
-            images = crops if scale == 1 else resize(crops, [int(side * scale) for side in crops.shape[2:]])
-            logits = self(images, heads=('fusion',))['fusion'].float()
-            if flip:
-                mirrored = self(images.flip(3), heads=('fusion',))['fusion'].float().flip(3)
-                logits = (logits + mirrored[:, flip_order(self.num_classes, self.flip_pairs)]) / 2
-            total = total + resize(logits, crops.shape[2:])
-        return total / len(scales)
-
-    @torch.inference_mode()
-    def predict(self, photos, batch_size=8, logits=False, **options):
-        """RGB Pillow images or uint8 arrays (H,W,3) of any sizes -> list of label maps, uint8 (H,W), or with `logits`
-        of float32 (C,H,W), both at the photo's size. options: flip, scales of `crop_logits`."""
-        training, device, results = self.training, self.conv1.weight.device, []
-        self.eval()
-        for start in range(0, len(photos), batch_size):
-            arrays = [as_array(photo) for photo in photos[start:start + batch_size]]
-            matrices = [crop_matrix(array.shape[:2], self.size) for array in arrays]
-            crops = torch.stack([crop(array, m, self.size, device) for array, m in zip(arrays, matrices)])
-            crops = crops.to(self.conv1.weight.dtype)
-            for array, m, scores in zip(arrays, matrices, self.crop_logits(crops, **options)):
-                back = warp if logits else label_map
-                results.append(back(scores, invert(m), array.shape[:2]).cpu().numpy())
-        self.train(training)
-        return results
+    def save(self, path, **more):
+        """Writes weights, config, class names and flip pairs to one file, atomically; `more` is stored beside them."""
+        write_checkpoint(path, 'schp', self.config, self.state_dict(), class_names=self.labels,
+                         flip_pairs=self.flip_pairs, **more)
 
     @classmethod
     def from_pretrained(cls, path, labels=None, device='cpu'):
-        """A model in eval mode from a checkpoint of the released code: both generations of the single-person files,
-        the multi-person files and what its training writes. labels: see `choose_labels`; give 'cihp' for the
-        multi-person files. Depth, width and number of classes are read off the weights."""
-        state = read_checkpoint(path)                     # files of our own format would be told apart here
-        weights, plain_norms = released_weights(state)
-        if missing := [k for k in ('conv1.weight', 'fushion.3.weight') if getattr(weights.get(k), 'ndim', 0) != 4]:
-            raise ValueError(f'{path} is not a checkpoint of SCHP: it has no {" and no ".join(missing)}')
-        try:
-            chosen = choose_labels(len(weights['fushion.3.weight']), labels)
-        except ValueError as error:
-            raise ValueError(f'{path}: {error}') from None
-        blocks = [len({k.split('.')[1] for k in weights if k.startswith(f'layer{i}.')}) for i in (1, 2, 3, 4)]
-        with torch.device('meta'):
-            model = cls(*chosen, blocks=blocks, width=len(weights['conv1.weight']))
-        load_strictly(model, weights, path)
+        """A model in eval mode from our own file, or from one of the released code: both generations of the
+        single-person files, the multi-person files and what its training writes. labels: see `choose_labels`; give
+        'cihp' for the multi-person files. Depth, width and number of classes are read off the weights."""
+        state = read_checkpoint(path)
+        if command := name_command(state, 'schp'):
+            raise ValueError(f'{path} {command}')
+        with reading(path):
+            own = state.get('format') == FORMAT
+            model, weights, plain_norms = (from_own_file if own else from_released_file)(state, labels, path)
+            load_strictly(model, weights, path)
         if plain_norms:
             convert_plain_norms(model)
         return model.to(device).eval()
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# Released checkpoints
+NETWORKS = {'ace2p': SCHP}
 
 
-def released_weights(state):
-    """The dictionary of a file -> weights by our names, and whether their norms are plain BatchNorm.
-
-    Two generations share the file names. Files of 2019 have plain BatchNorm with its counters, and outside the
-    backbone a norm is a module `bn` within another; files since 2020 have InPlaceABN."""
-    state = state.get('state_dict', state)
-    state = {str(k).removeprefix('module.'): v for k, v in state.items()}
-    plain = any(k.endswith('.num_batches_tracked') for k in state)
-    return {k.replace('.bn.', '.') if plain else k: v for k, v in state.items()
-            if not (plain and k.endswith('.num_batches_tracked'))}, plain
+def build(config, labels):
+    """An untrained network of a config for a LabelSet, whose size the config replaces."""
+    model = NETWORKS[config.network](labels.names, config.size, labels.flip_pairs, config.blocks, config.width)
+    model.config = config
+    return model
 
 
-def load_imagenet(model, path):
-    """ImageNet weights into the backbone: resnet101-imagenet.pth of MIT CSAIL (sceneparsing.csail.mit.edu), whose stem
-    of three 3x3 convolutions torchvision's ResNet does not have. Its scales are read as |w| + eps, as in training."""
-    heads = {k: v for k, v in model.state_dict().items() if not k.startswith(('conv', 'bn', 'layer'))}
-    weights = {k: v for k, v in read_checkpoint(path).items()
-               if not k.startswith('fc.') and not k.endswith('.num_batches_tracked')}
-    load_strictly(model, {**heads, **weights}, path)
+def from_own_file(state, labels, path):
+    check_settings(state['config'], SCHPConfig)
+    config = SCHPConfig(**state['config'])
+    own = LabelSet([*map(str, state['class_names'])], config.size, state['flip_pairs'])
+    if labels is not None:
+        own = choose_labels(len(own.names), labels)
+    with torch.device('meta'):                                # takes no memory, whatever sizes the file claims
+        return build(config, own), state['model'], False
+
+
+def from_released_file(state, labels, path):
+    weights, plain_norms = released_weights(state)
+    if missing := [k for k in ('conv1.weight', 'fushion.3.weight') if getattr(weights.get(k), 'ndim', 0) != 4]:
+        raise ValueError(f'{path} is not a checkpoint of SCHP: it has no {" and no ".join(missing)}')
+    chosen = choose_labels(len(weights['fushion.3.weight']), labels)
+    blocks = [len({k.split('.')[1] for k in weights if k.startswith(f'layer{i}.')}) for i in (1, 2, 3, 4)]
+    with torch.device('meta'):
+        return SCHP(*chosen, blocks=blocks, width=len(weights['conv1.weight'])), weights, plain_norms
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -202,18 +243,26 @@ def lovasz_softmax(logits, labels):
     """Lovasz-Softmax (Berman, Triki and Blaschko, CVPR 2018): the mean over the classes c present in the batch of
     sum_i m_(i) [J(m_(1..i)) - J(m_(1..i-1))], errors m = |1(y = c) - p_c| in descending order, J the Jaccard loss of
     the pixels up to i being wrong. logits (B,C,H,W), labels (B,H,W)."""
-    known = labels != IGNORE
-    probabilities, labels = logits.softmax(1).movedim(1, -1)[known], labels[known]            # (P,C), (P,)
-    losses = []
-    for c in labels.unique():
-        foreground = (labels == c).float()
-        errors, order = (foreground - probabilities[:, c]).abs().sort(descending=True)
-        foreground = foreground[order]
-        intersection = foreground.sum() - foreground.cumsum(0)
-        union = foreground.sum() + (1 - foreground).cumsum(0)
-        jaccard = 1 - intersection / union
-        losses.append((errors * jaccard.diff(prepend=jaccard.new_zeros(1))).sum())
-    return torch.stack(losses).mean() if losses else logits.sum() * 0
+    known = (labels != IGNORE).flatten()
+    probabilities, labels = logits.softmax(1).movedim(1, 0).flatten(1)[:, known], labels.flatten()[known]   # (C,P), (P,)
+    present = labels.unique()
+    foreground = labels == present[:, None]                                       # (K,P)
+    errors = (foreground.float() - probabilities[present]).abs()
+    weights = torch.zeros_like(errors)                    # J(m_(1..i)) - J(m_(1..i-1)), at the pixel of m_(i)
+    with torch.no_grad():
+        for row, error, truth in zip(weights, errors, foreground):
+            order = descending(error)
+            wrong = truth[order].cumsum(0)                # pixels of c among the first i
+            jaccard = 1 - (wrong[-1] - wrong) / (wrong[-1] + torch.arange(1, len(wrong) + 1, device=wrong.device) - wrong)
+            row[order] = jaccard.diff(prepend=jaccard.new_zeros(1))
+    return (errors * weights).sum() / max(1, len(present))
+
+
+def descending(values):
+    """The order of values (P,) from the largest on. On CPUs numpy sorts three times faster than torch."""
+    if values.device.type == 'cpu':
+        return torch.from_numpy(np.argsort(-values.numpy()))
+    return values.argsort(descending=True)
 
 
 def cross_entropy(logits, labels):
@@ -298,11 +347,148 @@ def reestimate_norms(model, batches):
 
 
 # ---------------------------------------------------------------------------------------------------------------
-# Photos
+# Training
 
 
-def crop(array, matrix, size, device='cpu'):
-    """RGB uint8 (H,W,3) -> the network's input (3,*size): warped, BGR, normalized; black outside the photo."""
-    image = torch.tensor(array, device=device).permute(2, 0, 1).float()
-    image = warp(image, matrix, size).flip(0) / 255
-    return (image - image.new_tensor(MEAN)[:, None, None]) / image.new_tensor(STD)[:, None, None]
+class SCHPTask(Task):
+    """The cycles of self-correction around `train.Trainer`. From the first average on, the averaged model is the one
+    that is validated and kept."""
+    reported = 'mIoU', 'pixel_accuracy', 'mean_accuracy'
+
+    def __init__(self, config, model, loader, val_set, root=None):
+        super().__init__(config, model, loader, root)
+        self.val_set, self.cycle = val_set, 0
+        self.averaged = copy.deepcopy(model).requires_grad_(False).train(config.recipe == 'released')
+
+    def result(self):
+        return self.averaged if self.cycle else self.model
+
+    def optimizer(self):
+        return torch.optim.SGD([dict(params=list(self.model.parameters()), factor=1.0)], lr=1.0, momentum=0.9,
+                               weight_decay=self.config.weight_decay)
+
+    def learning_rate(self, step, steps_per_epoch):
+        c = self.config
+        return learning_rate(step // steps_per_epoch, c.lr, c.warmup, c.cycle_start, c.cycle_epochs)
+
+    def loss(self, net, batch, run):
+        """The released recipe leaves the averaged model in training mode, with dropout and statistics that drift."""
+        images = batch['images'].to(run.device, non_blocking=True, memory_format=torch.channels_last)
+        cycle, soft = self.cycle if self.config.correct_labels else 0, None
+        with run.autocast():
+            out = net(images)
+            if cycle:
+                with torch.no_grad():
+                    soft = self.averaged(images, heads=('fusion', 'edge'))
+        return schp_loss(out, batch['labels'].to(run.device, non_blocking=True), soft, cycle, self.config.recipe)
+
+    def end_epoch(self, epoch, run):
+        """At the end of a cycle: averages the models, re-estimates the norms, and keeps cycle_N.pt."""
+        c, passed = self.config, epoch + 1 - self.config.cycle_start
+        if c.cycle_start >= c.epochs or passed < 0 or passed % c.cycle_epochs:
+            return
+        average(self.averaged, self.model, self.cycle)
+        self.loader.batch_sampler.set_epoch(epoch)
+        reestimate_norms(self.averaged, (batch['images'] for batch in read_batches(self.loader)))
+        run.average(self.averaged.buffers())                  # every process has seen its own share
+        self.cycle += 1
+        run.log(f'cycle {self.cycle}: {self.cycle} models averaged', cycle=self.cycle, epoch=epoch + 1)
+        if run.first:
+            self.averaged.save(run.folder / f'cycle_{self.cycle}.pt')
+
+    def validate(self, run):
+        """Metrics of the validation photos and pictures of the first ones; each process takes its share."""
+        dataset, matrix = self.val_set, 0
+        for i in range(run.rank, min(len(dataset), self.config.val_images or len(dataset)), run.world):
+            if run.seen and run.world == 1:
+                return None
+            picture = run.folder / 'val' / f'{i:02d}_{dataset.ids[i]}.png' if i < PICTURES else None
+            matrix = matrix + compare_image(dataset, i, self.parse, picture)
+        return semantic_metrics(sum(run.gather(matrix)))
+
+    def parse(self, name, image, size):
+        return self.result().predict([image], centers='float')[0]
+
+    def state(self):
+        """Beside the averaged model the generators of random numbers, which dropout uses."""
+        cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else torch.empty(0, dtype=torch.uint8)
+        return dict(averaged=self.averaged.state_dict(), cycle=self.cycle, random=torch.get_rng_state(), cuda=cuda)
+
+    def load_state(self, state):
+        load_strictly(self.averaged, state['averaged'], 'last.pt')
+        self.cycle = state['cycle']
+        torch.set_rng_state(state['random'])
+        if torch.cuda.is_available() and len(state['cuda']):
+            torch.cuda.set_rng_state(state['cuda'])
+
+
+def prepare_task(args, run):
+    """Arguments -> the task, the run's folder (None: not chosen yet), and the state to continue from or None."""
+    if args.resume:
+        config, folder, state, root = read_resumed(args, SCHPConfig, 'schp')
+    else:
+        name = args.data or 'LIP'
+        changes = dict(given_settings(args, SCHPConfig), recipe=args.recipe or 'paper', data=name)
+        config, folder, state, root = replace(SCHPConfig(), **{**PRESETS[name], **changes}), args.out, None, args.root
+    check_run(config, run, args, state)
+    if config.batch_size // run.world // config.accumulate < 2:
+        raise ValueError('a pass needs two images at least, because the norms of one have no variance; choose a larger '
+                         '--batch-size or a smaller --accumulate')
+    torch.manual_seed(config.seed)
+    train_set, val_set = open_sets(config, root, args.skip_bad)
+    loader = make_loader(Samples(train_set, config), config, run)
+    model = build(config, LabelSet(train_set.class_names, config.size, train_set.flip_pairs))
+    if state:
+        load_strictly(model, state['model'], folder / 'last.pt')
+    elif config.pretrained:
+        load_imagenet(model, config.pretrained)
+    return SCHPTask(config, model.to(run.device), loader, val_set, root), folder, state
+
+
+def train(args):
+    run = Run(args.device, args.amp)
+    task, folder, state = prepare_task(args, run)
+    counts = f'{len(task.loader.dataset)} training and {len(task.val_set)} validation images'
+    return train_task(task, run, folder, state, counts)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Commands
+
+
+USES = ((single_evaluation.evaluate, single_evaluation.add_flags, 'mIoU, pixel accuracy and mean accuracy of a split'),)
+
+
+def load_model(args, path=None):
+    """The model of --weights, folded, on the device."""
+    model = SCHP.from_pretrained(path or args.weights, args.labels, find_device(args.device))
+    return model.folded().to(memory_format=torch.channels_last)
+
+
+def parse_arguments(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True, metavar='train | evaluate')
+    command = commands.add_parser('train', help='train a network through the cycles of self-correction')
+    command.set_defaults(function=train)
+    command.add_argument('--data', choices=list(DATASETS), help='default: LIP')
+    command.add_argument('--recipe', choices=CHOICES['recipe'], help='default: paper')
+    add_run_flags(command)
+    add_settings(command, SCHPConfig, CHOICES, skip=('data', 'recipe'))
+    for function, add_flags, text in USES:
+        command = commands.add_parser(function.__name__, help=text)
+        command.set_defaults(function=partial(function, load_model=load_model))
+        add_flags(command)
+        command.add_argument('--weights', help='a file of the released code or of schp.py train')
+        command.add_argument('--labels', choices=list(LABEL_SETS), help='of 20 classes: lip (default) or cihp')
+        command.add_argument('--device', default='auto', choices=['auto', 'cpu', 'cuda', 'mps'])
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    args = parse_arguments(argv)
+    run_command(args.function, args)
+
+
+if __name__ == '__main__':
+    sys.stdout.reconfigure(errors='backslashreplace')    # a terminal may lack the letters of a file's name
+    main()

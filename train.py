@@ -65,6 +65,10 @@ class Task:
         """-> dict of metrics, or None if a signal ended it early."""
         raise NotImplementedError
 
+    def result(self):
+        """The model that is validated and kept in best.pt."""
+        return self.model
+
     def optimizer(self):
         return make_optimizer(self.model, self.config)
 
@@ -235,7 +239,7 @@ class Trainer:
         if result[task.reported[0]] > self.run.best:
             self.run.best = result[task.reported[0]]
             if self.run.first:
-                task.model.save(self.run.folder / 'best.pt')
+                task.result().save(self.run.folder / 'best.pt')
         return result
 
     def summary(self, result):

@@ -35,7 +35,8 @@ from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastL
 from data import input_size, network_input, to_photo
 from util import released
 from util.backbone import Backbone
-from util.checkpoints import FORMAT, check_settings, load_strictly, read_checkpoint, reading, write_checkpoint
+from util.checkpoints import (FORMAT, check_settings, load_strictly, name_command, read_checkpoint, reading,
+                              write_checkpoint)
 from util.run import check_ranges, find_device
 from util.tensors import bilinear_taps, resize_map
 
@@ -470,12 +471,14 @@ class UniParser(nn.Module):
         replace(Config(), **changes)                      # a mistake in `changes` is not the file's
         device = find_device(device)
         state = read_checkpoint(path)
+        if command := name_command(state, 'uniparser'):
+            raise ValueError(f'{path} {command}')
         with reading(path):
             if released.is_released(state):
                 preset, values, names, flip_pairs, weights = released.convert(state, path)
                 config = get_config(preset, **{**values, **changes})
             else:
-                if state.get('format') != FORMAT or state.get('system', 'uniparser') != 'uniparser':
+                if state.get('format') != FORMAT:
                     raise ValueError(f'{path} is not a UniParser checkpoint of this version (its "format" is '
                                      f'{state.get("format")!r}); give a file of train.py or of the released code')
                 check_settings(state['config'], Config)

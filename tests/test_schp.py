@@ -14,8 +14,10 @@ from tests.seeded import blobs, noise, photo, seeded
 
 import schp
 from schp import SCHP, average, learning_rate, reestimate_norms, schp_loss
-from util.ace2p import EPS, InPlaceABN, conv_norm_pairs
+from util.ace2p import conv_norm_pairs
+from util.norms import EPS, InPlaceABN
 from util.labels import LABEL_SETS, LabelSet, flip_order
+from util.warp import crop
 
 torch.set_num_threads(1)
 FIXTURES = Path(__file__).resolve().parent / 'fixtures' / 'schp'
@@ -53,7 +55,7 @@ def released(tmp_path_factory):
 
 
 def test_norm_scales_by_absolute_weight_plus_eps():
-    norm = InPlaceABN(3).eval()
+    norm = InPlaceABN(3, None).eval()
     for name, value in (('weight', [-2., 0.5, 0.]), ('bias', [1., -1., 0.]), ('running_mean', [0.3, 0., 1.]),
                         ('running_var', [4., 1., 0.25])):
         getattr(norm, name).data.copy_(torch.tensor(value))
@@ -61,13 +63,13 @@ def test_norm_scales_by_absolute_weight_plus_eps():
     w, b, m, v = (getattr(norm, n)[:, None, None] for n in ('weight', 'bias', 'running_mean', 'running_var'))
     expected = (x - m) / (v + 1e-5).sqrt() * (w.abs() + 1e-5) + b
     torch.testing.assert_close(norm(x), expected)
-    norm.leaky = True
+    norm.activation = 'leaky_relu'
     torch.testing.assert_close(norm(x), F.leaky_relu(expected, 0.01))
     assert set(norm.state_dict()) == {'weight', 'bias', 'running_mean', 'running_var'}
 
 
 def test_norm_trains_as_batch_norm_whose_weight_is_absolute():
-    norm, plain = InPlaceABN(4), nn.BatchNorm2d(4)
+    norm, plain = InPlaceABN(4, None), nn.BatchNorm2d(4)
     norm.weight.data.copy_(torch.tensor([-2., 0.5, -0.1, 3.]))
     plain.weight.data.copy_(norm.weight.abs() + EPS)
     x = torch.from_numpy(noise(1, (3, 4, 5, 6)))
@@ -160,7 +162,7 @@ def first_generation(model):
         norm = getattr(parent, name)
         batch_norm = nn.BatchNorm2d(len(norm.weight))
         batch_norm.load_state_dict(norm.state_dict(), strict=False)
-        setattr(parent, name, nn.Sequential(batch_norm, nn.LeakyReLU(0.01)) if norm.leaky else batch_norm)
+        setattr(parent, name, nn.Sequential(batch_norm, nn.LeakyReLU(0.01)) if norm.activation else batch_norm)
     return weights, plain.eval()
 
 
@@ -389,7 +391,7 @@ def test_a_small_network_learns_and_corrects_itself_through_two_cycles():
 
 def test_network_input_is_normalized_bgr():
     array = photo(3, 65, 49)
-    image = schp.crop(array, np.eye(2, 3), (65, 49)).numpy()
+    image = crop(array, np.eye(2, 3), (65, 49)).numpy()
     for channel, (mean, std) in enumerate(((0.406, 0.225), (0.456, 0.224), (0.485, 0.229))):
         expected = (array[..., 2 - channel] / 255 - mean) / std
         np.testing.assert_allclose(image[channel], expected, rtol=0, atol=1e-4)

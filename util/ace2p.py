@@ -1,4 +1,5 @@
-"""Building blocks of A-CE2P, the network of SCHP, and what its norm needs. Names are those of the released code.
+"""Building blocks of A-CE2P, the network of SCHP, its released files, and the folding of its norms. Names are those of
+the released code.
 
 Maps c1 .. c4 are the backbone's stages, at strides 4, 8, 16 and 16.
 """
@@ -10,38 +11,20 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-EPS, SLOPE, MOMENTUM = 1e-5, 0.01, 0.1                    # of InPlaceABN
-
-
-class InPlaceABN(nn.Module):
-    """Batch normalization whose scale is |weight| + eps, then a leaky ReLU (slope 0.01) where `leaky`.
-
-    The released checkpoints were trained with mapillary's InPlaceABN. It recovers its input from its output, which
-    needs a positive scale; so it uses |weight| + eps, and stored weights may be negative. nn.BatchNorm2d would turn
-    those channels upside down. The gradient with respect to `weight` is that of |weight|."""
-
-    def __init__(self, channels, leaky=False):
-        super().__init__()
-        self.leaky, self.momentum = leaky, MOMENTUM
-        self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
-        self.register_buffer('running_mean', torch.zeros(channels))
-        self.register_buffer('running_var', torch.ones(channels))
-
-    def forward(self, x):
-        if self.training and x.numel() == x.shape[1]:
-            raise ValueError('norms need batches of at least two images in training: one value has no variance')
-        x = F.batch_norm(x, self.running_mean, self.running_var, self.weight.abs() + EPS, self.bias, self.training,
-                         self.momentum, EPS)
-        return F.leaky_relu(x, SLOPE) if self.leaky else x
-
+from util.checkpoints import load_strictly, read_checkpoint
+from util.norms import EPS, SLOPE, InPlaceABN
 
 def conv(channels, out, kernel=1, stride=1, dilation=1, bias=False):
     return nn.Conv2d(channels, out, kernel, stride, dilation * (kernel // 2), dilation, bias=bias)
 
 
+def bare_norm(channels):
+    return InPlaceABN(channels, activation=None)
+
+
 def unit(channels, out, kernel=1):
     """Convolution, norm and leaky ReLU, as a list of two modules."""
-    return [conv(channels, out, kernel), InPlaceABN(out, leaky=True)]
+    return [conv(channels, out, kernel), InPlaceABN(out)]
 
 
 def resize(x, size):
@@ -53,11 +36,11 @@ class Bottleneck(nn.Module):
 
     def __init__(self, channels, planes, stride=1, dilation=1):
         super().__init__()
-        self.conv1, self.bn1 = conv(channels, planes), InPlaceABN(planes)
-        self.conv2, self.bn2 = conv(planes, planes, 3, stride, dilation), InPlaceABN(planes)
-        self.conv3, self.bn3 = conv(planes, 4 * planes), InPlaceABN(4 * planes)
+        self.conv1, self.bn1 = conv(channels, planes), bare_norm(planes)
+        self.conv2, self.bn2 = conv(planes, planes, 3, stride, dilation), bare_norm(planes)
+        self.conv3, self.bn3 = conv(planes, 4 * planes), bare_norm(4 * planes)
         self.downsample = nn.Identity() if channels == 4 * planes else nn.Sequential(
-            conv(channels, 4 * planes, stride=stride), InPlaceABN(4 * planes))
+            conv(channels, 4 * planes, stride=stride), bare_norm(4 * planes))
 
     def forward(self, x):
         y = self.bn1(self.conv1(x)).relu_()
@@ -121,7 +104,7 @@ def fold_norms(model):
         convolution.weight, convolution.bias = fuse_conv_bn_weights(
             convolution.weight, convolution.bias, norm.running_mean, norm.running_var, EPS,
             norm.weight.abs() + EPS, norm.bias)
-        setattr(parent, norm_name, nn.LeakyReLU(SLOPE, inplace=True) if norm.leaky else nn.Identity())
+        setattr(parent, norm_name, nn.LeakyReLU(SLOPE, inplace=True) if norm.activation else nn.Identity())
     return model.requires_grad_(False)
 
 
@@ -142,3 +125,27 @@ def convert_plain_norms(model):
         convolution.weight.mul_(sign[:, None, None, None])
         norm.running_mean.mul_(sign)
         norm.weight.copy_((norm.weight.abs() - EPS).clamp(min=0))
+
+
+# ---- released files ----------------------------------------------------------------------------------------
+
+
+def released_weights(state):
+    """The dictionary of a file -> weights by our names, and whether their norms are plain BatchNorm.
+
+    Two generations share the file names. Files of 2019 have plain BatchNorm with its counters, and outside the
+    backbone a norm is a module `bn` within another; files since 2020 have InPlaceABN."""
+    state = state.get('state_dict', state)
+    state = {str(k).removeprefix('module.'): v for k, v in state.items()}
+    plain = any(k.endswith('.num_batches_tracked') for k in state)
+    return {k.replace('.bn.', '.') if plain else k: v for k, v in state.items()
+            if not (plain and k.endswith('.num_batches_tracked'))}, plain
+
+
+def load_imagenet(model, path):
+    """ImageNet weights into the backbone: resnet101-imagenet.pth of MIT CSAIL (sceneparsing.csail.mit.edu), whose stem
+    of three 3x3 convolutions torchvision's ResNet does not have. Its scales are read as |w| + eps, as in training."""
+    heads = {k: v for k, v in model.state_dict().items() if not k.startswith(('conv', 'bn', 'layer'))}
+    weights = {k: v for k, v in read_checkpoint(path).items()
+               if not k.startswith('fc.') and not k.endswith('.num_batches_tracked')}
+    load_strictly(model, {**heads, **weights}, path)

@@ -51,6 +51,22 @@ def check_archive(path):
                              'compress: get the file again')
 
 
+COMMANDS = dict(uniparser='of UniParser; use python infer.py PHOTO --weights FILE',
+                schp='of SCHP, for photos of one person; use python schp.py extract PHOTO --weights FILE',
+                oneshot='of one-shot human parsing; use python oneshot.py parse --weights FILE')
+SIGNS = {'mask_head.seg_kernels': 'uniparser', 'fushion.3.weight': 'schp', 'head.linear_pred.weight': 'schp',
+         'xception_features.conv1.weight': 'oneshot'}    # an entry of each system's released files
+
+
+def name_command(state, system):
+    """Where a file, as read, belongs to another system than this one: 'is a file of ..; use ..'. Else None."""
+    weights = state.get('state_dict', state)
+    keys = {str(key).removeprefix('module.') for key in weights} if isinstance(weights, dict) else ()
+    found = state.get('system', 'uniparser') if state.get('format') == FORMAT else None
+    found = found or next((name for sign, name in SIGNS.items() if sign in keys), None)
+    return f'is a file {COMMANDS[found]}' if found in COMMANDS and found != system else None
+
+
 @contextmanager
 def reading(path):
     """Turns any error about the content of a weights file into one sentence that names the file."""

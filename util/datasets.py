@@ -350,17 +350,17 @@ def swap_sides(parsing, flip_pairs):
 DATASETS = {'MHP': MHP, 'CIHP': CIHP, 'DensePose': DensePose, 'CCP': CCP, 'synthetic': Synthetic}
 
 
-def open_dataset(name, root=None, split='train', **options):
+def open_dataset(name, root=None, split='train', sets=DATASETS, **options):
     """The data set of that name in the folder root; FileNotFoundError or ValueError with one sentence otherwise."""
-    if name not in DATASETS:
-        raise ValueError(f'unknown data set {name!r}; choose one of {", ".join(DATASETS)}')
-    if split not in DATASETS[name].splits:
-        raise ValueError(f'{name} has no split {split!r}; choose one of {", ".join(DATASETS[name].splits)}')
+    if name not in sets:
+        raise ValueError(f'unknown data set {name!r}; choose one of {", ".join(sets)}')
+    if split not in sets[name].splits:
+        raise ValueError(f'{name} has no split {split!r}; choose one of {", ".join(sets[name].splits)}')
     if name != 'synthetic' and not root:
         raise ValueError(f'{name} is read from files; give the folder of the unpacked download with --root')
     if name != 'synthetic' and not os.path.isdir(root):
         raise FileNotFoundError(f'{root} is no folder; --root is the folder of the unpacked download')
-    dataset = DATASETS[name](root, split, **options)
+    dataset = sets[name](root, split, **options)
     if not len(dataset):
         raise ValueError(f'{root} has no image of the split {split}; unpack the download again')
     check_ids(dataset.ids, root)

@@ -233,3 +233,10 @@ class Run:
         if self.world > 1:
             dist.all_gather_object(things, thing)
         return things
+
+    @torch.no_grad()
+    def average(self, tensors):
+        """Replaces each tensor by its mean over all processes."""
+        for tensor in tensors if self.world > 1 else ():
+            dist.all_reduce(tensor)
+            tensor /= self.world

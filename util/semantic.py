@@ -1,6 +1,27 @@
 """Semantic segmentation's numbers, as SCHP's evaluation computes them: IoU, pixel accuracy, mean accuracy."""
 import numpy as np
 
+from util.files import write_png
+from util.pictures import overlay, side_by_side
+
+
+def flatten(parsing, ignore):
+    """People (N,H,W) and ignore (H,W) -> one label map uint8 (H,W), 255 = unknown."""
+    labels = parsing.max(0) if len(parsing) else np.zeros(ignore.shape, np.uint8)
+    return np.where(ignore, 255, labels).astype(np.uint8)
+
+
+def compare_image(dataset, i, predict, picture=None):
+    """Confusion matrix of image i of a data set. predict(id, image (H,W,3), its size (H,W)) -> label map. picture: a
+    path for photo, truth and prediction side by side."""
+    image, parsing, ignore = dataset.read(i)
+    truth = flatten(parsing, ignore)
+    prediction = predict(dataset.ids[i], image, truth.shape)
+    if picture:
+        panels = [overlay(image, labels[None], dataset.class_names) for labels in (truth, prediction)]
+        write_png(picture, side_by_side([image, *panels]))
+    return confusion_matrix(prediction, truth, len(dataset.class_names))
+
 
 def confusion_matrix(prediction, truth, num_classes, ignore=255):
     """Two label maps (H, W) -> int64 (num_classes, num_classes), rows the truth. Pixels whose truth is `ignore` are
@@ -25,3 +46,10 @@ def semantic_metrics(matrix):
     accuracy = right / np.maximum(1, truth)
     return dict(mIoU=float(iou.mean()), pixel_accuracy=float(right.sum() / max(1, truth.sum())),
                 mean_accuracy=float(accuracy.mean()), IoU=iou.tolist())
+
+
+def semantic_table(metrics, class_names):
+    """The numbers of `semantic_metrics` as text, in percent."""
+    rows = [f'{name:20} {100 * iou:6.2f}' for name, iou in zip(class_names, metrics['IoU'])]
+    return '\n'.join([f'{"class":20}    IoU', *rows, '', f'mIoU {100 * metrics["mIoU"]:.2f}   pixel accuracy '
+                      f'{100 * metrics["pixel_accuracy"]:.2f}   mean accuracy {100 * metrics["mean_accuracy"]:.2f}'])

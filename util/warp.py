@@ -8,6 +8,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+MEAN, STD = (0.406, 0.456, 0.485), (0.225, 0.224, 0.229)  # of B, G, R in 0..1: the input of SCHP's networks
+
 
 def as_array(photo):
     """A Pillow image or uint8 array -> uint8 (H,W,3), RGB."""
@@ -63,3 +65,10 @@ def label_map(logits, matrix, size):
         moved = matrix - [[0, 0, 0], [0, 0, top]]
         bands.append(warp(logits, moved, (min(rows, size[0] - top), size[1])).argmax(0).to(torch.uint8))
     return torch.cat(bands)
+
+
+def crop(array, matrix, size, device='cpu'):
+    """RGB uint8 (H,W,3) -> the network's input (3,*size): warped, BGR, normalized; black outside the photo."""
+    image = torch.tensor(array, device=device).permute(2, 0, 1).float()
+    image = warp(image, matrix, size).flip(0) / 255
+    return (image - image.new_tensor(MEAN)[:, None, None]) / image.new_tensor(STD)[:, None, None]
