@@ -2,7 +2,7 @@
 import numpy as np
 
 from util.files import write_png
-from util.pictures import overlay, side_by_side
+from util.pictures import compare_labels
 
 
 def flatten(parsing, ignore):
@@ -18,8 +18,7 @@ def compare_image(dataset, i, predict, picture=None):
     truth = flatten(parsing, ignore)
     prediction = predict(dataset.ids[i], image, truth.shape)
     if picture:
-        panels = [overlay(image, labels[None], dataset.class_names) for labels in (truth, prediction)]
-        write_png(picture, side_by_side([image, *panels]))
+        write_png(picture, compare_labels(image, (truth[None], prediction[None]), dataset.class_names))
     return confusion_matrix(prediction, truth, len(dataset.class_names))
 
 
