@@ -16,8 +16,10 @@ import segformer
 from tests.seeded import blobs, noise, photo, seeded
 from segformer import SegFormer
 from util import finetuning, labelmaps
+from util.ace2p import InPlaceABN
+from util.labels import choose_labels
 from util.mit_weights import CLASSIFIERS, load_mit
-from util.norms import InPlaceABN
+from util.preparation import prepare
 
 torch.set_num_threads(1)
 FIXTURES = Path(__file__).resolve().parent / 'fixtures' / 'segformer'
@@ -112,9 +114,21 @@ def test_head_equals_fusing_the_concatenated_levels():
     levels = [F.conv2d(maps[i - 1], head.get_submodule(f'linear_c{i}').proj.weight[..., None, None],
                        head.get_submodule(f'linear_c{i}').proj.bias) for i in (4, 3, 2, 1)]
     levels = [F.interpolate(level, (16, 12), mode='bilinear', align_corners=False) for level in levels]
-    logits, feature = head(maps)
-    torch.testing.assert_close(feature, head.linear_fuse(torch.cat(levels, 1)), rtol=0, atol=1e-4)
-    torch.testing.assert_close(logits, head.linear_pred(feature), rtol=0, atol=1e-5)
+    torch.testing.assert_close(head(maps), head.linear_fuse(torch.cat(levels, 1)), rtol=0, atol=1e-4)
+
+
+@torch.inference_mode()
+def test_heads_alone_and_folded_equal_all_heads():
+    model, images = small(5), torch.from_numpy(noise(5, (2, 3, 75, 53)))
+    expected, folded = model(images), model.folded()
+    assert not any(isinstance(m, (InPlaceABN, nn.BatchNorm2d)) for m in folded.modules())
+    for name in expected:
+        alone = folded(images, heads=(name,))
+        assert list(alone) == [name]
+        torch.testing.assert_close(model(images, heads=(name,))[name], expected[name], rtol=0, atol=1e-6)
+        torch.testing.assert_close(alone[name], expected[name], rtol=0, atol=1e-4)
+    channels_last = folded.to(memory_format=torch.channels_last)(images)['fusion']
+    torch.testing.assert_close(channels_last, expected['fusion'], rtol=0, atol=1e-4)
 
 
 def test_a_step_of_training_reaches_every_weight_but_the_unused_one():
@@ -141,28 +155,6 @@ def test_stochastic_depth_grows_linearly_to_a_tenth():
         model = SegFormer()
     rates = [block.drop.p for i in '1234' for block in model.backbone.get_submodule(f'block{i}')]
     np.testing.assert_allclose(rates, np.linspace(0, 0.1, 41), atol=1e-12)
-
-
-# ---- norm
-
-
-@pytest.mark.parametrize('training', [False, True])
-@pytest.mark.parametrize('activation', ['leaky_relu', None])
-def test_norm_is_batch_norm_with_the_absolute_scale(training, activation):
-    norm, plain = InPlaceABN(5, activation).train(training), nn.BatchNorm2d(5).train(training)
-    state = {k: torch.from_numpy(seeded(f'norm{k}', v.shape)) for k, v in norm.state_dict().items()}
-    state['weight'][:2] *= -state['weight'][:2].sign()                       # certainly negative
-    norm.load_state_dict(state)
-    assert set(state) == {'weight', 'bias', 'running_mean', 'running_var'}
-    plain.load_state_dict({**state, 'weight': state['weight'].abs() + 1e-5}, strict=False)
-    x = torch.from_numpy(noise(8, (4, 5, 6, 7)))
-    y, z = norm(x), plain(x)
-    z = F.leaky_relu(z, 0.01) if activation else z
-    torch.testing.assert_close(y, z)
-    (y ** 3).sum().backward(), (z ** 3).sum().backward()
-    torch.testing.assert_close(norm.weight.grad, plain.weight.grad * state['weight'].sign())
-    torch.testing.assert_close(norm.running_var, plain.running_var)
-    torch.testing.assert_close(norm.running_mean, plain.running_mean)
 
 
 def test_reference_has_negative_scales(full):
@@ -307,7 +299,10 @@ def test_tables_equal_the_mapping_files():
     assert set(labelmaps.SCHEMES) == set(SCHEMES['schemes'])
     for name, (segm, dense) in labelmaps.SCHEMES.items():
         assert dict(segm=list(segm), dense=list(dense)) == SCHEMES['schemes'][name]
-    assert len(labelmaps.MERGED) == len(labelmaps.MERGED_SEP) == len(SCHEMES['merged']) == 9
+    for name in ('merged', 'merged-sep'):
+        labels = choose_labels(9, name)
+        assert len(labels.names) == len(SCHEMES['merged']) and labels.size == (512, 384) and not labels.flip_pairs
+    assert choose_labels(9) == choose_labels(9, 'merged') != choose_labels(9, 'merged-sep')
 
 
 @pytest.mark.parametrize('scheme', labelmaps.SCHEMES)
@@ -373,7 +368,7 @@ def contents(folder):
 def test_prepared_set_has_disjoint_halves_in_the_layout_of_lip(tmp_path):
     maps, out = write_deepfashion(tmp_path / 'raw'), tmp_path / 'made' / 'sep'
     Image.new('L', (30, 40)).save(tmp_path / 'raw' / 'segm' / 'without_photo_segm.png')
-    assert labelmaps.prepare(tmp_path / 'raw', out, 'sep', num_train=4) == dict(train=4, val=2, left_out=1)
+    assert prepare('DeepFashion', tmp_path / 'raw', out, 'sep', samples=4) == dict(train=4, val=2, left_out=1)
     ids = {name: (out / f'{name}_id.txt').read_text().split() for name in ('train', 'val')}
     assert len(ids['train']) == 4 and sorted(ids['train'] + ids['val']) == sorted(maps)
     for name, members in ids.items():
@@ -391,7 +386,7 @@ def test_prepared_set_has_disjoint_halves_in_the_layout_of_lip(tmp_path):
 def test_preparing_repeats_exactly_and_the_seed_decides(tmp_path):
     write_deepfashion(tmp_path / 'raw', 8)
     for name, seed in (('a', 0), ('b', 0), ('c', 1)):
-        labelmaps.prepare(tmp_path / 'raw', tmp_path / name, 'with_torso', num_train=3, num_val=2, seed=seed)
+        prepare('DeepFashion', tmp_path / 'raw', tmp_path / name, 'with_torso', 3, 2, seed)
     assert contents(tmp_path / 'a') == contents(tmp_path / 'b') != contents(tmp_path / 'c')
     assert len((tmp_path / 'a' / 'val_id.txt').read_text().split()) == 2
 
@@ -417,7 +412,7 @@ def test_damaged_file_is_named_and_nothing_is_left_behind(kind, tmp_path):
     write_deepfashion(tmp_path / 'raw')
     first = damage(kind, tmp_path / 'raw')
     with pytest.raises((ValueError, OSError)) as error:
-        labelmaps.prepare(tmp_path / 'raw', tmp_path / 'out', num_train=4)
+        prepare('DeepFashion', tmp_path / 'raw', tmp_path / 'out', samples=4)
     assert first in str(error.value) and '\n' not in str(error.value)
     assert os.listdir(tmp_path) == ['raw']
 
@@ -427,10 +422,10 @@ def test_impossible_wishes_of_prepare_get_one_sentence(tmp_path):
     (tmp_path / 'taken').mkdir()
     (tmp_path / 'empty').mkdir()
     for root, out, options, words in (
-            ('raw', 'taken', {}, 'taken exists'), ('raw', 'out', dict(num_train=6), 'choose other numbers'),
-            ('raw', 'out', dict(num_train=5, num_val=2), 'choose other numbers'),
+            ('raw', 'taken', {}, 'taken exists'), ('raw', 'out', dict(samples=6), 'choose other numbers'),
+            ('raw', 'out', dict(samples=5, val_samples=2), 'choose other numbers'),
             ('raw', 'out', dict(scheme='none'), 'map.* scheme'), ('empty', 'out', {}, 'images'),
             ('nowhere', 'out', {}, 'nowhere')):
         with pytest.raises((ValueError, OSError), match=words):
-            labelmaps.prepare(tmp_path / root, tmp_path / out, **options)
+            prepare('DeepFashion', tmp_path / root, tmp_path / out, **{'samples': 4, **options})
     assert sorted(os.listdir(tmp_path)) == ['empty', 'raw', 'taken']

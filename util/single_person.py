@@ -98,7 +98,17 @@ class CCP(datasets.CCP):
         super().__init__(root, f'{split}_photos')
 
 
-DATASETS = dict(LIP=LIP, ATR=ATR, Pascal=Pascal, CIHP=CIHP, CCP=CCP)
+class Merged(Single):
+    """What util.preparation writes."""
+    class_names, _, flip_pairs = LABEL_SETS['merged']
+
+
+class MergedSep(Single):
+    class_names, _, flip_pairs = LABEL_SETS['merged-sep']
+
+
+DATASETS = {'LIP': LIP, 'ATR': ATR, 'Pascal': Pascal, 'CIHP': CIHP, 'CCP': CCP, 'merged': Merged,
+            'merged-sep': MergedSep}
 
 
 def open_dataset(name, root, split):
@@ -193,4 +203,5 @@ def open_sets(config, root, skip_bad):
     sets = [open_dataset(config.data, root, split) for split in ('train', 'val')]
     for dataset in sets:
         dataset.skip_bad = skip_bad
+    sets[0].ids = sets[0].ids[:config.samples or None]
     return [Reduced(dataset, config.size) for dataset in sets] if config.keep else sets
