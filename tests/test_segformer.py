@@ -2,7 +2,6 @@
 import functools
 import json
 import lzma
-import os
 from pathlib import Path
 
 import numpy as np
@@ -10,20 +9,16 @@ import pytest
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from PIL import Image
 
 import schp
 from schp import SCHP
 from segformer import SegFormer
-from tests.helpers import call
-from tests.seeded import blobs, noise, photo, seeded
+from tests.seeded import blobs, noise, seeded
 from util import finetuning, labelmaps
-from util.labels import LabelSet, choose_labels
+from util.labels import choose_labels
 from util.mit_weights import CLASSIFIERS, load_mit
 from util.norms import InPlaceABN
-from util.preparation import prepare
 from util.schp_config import SCHPConfig
-from util.single_person import open_dataset
 
 torch.set_num_threads(1)
 FIXTURES = Path(__file__).resolve().parent / 'fixtures' / 'segformer'
@@ -381,91 +376,3 @@ def test_lip_and_cihp_labels_merge_and_unknown_stays():
         labelmaps.lip_to_merged(np.full((2, 2), 20, np.uint8))
     with pytest.raises(ValueError, match='sans_torso'):
         labelmaps.deepfashion_to_merged(labels[0], labels[0], 'with_legs')
-
-
-# ---- prepared set
-
-
-def write_deepfashion(root, count=6, size=(40, 30)):
-    """A download of `count` images in the original layout; returns {id: (segm, parts)}."""
-    maps = {}
-    for folder in ('images', 'segm', 'densepose'):
-        (root / folder).mkdir(parents=True)
-    for k in range(count):
-        name, segm, parts = f'WOMEN-Dresses-id_{k:08}-01_4_full', blobs(k, *size, 24), blobs(50 + k, *size, 25)
-        maps[name] = segm, parts
-        Image.fromarray(photo(k, *size)).save(root / 'images' / f'{name}.jpg')
-        Image.fromarray(segm).save(root / 'segm' / f'{name}_segm.png')
-        Image.fromarray(np.dstack([blobs(90 + k, *size, 200), blobs(80 + k, *size, 200), parts])).save(
-            root / 'densepose' / f'{name}_densepose.png')
-    return maps
-
-
-def contents(folder):
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob('*')) if p.is_file()}
-
-
-def test_prepared_set_has_disjoint_halves_in_the_layout_of_lip(tmp_path):
-    maps, out = write_deepfashion(tmp_path / 'raw'), tmp_path / 'made' / 'sep'
-    Image.new('L', (30, 40)).save(tmp_path / 'raw' / 'segm' / 'without_photo_segm.png')
-    assert prepare('DeepFashion', tmp_path / 'raw', out, 'sep', samples=4) == dict(train=4, val=2, left_out=1)
-    ids = {name: (out / f'{name}_id.txt').read_text().split() for name in ('train', 'val')}
-    assert len(ids['train']) == 4 and sorted(ids['train'] + ids['val']) == sorted(maps)
-    for name, members in ids.items():
-        assert sorted(os.listdir(out / f'{name}_images')) == sorted(f'{i}.jpg' for i in members)
-        assert sorted(os.listdir(out / f'{name}_segmentations')) == sorted(f'{i}.png' for i in members)
-        for i in members:
-            labels = np.asarray(Image.open(out / f'{name}_segmentations' / f'{i}.png'))
-            np.testing.assert_array_equal(labels, labelmaps.deepfashion_to_merged(*maps[i], 'sep'))
-            difference = np.asarray(Image.open(out / f'{name}_images' / f'{i}.jpg'), float) - photo(
-                list(maps).index(i), 40, 30)
-            assert np.abs(difference).mean() < 4                             # JPEG, twice
-    assert os.listdir(tmp_path / 'made') == ['sep']
-
-
-def test_preparing_repeats_exactly_and_the_seed_decides(tmp_path):
-    write_deepfashion(tmp_path / 'raw', 8)
-    for name, seed in (('a', 0), ('b', 0), ('c', 1)):
-        prepare('DeepFashion', tmp_path / 'raw', tmp_path / name, 'with_torso', 3, 2, seed)
-    assert contents(tmp_path / 'a') == contents(tmp_path / 'b') != contents(tmp_path / 'c')
-    assert len((tmp_path / 'a' / 'val_id.txt').read_text().split()) == 2
-
-
-def damage(kind, root):
-    first = sorted((root / 'segm').iterdir())[0].name.removesuffix('_segm.png')
-    if kind == 'photo':
-        (root / 'images' / f'{first}.jpg').write_bytes(b'\xff\xd8\xff')
-    elif kind == 'label':
-        Image.fromarray(np.full((40, 30), 24, np.uint8)).save(root / 'segm' / f'{first}_segm.png')
-    elif kind == 'part':
-        Image.fromarray(np.full((40, 30, 3), 25, np.uint8)).save(root / 'densepose' / f'{first}_densepose.png')
-        Image.fromarray(np.full((40, 30), 15, np.uint8)).save(root / 'segm' / f'{first}_segm.png')
-    elif kind == 'gray':
-        Image.new('L', (30, 40)).save(root / 'densepose' / f'{first}_densepose.png')
-    elif kind == 'size':
-        Image.new('RGB', (31, 40)).save(root / 'densepose' / f'{first}_densepose.png')
-    return first
-
-
-@pytest.mark.parametrize('kind', ['photo', 'label', 'part', 'gray', 'size'])
-def test_damaged_file_is_named_and_nothing_is_left_behind(kind, tmp_path):
-    write_deepfashion(tmp_path / 'raw')
-    first = damage(kind, tmp_path / 'raw')
-    with pytest.raises((ValueError, OSError)) as error:
-        prepare('DeepFashion', tmp_path / 'raw', tmp_path / 'out', samples=4)
-    assert first in str(error.value) and '\n' not in str(error.value)
-    assert os.listdir(tmp_path) == ['raw']
-
-
-def test_impossible_wishes_of_prepare_get_one_sentence(tmp_path):
-    write_deepfashion(tmp_path / 'raw')
-    (tmp_path / 'taken').mkdir()
-    (tmp_path / 'empty').mkdir()
-    for root, out, options, words in (
-            ('raw', 'taken', {}, 'taken exists'), ('raw', 'out', dict(samples=6), 'choose other numbers'),
-            ('raw', 'out', dict(samples=5, val_samples=2), 'choose other numbers'),
-            ('raw', 'out', dict(scheme='none'), 'map.* scheme'), ('empty', 'out', {}, 'images'),
-            ('nowhere', 'out', {}, 'nowhere')):
-        with pytest.raises((ValueError, OSError), match=words):
-            prepare('DeepFashion', tmp_path / root, tmp_path / out, **{'samples': 4, **options})
-    assert sorted(os.listdir(tmp_path)) == ['empty', 'raw', 'taken']
