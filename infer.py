@@ -12,10 +12,6 @@ import argparse
 import json
 import os
 import sys
-import threading
-from collections import deque
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -25,15 +21,14 @@ from tqdm import tqdm
 from data import input_size, network_input
 from uniparser import INFERENCE, UniParser, correlate, decode
 from util.datasets import DATASETS, open_dataset
-from util.files import (find_photos, make_folder, printable, read_photo, result_names, user_errors, write_file,
-                        write_png)
+from util.files import find_photos, printable, user_errors, write_file, write_png
 from util.masks import box_of, encode_rle, flatten_people
+from util.photos import PhotoPipeline, check_failures, name_jobs, share_of_process
 from util.pictures import cutout, heat_picture, overlay, palette, palette_image, titled_row
 from util.run import find_device, sum_over_processes
 from util.submissions import FORMS, PredictionWriter
 
 WEIGHTS = Path(__file__).parent / 'weights' / 'uniparser_ccp.pt'
-AHEAD = 4                                                # photos read before, and written after, their turn
 
 
 def add_model_flags(parser):
@@ -155,41 +150,20 @@ def draw_maps(model, out, photo, found, height=400):
 # Photos
 
 
-def ahead(pool, function, items):
-    """function(item) of each item, in their order; threads work on the next AHEAD meanwhile."""
-    futures = deque()
-    for item in items:
-        futures.append(pool.submit(function, item))
-        if len(futures) > AHEAD:
-            yield futures.popleft().result()
-    while futures:
-        yield futures.popleft().result()
-
-
-class PhotoParser:
-    """Parses photos into args.out. While the network runs, threads read the next photos and write the last results: see
-    `run`. A job is (path, name of the results)."""
+class PhotoParser(PhotoPipeline):
+    """Parses photos into args.out."""
 
     def __init__(self, model, args):
-        self.model, self.args, self.folder = model, args, Path(args.out)
-        self.turn = threading.Lock() if model.device.type == 'mps' else nullcontext()       # MPS is single-threaded
+        super().__init__(args.out, model.device)
+        self.model, self.args = model, args
 
-    def read(self, job):
-        """-> job, photo, network input; of an unreadable photo job, error, None."""
-        try:
-            photo = read_photo(job[0])
-            return job, photo, network_input(photo, self.model.config)
-        except (OSError, ValueError) as error:
-            return job, error, None
+    def prepare(self, photo):
+        return network_input(photo, self.model.config)
 
-    def parse(self, photos):
-        for job, photo, image in photos:
-            with self.turn:
-                out = None if image is None else self.model.outputs(image)
-            yield job, photo, out
+    def outputs(self, inputs):
+        return [self.model.outputs(image) for image in inputs]
 
     def write(self, result):
-        """-> a message about the photo, and the number of people, None for an unreadable photo."""
         ((path, name), photo, out), args, config = result, self.args, self.model.config
         if out is None:
             return f'error: {photo}', None
@@ -211,22 +185,10 @@ class PhotoParser:
 
     def run(self, jobs):
         """-> the number of photos that could not be read."""
-        make_folder(self.folder)
-        counts = []
-        with ThreadPoolExecutor(4) as pool, tqdm(total=len(jobs), disable=len(jobs) < 2 or None, unit='photo') as bar:
-            for message, number in ahead(pool, self.write, self.parse(ahead(pool, self.read, jobs))):
-                bar.write(message, file=sys.stderr if number is None else None)
-                bar.update()
-                counts.append(number)
+        counts = super().run(jobs)
         good = [number for number in counts if number is not None]
         print(f'{len(good)} of {len(jobs)} photos, {sum(good)} people -> {self.folder}/')
         return len(jobs) - len(good)
-
-
-def share_of_process(paths):
-    """Jobs of this process: (path, name of the results). torchrun's processes share the photos."""
-    world = int(os.environ.get('WORLD_SIZE', 1))
-    return list(zip(paths, result_names(paths)))[int(os.environ['RANK']) if world > 1 else 0::world]
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -259,9 +221,8 @@ def infer(args):
     model = load_model(args, args.device)
     if args.data:
         return predict_split(args, open_split(args, model), lambda image, *_: model.predict(image)[0])
-    failed = sum_over_processes(PhotoParser(model, args).run(share_of_process(find_photos(args.photos, args.out))))
-    if failed:
-        raise ValueError(f'{failed} photo{"s" * (failed > 1)} could not be read')
+    jobs = share_of_process(name_jobs(find_photos(args.photos, args.out)))
+    check_failures(sum_over_processes(PhotoParser(model, args).run(jobs)))
 
 
 def main(argv=None):

@@ -34,7 +34,7 @@ import torch.nn.functional as F
 from data import read_batches
 from segformer import SegFormer
 from train import PICTURES, Task, check_run, make_loader, read_resumed, run_command, train_task
-from util import finetuning, preparation, single_evaluation
+from util import extract, finetuning, fuse, preparation, single_evaluation
 from util.ace2p import (Bottleneck, ContextEncoding, Decoder, EdgeBranch, bare_norm, conv, convert_plain_norms,
                         load_imagenet, released_weights, resize, stack_maps, unit)
 from util.checkpoints import FORMAT, check_settings, load_strictly, name_command, read_checkpoint, reading
@@ -432,7 +432,9 @@ def train(args):
 # Commands
 
 
-USES = ((single_evaluation.evaluate, single_evaluation.add_flags, 'mIoU, pixel accuracy and mean accuracy of a split'),)
+USES = ((extract.extract, extract.add_flags, 'the classes of every pixel of photos of one person'),
+        (single_evaluation.evaluate, single_evaluation.add_flags, 'mIoU, pixel accuracy and mean accuracy of a split'),
+        (fuse.fuse, fuse.add_flags, 'the parts of several people, from two networks and person masks'))
 
 
 def load_model(args, path=None):
@@ -443,7 +445,7 @@ def load_model(args, path=None):
 
 def parse_arguments(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(required=True, metavar='train | evaluate')
+    commands = parser.add_subparsers(required=True, metavar='extract | evaluate | fuse | train | prepare')
     command = commands.add_parser('train', help='train a network through the cycles of self-correction')
     command.set_defaults(function=train)
     command.add_argument('--data', choices=list(DATASETS), help='default: LIP')

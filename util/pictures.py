@@ -31,10 +31,12 @@ def palette(num_classes):
     return colors
 
 
-def overlay(image, parsing, class_names=None, ignore=None):
+def overlay(image, parsing, class_names=None, ignore=None, colors=None):
     """Photo (H, W, 3) uint8 or Pillow RGB, parsing (N, H, W) -> Pillow RGB: parts in color, a white line
-    around each person, stripes over ignore, and, given class_names, a legend of the present classes below."""
-    canvas, colors = np.array(image), palette(len(class_names) - 1 if class_names else 58)
+    around each person, stripes over ignore, and, given class_names, a legend of the present classes below. colors
+    (256, 3): default `palette`."""
+    canvas = np.array(image)
+    colors = palette(len(class_names) - 1 if class_names else 58) if colors is None else colors
     width = max(1, round(min(canvas.shape[:2]) / 500))
     for person in np.asarray(parsing):
         if not person.any():

@@ -18,6 +18,7 @@ from PIL import Image
 
 import data
 from util import datasets
+from util.crowd import enlarge
 from util.files import index_folder, naming, pick_files
 from util.labels import LABEL_SETS
 from util.masks import box_of
@@ -114,15 +115,6 @@ DATASETS = {'LIP': LIP, 'ATR': ATR, 'Pascal': Pascal, 'CIHP': CIHP, 'CCP': CCP, 
 def open_dataset(name, root, split):
     """A data set of this module, as util.datasets.open_dataset opens its own."""
     return datasets.open_dataset(name, root, split, sets=DATASETS)
-
-
-def enlarge(box, size, factor=1.2):
-    """Box [x, y, width, height] -> inclusive corners (x0, y0, x1, y1) of the box enlarged about its center, inside a
-    photo of this size (H, W)."""
-    x, y, w, h = box
-    cx, cy, rx, ry = x + (w - 1) / 2, y + (h - 1) / 2, factor * w / 2, factor * h / 2
-    low, high = (max(0, int(cx - rx)), max(0, int(cy - ry))), (int(cx + rx), int(cy + ry))
-    return *low, min(size[1] - 1, high[0]), min(size[0] - 1, high[1])
 
 
 class Reduced:
