@@ -14,30 +14,23 @@ import json
 import os
 import re
 import sys
-import threading
-from collections import deque
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from tqdm import tqdm
 
 from data import input_size, network_input
 from uniparser import INFERENCE, Config, UniParser, correlate, decode
 from util.datasets import DATASETS, open_dataset
-from util.files import (MARK, check_target, find_photos, is_ours, make_folder, printable, read_photo, result_names,
-                        user_errors, write_png, write_result)
+from util.files import MARK, find_photos, is_ours, printable, user_errors, write_png, write_result
 from util.masks import box_of, encode_rle, flatten_people
+from util.photos import PhotoPipeline, check_failures, name_jobs, share_of_process
 from util.pictures import cutout, heat_picture, overlay, palette, palette_image, titled_row
 from util.run import find_device, sum_over_processes
 from util.submissions import FORMS, PredictionWriter
 
 WEIGHTS = Path(__file__).parent / 'weights' / 'uniparser_ccp.pt'
-RESULTS = '_parts.png', '_people.png', '_overlay.png', '_maps.png', '.json'                # endings, after NAME
-AHEAD = 4                                                # photos in the queue for reading, and for writing
 
 
 def add_model_flags(parser):
@@ -174,57 +167,28 @@ def draw_maps(model, out, photo, found, height=400):
 # Photos
 
 
-def ahead(pool, function, items):
-    """function(item) of each item, in their order; threads work on the next AHEAD meanwhile."""
-    futures = deque()
-    for item in items:
-        futures.append(pool.submit(function, item))
-        if len(futures) > AHEAD:
-            yield futures.popleft().result()
-    while futures:
-        yield futures.popleft().result()
-
-
-class PhotoParser:
-    """Parses photos into args.out. While the network runs, threads read the next photos and write the last results: see
-    `run`. A job is (path, name of the results). Another system overrides `prepare`, `decode` and `message`; its model
-    has device, class_names and outputs(input)."""
+class PhotoParser(PhotoPipeline):
+    """Parses photos into args.out. Another system overrides `prepare`, `decode` and `message`; its model has device,
+    class_names and outputs(input)."""
+    endings = '_parts.png', '_people.png', '_overlay.png', '_maps.png', '.json'
 
     def __init__(self, model, args):
-        self.model, self.args, self.folder, self.class_names = model, args, Path(args.out), model.class_names
-        self.turn = threading.Lock() if model.device.type == 'mps' else nullcontext()       # MPS is single-threaded
-        self.inputs = set()                              # real paths of all photos: none may be replaced
+        super().__init__(args.out, model.device, getattr(args, 'max_size', None))
+        self.model, self.args, self.class_names = model, args, model.class_names
         if args.only:
             keep_parts(np.zeros((0, 1, 1), np.uint8), self.class_names, args.only)          # refuses unknown names
 
     def prepare(self, photo):
-        """The network's input of a Pillow photo."""
         return network_input(photo, self.model.config)
+
+    def outputs(self, inputs):
+        return [self.model.outputs(image) for image in inputs]
 
     def decode(self, out, photo):
         """The network's outputs -> Parsing."""
         return decode(out, 0, photo, self.model.config, self.model.fusion)
 
-    def read(self, job):
-        """-> job, photo, network input; or job, error, None if the photo cannot be read."""
-        try:
-            for ending in RESULTS:
-                check_target(self.folder / (job[1] + ending), self.inputs)
-            photo = read_photo(job[0])
-            if getattr(self.args, 'max_size', None):
-                photo.thumbnail((self.args.max_size,) * 2, Image.BILINEAR)
-            return job, photo, self.prepare(photo)
-        except (OSError, ValueError) as error:
-            return job, error, None
-
-    def parse(self, photos):
-        for job, photo, image in photos:
-            with self.turn:
-                out = None if image is None else self.model.outputs(image)
-            yield job, photo, out
-
     def write(self, result):
-        """-> a message about the photo, and the number of people, None for an unreadable photo."""
         ((path, name), photo, out), args = result, self.args
         if out is None:
             return f'error: {photo}', None
@@ -249,22 +213,10 @@ class PhotoParser:
 
     def run(self, jobs):
         """-> the number of photos that could not be read."""
-        make_folder(self.folder)
-        self.inputs, counts = {os.path.realpath(path) for path, _ in jobs}, []
-        with ThreadPoolExecutor(4) as pool, tqdm(total=len(jobs), disable=len(jobs) < 2 or None, unit='photo') as bar:
-            for message, number in ahead(pool, self.write, self.parse(ahead(pool, self.read, jobs))):
-                bar.write(message, file=sys.stderr if number is None else None)
-                bar.update()
-                counts.append(number)
+        counts = super().run(jobs)
         good = [number for number in counts if number is not None]
         print(f'{len(good)} of {len(jobs)} photos, {sum(good)} people -> {self.folder}/')
         return len(jobs) - len(good)
-
-
-def share_of_process(paths):
-    """Jobs of this process: (path, name of the results). torchrun's processes share the photos."""
-    world = int(os.environ.get('WORLD_SIZE', 1))
-    return list(zip(paths, result_names(paths)))[int(os.environ['RANK']) if world > 1 else 0::world]
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -299,9 +251,8 @@ def infer(args):
     model = load_model(args, args.device)
     if args.data:
         return predict_split(args, open_split(args, model), lambda image, *_: model.predict(image)[0])
-    failed = sum_over_processes(PhotoParser(model, args).run(share_of_process(find_photos(args.photos))))
-    if failed:
-        raise ValueError(f'{failed} photo{"s" * (failed > 1)} could not be read')
+    jobs = share_of_process(name_jobs(find_photos(args.photos)))
+    check_failures(sum_over_processes(PhotoParser(model, args).run(jobs)))
 
 
 def main(argv=None):

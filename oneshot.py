@@ -33,7 +33,6 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from infer import share_of_process
 from train import Task, check_run, make_loader, read_resumed, run_command, train_task
 from util.checkpoints import FORMAT, check_settings, load_strictly, read_checkpoint, reading, write_checkpoint
 from util.episodes import FOLDS, IGNORE, read_episodes, write_episodes
@@ -43,6 +42,7 @@ from util.oneshot_parse import ExampleParser, read_names, read_supports
 from util.oneshot_scores import count_pixels, scores, table
 from util.oneshot_uniparser import UniParserByExample
 from util.oneshot_use import ByExample
+from util.photos import check_failures, name_jobs, share_of_process
 from util.prototypes import class_masks, cosine, episode_labels, foreground, query_target, static_prototypes
 from util.released import is_released
 from util.run import Run, add_run_flags, add_settings, check_ranges, find_device, given_settings
@@ -430,9 +430,7 @@ def parse(args):
     names, model = read_names(args.names, classes), load_model(args.weights, args.device)
     stored = dict(stored=True) if args.stored and isinstance(model, EOPNet) else {}
     parser = ExampleParser(model, args, model.learn(supports, masks, **stored), names)
-    failed = parser.run(share_of_process(find_photos(args.photos)))
-    if failed:
-        raise ValueError(f'{failed} photo{"s" * (failed > 1)} could not be read')
+    check_failures(parser.run(share_of_process(name_jobs(find_photos(args.photos)))))
 
 
 def add_model_flags(command):

@@ -23,7 +23,7 @@ import argparse
 import copy
 import math
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -32,16 +32,18 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from data import read_batches
+from segformer import SegFormer
 from train import PICTURES, Task, check_run, make_loader, read_resumed, run_command, train_task
-from util import single_evaluation
+from util import extract, finetuning, fuse, preparation, single_evaluation
 from util.ace2p import (Bottleneck, ContextEncoding, Decoder, EdgeBranch, bare_norm, conv, convert_plain_norms,
                         load_imagenet, released_weights, resize, stack_maps, unit)
-from util.checkpoints import (FORMAT, check_settings, load_strictly, name_command, read_checkpoint, reading,
-                              write_checkpoint)
+from util.checkpoints import FORMAT, check_settings, load_strictly, name_command, read_checkpoint, reading
 from util.labels import LABEL_SETS, LabelSet, choose_labels
+from util.mit_weights import load_mit
 from util.norms import MOMENTUM, InPlaceABN
 from util.parser import Parser
 from util.run import Run, add_run_flags, add_settings, find_device, given_settings
+from util.schp_config import CHOICES, SCHPConfig, preset
 from util.semantic import compare_image, semantic_metrics
 from util.single_person import DATASETS, Samples, open_sets
 
@@ -50,69 +52,13 @@ HEADS = ('parsing', 'fusion', 'edge')
 
 
 # ---------------------------------------------------------------------------------------------------------------
-# Configuration: the defaults are the released training on LIP; presets are differences from it
-
-
-@dataclass(frozen=True)
-class SCHPConfig:
-    recipe: str = 'paper'               # paper | released: how losses and cycles are computed, see `schp_loss`
-    # data
-    data: str = 'LIP'
-    size: tuple = (473, 473)            # (H, W) of the network's input
-    scale: float = 0.25                 # deviation of the random scale, see util.single_person.augment
-    rotation: float = 30.0              # deviation of the random rotation, degrees
-    loss_stride: int = 1                # losses at every n-th pixel; 2 makes them four times cheaper
-    keep: bool = False                  # keep the photos in memory, reduced: for small data sets and networks
-    # network
-    network: str = 'ace2p'
-    blocks: tuple = (3, 4, 23, 3)       # of the four stages: ResNet-101
-    width: int = 64                     # channels of the first convolution; all others in proportion
-    pretrained: str = ''                # file of ImageNet weights, see `load_imagenet`
-    # training
-    batch_size: int = 48                # images per step, over all processes
-    accumulate: int = 1                 # passes per step, each with a share of its images
-    epochs: int = 150
-    lr: float = 7e-3                    # for the whole batch
-    warmup: int = 10                    # epochs
-    weight_decay: float = 5e-4
-    clip: float = 1e6                   # largest gradient norm; the released training does not clip
-    # cycles
-    cycle_start: int = 100              # epochs before the first average; as many as `epochs`: no cycles
-    cycle_epochs: int = 10
-    correct_labels: bool = True         # from cycle 1 on; False: models are averaged, labels stay as they are
-    val_every: int = 10                 # epochs
-    val_images: int = 0                 # 0 = all
-    workers: int = 4
-    seed: int = 0
-
-    def __post_init__(self):
-        for name, allowed in CHOICES.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f'{name} is {getattr(self, name)!r}; choose one of {", ".join(allowed)}')
-        for name, count, most in ('size', 2, 4096), ('blocks', 4, 100):
-            values = getattr(self, name)
-            if len(values) != count or not all(type(v) is int and 1 <= v <= most for v in values):
-                raise ValueError(f'{name} is {values}; give {count} numbers from 1 to {most}')
-        for name in ('batch_size', 'accumulate', 'epochs', 'cycle_start', 'cycle_epochs', 'val_every', 'loss_stride'):
-            if getattr(self, name) < 1:
-                raise ValueError(f'{name} is {getattr(self, name)}; it is at least 1')
-        if not 2 <= self.width <= 1024:
-            raise ValueError(f'width is {self.width}; it is between 2 and 1024')
-
-
-CHOICES = dict(recipe=('paper', 'released'), network=('ace2p',), data=tuple(DATASETS))
-PRESETS = {
-    'LIP': {}, 'ATR': dict(size=(512, 512)), 'Pascal': dict(size=(512, 512)), 'CIHP': {},
-    'CCP': dict(size=(160, 112), loss_stride=2, keep=True, rotation=10.0, blocks=(1, 1, 1, 1), width=16, batch_size=8,
-                epochs=14, lr=0.02, warmup=0, cycle_start=10, cycle_epochs=2, val_every=2, workers=0)}
-
-
-# ---------------------------------------------------------------------------------------------------------------
 # Network
 
 
 class SCHP(Parser):
-    """A-CE2P. labels, size, flip_pairs: see `Parser`. blocks and width are the paper's ResNet-101; (1, 1, 1, 1) and 8 train in seconds on a CPU."""
+    """A-CE2P. labels, size, flip_pairs: see `Parser`. blocks and width are the paper's ResNet-101; (1, 1,
+    1, 1) and 8 train in seconds on a CPU."""
+    sign = 'fushion.3.weight'                             # an entry of its released checkpoints, and of no others
 
     def __init__(self, labels, size=(473, 473), flip_pairs=(), blocks=(3, 4, 23, 3), width=64):
         super().__init__(labels, size, flip_pairs)
@@ -150,15 +96,17 @@ class SCHP(Parser):
                        fusion=lambda: self.fushion(torch.cat([feature, stack_maps(edge_features)], 1)))
         return {head: compute[head]() for head in heads}
 
-    def save(self, path, **more):
-        """Writes weights, config, class names and flip pairs to one file, atomically; `more` is stored beside them."""
-        write_checkpoint(path, 'schp', self.config, self.state_dict(), class_names=self.labels,
-                         flip_pairs=self.flip_pairs, **more)
+    @staticmethod
+    def sizes(weights):
+        """dict of blocks and width of a released checkpoint, from its weights."""
+        blocks = (len({k.split('.')[1] for k in weights if k.startswith(f'layer{i}.')}) for i in (1, 2, 3, 4))
+        return dict(blocks=tuple(blocks), width=len(weights['conv1.weight']))
 
     @classmethod
     def from_pretrained(cls, path, labels=None, device='cpu'):
         """A model in eval mode from our own file, or from one of the released code: both generations of the
-        single-person files, the multi-person files and what its training writes. labels: see `choose_labels`; give
+        single-person files, the multi-person files, what its training writes, and the files of ViWear's fork, which
+        give a `SegFormer`. labels: see `choose_labels`; give
         'cihp' for the multi-person files. Depth, width and number of classes are read off the weights."""
         state = read_checkpoint(path)
         if command := name_command(state, 'schp'):
@@ -172,7 +120,8 @@ class SCHP(Parser):
         return model.to(device).eval()
 
 
-NETWORKS = {'ace2p': SCHP}
+NETWORKS = {'ace2p': SCHP, 'segformer': SegFormer}
+LOADERS = {'ace2p': load_imagenet, 'segformer': load_mit}             # of ImageNet weights
 
 
 def build(config, labels):
@@ -194,19 +143,20 @@ def from_own_file(state, labels, path):
 
 def from_released_file(state, labels, path):
     weights, plain_norms = released_weights(state)
-    if missing := [k for k in ('conv1.weight', 'fushion.3.weight') if getattr(weights.get(k), 'ndim', 0) != 4]:
-        raise ValueError(f'{path} is not a checkpoint of SCHP: it has no {" and no ".join(missing)}')
-    chosen = choose_labels(len(weights['fushion.3.weight']), labels)
-    blocks = [len({k.split('.')[1] for k in weights if k.startswith(f'layer{i}.')}) for i in (1, 2, 3, 4)]
+    network = next((name for name, n in NETWORKS.items() if getattr(weights.get(n.sign), 'ndim', 0) == 4), None)
+    if not network:
+        raise ValueError(f'{path} is not a checkpoint of SCHP: it has no {SCHP.sign}')
+    chosen = choose_labels(len(weights[NETWORKS[network].sign]), labels)
+    config = SCHPConfig(size=tuple(chosen.size), network=network, **NETWORKS[network].sizes(weights))
     with torch.device('meta'):
-        return SCHP(*chosen, blocks=blocks, width=len(weights['conv1.weight'])), weights, plain_norms
+        return build(config, chosen), weights, plain_norms
 
 
 # ---------------------------------------------------------------------------------------------------------------
 # Losses
 
 
-def schp_loss(out, labels, soft=None, cycle=0, recipe='paper'):
+def schp_loss(out, labels, soft=None, cycle=0, recipe='paper', batchmean=False):
     """Terms of the loss and their sum 'total'. For parsing and fusion: 0.5 Lovasz + 0.5 cross-entropy; plus the edges'.
 
     out: `forward`'s dict with all heads; labels (B,H,W) integers, 255 = unknown. From cycle 1 on, `soft` holds the
@@ -216,7 +166,8 @@ def schp_loss(out, labels, soft=None, cycle=0, recipe='paper'):
     pixels are in no term. 'released': as the released code computes it. It mixes logits with one-hot labels before
     the softmax, takes the mean over pixels and classes, and its one-hot helper writes 0 over the label 255: unknown
     pixels are background from cycle 1 on, beginning after the parsing head's Lovasz term; the edges' cross-entropy
-    counts them as "no edge". The consistency term of the released code is always 0 and left out here."""
+    counts them as "no edge". The consistency term of the released code is always 0 and left out here. `batchmean`, of
+    the SegFormer variant: the released divergence is a mean over pixels alone."""
     if (cycle > 0) != (soft is not None):
         raise ValueError(f'cycle {cycle} {"needs" if cycle else "takes no"} soft labels')
     released, labels, terms = recipe == 'released', labels.long(), {}
@@ -229,13 +180,14 @@ def schp_loss(out, labels, soft=None, cycle=0, recipe='paper'):
         else:
             target = soft_target(soft['fusion'], labels, cycle, released)
             labels = labels.masked_fill(labels == IGNORE, 0) if released else labels
-            terms[f'kl_{head}'] = 0.5 * kl_divergence(logits, target, labels, released)
+            terms[f'kl_{head}'] = 0.5 * kl_divergence(logits, target, labels, released, batchmean)
     logits = resize(out['edge'].float(), edge.shape[1:])
     if soft is None:    # the released weights, pos/total of "no edge" and neg/total of "edge", make both count alike
         loss = cross_entropy(logits, edge)
         terms['ce_edge'] = (masked_mean(loss, edge == 0) + masked_mean(loss, edge == 1)) / 2
     else:
-        terms['kl_edge'] = kl_divergence(logits, soft_target(soft['edge'], edge, cycle, released), edge, released)
+        target = soft_target(soft['edge'], edge, cycle, released)
+        terms['kl_edge'] = kl_divergence(logits, target, edge, released, batchmean)
     return {**terms, 'total': sum(terms.values())}
 
 
@@ -282,10 +234,12 @@ def soft_target(soft, labels, cycle, released=False):
     return (1 - share) * soft.softmax(1) + share * onehot
 
 
-def kl_divergence(logits, target, labels, released=False):
+def kl_divergence(logits, target, labels, released=False, batchmean=False):
     """KL(target || softmax(logits)), a mean over the pixels whose label is known; released: over pixels and classes."""
     divergence = F.kl_div(logits.log_softmax(1), target, reduction='none')
-    return divergence.mean() if released else masked_mean(divergence.sum(1), labels != IGNORE)
+    if released:
+        return divergence.sum(1).mean() if batchmean else divergence.mean()
+    return masked_mean(divergence.sum(1), labels != IGNORE)
 
 
 def edges(labels):
@@ -364,12 +318,19 @@ class SCHPTask(Task):
         return self.averaged if self.cycle else self.model
 
     def optimizer(self):
+        if self.config.network == 'segformer':
+            return finetuning.make_optimizer(self.model, self.config.phase, self.config.weight_decay)
         return torch.optim.SGD([dict(params=list(self.model.parameters()), factor=1.0)], lr=1.0, momentum=0.9,
                                weight_decay=self.config.weight_decay)
 
     def learning_rate(self, step, steps_per_epoch):
         c = self.config
         return learning_rate(step // steps_per_epoch, c.lr, c.warmup, c.cycle_start, c.cycle_epochs)
+
+    def start_epoch(self, epoch, optimizer):
+        if self.config.network == 'segformer' and self.config.recipe == 'released':
+            finetuning.set_factors(optimizer, self.learning_rate(epoch, 1), self.config.lr,
+                                   epoch >= self.config.cycle_start)
 
     def loss(self, net, batch, run):
         """The released recipe leaves the averaged model in training mode, with dropout and statistics that drift."""
@@ -380,7 +341,8 @@ class SCHPTask(Task):
             if cycle:
                 with torch.no_grad():
                     soft = self.averaged(images, heads=('fusion', 'edge'))
-        return schp_loss(out, batch['labels'].to(run.device, non_blocking=True), soft, cycle, self.config.recipe)
+        labels = batch['labels'].to(run.device, non_blocking=True)
+        return schp_loss(out, labels, soft, cycle, self.config.recipe, self.config.network == 'segformer')
 
     def end_epoch(self, epoch, run):
         """At the end of a cycle: averages the models, re-estimates the norms, and keeps cycle_N.pt."""
@@ -394,7 +356,7 @@ class SCHPTask(Task):
         self.cycle += 1
         run.log(f'cycle {self.cycle}: {self.cycle} models averaged', cycle=self.cycle, epoch=epoch + 1)
         if run.first:
-            self.averaged.save(run.folder / f'cycle_{self.cycle}.pt')
+            self.averaged.save(run.folder / f'cycle_{self.cycle}.pt', cycle=self.cycle)
 
     def validate(self, run):
         """Metrics of the validation photos and pictures of the first ones; each process takes its share."""
@@ -422,6 +384,16 @@ class SCHPTask(Task):
             torch.cuda.set_rng_state(state['cuda'])
 
 
+def start_from(task, path, reset_cycle):
+    """Begins with the weights of another run: model and averaged model. Its cycle goes on, unless it is reset."""
+    state = read_checkpoint(path)
+    model = task.model
+    other = SCHP.from_pretrained(path, LabelSet(model.labels, model.size, model.flip_pairs))
+    for model in model, task.averaged:
+        load_strictly(model, other.state_dict(), path)
+    task.cycle = 0 if reset_cycle else int(state.get('cycle', state.get('cycle_n', 0)))
+
+
 def prepare_task(args, run):
     """Arguments -> the task, the run's folder (None: not chosen yet), and the state to continue from or None."""
     if args.resume:
@@ -429,7 +401,8 @@ def prepare_task(args, run):
     else:
         name = args.data or 'LIP'
         changes = dict(given_settings(args, SCHPConfig), recipe=args.recipe or 'paper', data=name)
-        config, folder, state, root = replace(SCHPConfig(), **{**PRESETS[name], **changes}), args.out, None, args.root
+        changes = {**preset(name, changes.get('network'), changes.get('phase', 0)), **changes}
+        config, folder, state, root = replace(SCHPConfig(), **changes), args.out, None, args.root
     check_run(config, run, args, state)
     if config.batch_size // run.world // config.accumulate < 2:
         raise ValueError('a pass needs two images at least, because the norms of one have no variance; choose a larger '
@@ -441,8 +414,11 @@ def prepare_task(args, run):
     if state:
         load_strictly(model, state['model'], folder / 'last.pt')
     elif config.pretrained:
-        load_imagenet(model, config.pretrained)
-    return SCHPTask(config, model.to(run.device), loader, val_set, root), folder, state
+        LOADERS[config.network](model, config.pretrained)
+    task = SCHPTask(config, model.to(run.device), loader, val_set, root)
+    if args.weights and not state:
+        start_from(task, args.weights, args.reset_cycle)
+    return task, folder, state
 
 
 def train(args):
@@ -456,7 +432,9 @@ def train(args):
 # Commands
 
 
-USES = ((single_evaluation.evaluate, single_evaluation.add_flags, 'mIoU, pixel accuracy and mean accuracy of a split'),)
+USES = ((extract.extract, extract.add_flags, 'the classes of every pixel of photos of one person'),
+        (single_evaluation.evaluate, single_evaluation.add_flags, 'mIoU, pixel accuracy and mean accuracy of a split'),
+        (fuse.fuse, fuse.add_flags, 'the parts of several people, from two networks and person masks'))
 
 
 def load_model(args, path=None):
@@ -467,13 +445,18 @@ def load_model(args, path=None):
 
 def parse_arguments(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(required=True, metavar='train | evaluate')
+    commands = parser.add_subparsers(required=True, metavar='extract | evaluate | fuse | train | prepare')
     command = commands.add_parser('train', help='train a network through the cycles of self-correction')
     command.set_defaults(function=train)
     command.add_argument('--data', choices=list(DATASETS), help='default: LIP')
     command.add_argument('--recipe', choices=CHOICES['recipe'], help='default: paper')
+    command.add_argument('--weights', help='begin with the weights and the cycle of this file')
+    command.add_argument('--reset-cycle', action='store_true', help='with --weights: begin with cycle 0')
     add_run_flags(command)
     add_settings(command, SCHPConfig, CHOICES, skip=('data', 'recipe'))
+    command = commands.add_parser('prepare', help='write a set with merged labels, in the layout of LIP')
+    command.set_defaults(function=preparation.command)
+    preparation.add_flags(command)
     for function, add_flags, text in USES:
         command = commands.add_parser(function.__name__, help=text)
         command.set_defaults(function=partial(function, load_model=load_model))

@@ -5,22 +5,21 @@ SegFormer (Xie et al. 2021, arXiv:2105.15203) has a hierarchical transformer, he
 checkpoints, so its files load as they are. The backbone is written from the paper.
 
     name     output                                      size of (H, W) images
-    MiT      four maps of 64, 128, 320, 512 channels     1/4, 1/8, 1/16, 1/32
-    Head     parsing logits (C) and feature (256)        1/4
-    Edge     edge logits (2) and features (768)          1/4
+    backbone four maps of 64, 128, 320, 512 channels     1/4, 1/8, 1/16, 1/32
+    head     parsing logits (C) and feature (256)        1/4
+    edge     edge logits (2) and features (768)          1/4
     fusion   fusion logits (C), those of inference       1/4
 """
 from collections import OrderedDict
 
-import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torchvision.ops import StochasticDepth
 
-from util.checkpoints import load_strictly, read_checkpoint, reading
-from util.norms import InPlaceABN
+from util.ace2p import EdgeBranch, conv, convolve_stack, unit
+from util.parser import Parser
 
-CHANNELS = 256                                            # of every head; the SegFormer paper has 768 for B4
+HEADS, SR_RATIOS = (1, 2, 5, 8), (8, 4, 2, 1)             # of the four stages; each head has `width` channels
 
 
 def to_map(tokens, size):                                 # (B, H * W, C) -> (B, C, H, W)
@@ -29,10 +28,6 @@ def to_map(tokens, size):                                 # (B, H * W, C) -> (B,
 
 def to_tokens(x):                                         # (B, C, H, W) -> (B, H * W, C)
     return x.flatten(2).transpose(1, 2)
-
-
-def resize(x, size, align_corners):
-    return x if x.shape[2:] == size else F.interpolate(x, size, mode='bilinear', align_corners=align_corners)
 
 
 class PatchEmbed(nn.Module):
@@ -114,87 +109,57 @@ class MiT(nn.Module):
 
 
 class Head(nn.Module):
-    """All-MLP head (SegFormer, Eq. 4): maps -> parsing logits (B, C, h, w), feature (B, 256, h, w). `conv_seg` is in
+    """All-MLP head (SegFormer, Eq. 4): maps -> feature (B, mid, h, w); linear_pred classifies it. `conv_seg` is in
     every checkpoint of the fork and in no forward."""
 
-    def __init__(self, dims, num_classes):
+    def __init__(self, dims, mid, num_classes):
         super().__init__()
         for i, dim in enumerate(dims, 1):
-            self.add_module(f'linear_c{i}', nn.Sequential(OrderedDict(proj=nn.Linear(dim, CHANNELS))))
+            self.add_module(f'linear_c{i}', nn.Sequential(OrderedDict(proj=nn.Linear(dim, mid))))
         self.linear_fuse = nn.Sequential(OrderedDict(
-            conv=nn.Conv2d(4 * CHANNELS, CHANNELS, 1, bias=False), bn=nn.BatchNorm2d(CHANNELS), relu=nn.ReLU()))
-        self.dropout, self.linear_pred = nn.Dropout2d(0.1), nn.Conv2d(CHANNELS, num_classes, 1)
-        self.conv_seg = nn.Conv2d(128, num_classes, 1)
+            conv=conv(4 * mid, mid), bn=nn.BatchNorm2d(mid), relu=nn.ReLU()))
+        self.dropout, self.linear_pred = nn.Dropout2d(0.1), conv(mid, num_classes, bias=True)
+        self.conv_seg = conv(mid // 2, num_classes, bias=True)
 
     def forward(self, maps):
-        size = maps[0].shape[2:]
-        shares = self.linear_fuse.conv.weight.chunk(4, dim=1)              # for c4, c3, c2, c1
-        x = 0
-        for i, share in zip((4, 3, 2, 1), shares):
-            c = to_map(self.get_submodule(f'linear_c{i}')(to_tokens(maps[i - 1])), maps[i - 1].shape[2:])
-            x = x + resize(F.conv2d(c, share), size, align_corners=False)  # a 1x1 convolution commutes with resizing
-        feature = self.linear_fuse.relu(self.linear_fuse.bn(x))
-        return self.linear_pred(self.dropout(feature)), feature
+        fuse, size = self.linear_fuse, maps[0].shape[2:]
+        x = 0 if fuse.conv.bias is None else fuse.conv.bias[:, None, None]           # from the norm, once it is folded
+        for i, share in zip((4, 3, 2, 1), fuse.conv.weight.flatten(1).chunk(4, dim=1)):
+            proj = self.get_submodule(f'linear_c{i}').proj        # two linear maps in turn are one, and commute with
+            c = F.conv2d(maps[i - 1], (share @ proj.weight)[..., None, None], share @ proj.bias)        # resizing
+            x = x + (c if i == 1 else F.interpolate(c, size, mode='bilinear', align_corners=False))
+        return fuse.relu(fuse.bn(x))
 
 
-def conv_norm(channels):
-    return nn.Sequential(nn.Conv2d(channels, CHANNELS, 1, bias=False), InPlaceABN(CHANNELS))
+class SegFormer(Parser):
+    """labels, size, flip_pairs: see `Parser`. blocks and width are those of MiT-B4, the fork's `segformer_mit_b4`; (1,
+    1, 1, 1) and 8 train in seconds on a CPU. `backbone(images)` gives the four maps."""
 
+    sign = 'head.linear_pred.weight'                      # an entry of the fork's checkpoints, and of no others
 
-class Edge(nn.Module):
-    """SCHP's edge module: c1, c2, c3 -> edge logits (B, 2, h, w), features (B, 768, h, w)."""
-
-    def __init__(self, dims):
-        super().__init__()
-        self.conv1, self.conv2, self.conv3 = (conv_norm(dim) for dim in dims[:3])
-        self.conv4, self.conv5 = nn.Conv2d(CHANNELS, 2, 3, padding=1), nn.Conv2d(6, 2, 1)
-
-    def forward(self, maps):
-        size = maps[0].shape[2:]
-        features = [conv(c) for conv, c in zip((self.conv1, self.conv2, self.conv3), maps)]
-        edges = [resize(self.conv4(f), size, align_corners=True) for f in features]
-        return self.conv5(torch.cat(edges, 1)), torch.cat([resize(f, size, align_corners=True) for f in features], 1)
-
-
-class SegFormer(nn.Module):
-    """images (B, 3, H, W), BGR, normalized as for SCHP -> dict of logits at 1/4 of the size: parsing and fusion
-    (B, C, h, w), edge (B, 2, h, w). `backbone(images)` gives the four maps. The defaults are the fork's
-    `segformer_mit_b4`; `depths=(1, 1, 1, 1)` makes a small one."""
-
-    def __init__(self, num_classes=9, depths=(3, 8, 27, 3), dims=(64, 128, 320, 512), heads=(1, 2, 5, 8),
-                 sr_ratios=(8, 4, 2, 1)):
-        super().__init__()
-        self.backbone = MiT(depths, dims, heads, sr_ratios)
-        self.head, self.edge = Head(dims, num_classes), Edge(dims)
-        self.fusion = nn.Sequential(*conv_norm(4 * CHANNELS), nn.Dropout2d(0.1), nn.Conv2d(CHANNELS, num_classes, 1))
+    def __init__(self, labels, size=(512, 384), flip_pairs=(), blocks=(3, 8, 27, 3), width=64):
+        super().__init__(labels, size, flip_pairs)
+        dims, mid = [width * n for n in HEADS], 4 * width       # SegFormer's own head has 768 channels, not 256
+        self.backbone = MiT(blocks, dims, HEADS, SR_RATIOS)
+        self.head, self.edge = Head(dims, mid, self.num_classes), EdgeBranch(dims[:3], mid)
+        self.fusion = nn.Sequential(*unit(4 * mid, mid), nn.Dropout2d(0.1), conv(mid, self.num_classes, bias=True))
         for linear in (m for m in self.backbone.modules() if isinstance(m, nn.Linear)):
             nn.init.trunc_normal_(linear.weight, std=0.02)                # usual for vision transformers
             nn.init.zeros_(linear.bias)
 
-    def forward(self, images):
-        maps = self.backbone(images)
-        parsing, feature = self.head(maps)
-        edge, edge_features = self.edge(maps)
-        return dict(parsing=parsing, fusion=self.fusion(torch.cat([feature, edge_features], 1)), edge=edge)
+    def forward(self, images, heads=('parsing', 'fusion', 'edge')):
+        """images (B, 3, H, W), BGR, normalized as for SCHP -> dict of logits at 1/4 of the size: parsing and fusion
+        (B, C, h, w), edge (B, 2, h, w). Only the heads asked for are computed."""
+        c1, c2, c3, c4 = self.backbone(images)
+        feature, edge_features = self.head((c1, c2, c3, c4)), self.edge.features(c1, c2, c3)
+        compute = dict(parsing=lambda: self.head.linear_pred(self.head.dropout(feature)),
+                       fusion=lambda: self.fusion[1:](convolve_stack(self.fusion[0], [feature, *edge_features])),
+                       edge=lambda: self.edge(edge_features))
+        return {head: compute[head]() for head in heads}
 
-
-def from_state(state, path):
-    """A SegFormer in eval mode from a checkpoint of the fork, as read from `path`: {state_dict, ..} or the weights
-    alone, with or without `module.`. Classes and depths are read off the weights, the rest has to fit."""
-    with reading(path):
-        state = state.get('state_dict', state)
-        weights = {key.removeprefix('module.'): value for key, value in state.items()}
-        if not {'backbone.patch_embed1.proj.weight', 'head.linear_pred.weight'} <= set(weights):
-            raise ValueError(f'{path} is no checkpoint of segformer_mit_b4; the ImageNet weights mit_b4.pth alone are '
-                             'no parser, and SCHP\'s own files belong to its ResNet-101')
+    @staticmethod
+    def sizes(weights):
+        """dict of blocks and width of a checkpoint of the fork, from its weights."""
         blocks = {tuple(key.split('.')[1:3]) for key in weights if key.startswith('backbone.block')}
-        with torch.device('meta'):                          # load_strictly allocates
-            model = SegFormer(num_classes=len(weights['head.linear_pred.weight']),
-                              depths=[sum(stage == f'block{i}' for stage, _ in blocks) for i in '1234'])
-        load_strictly(model, weights, path)
-        return model.eval()
-
-
-def load_checkpoint(path):
-    """`from_state` of a file. ValueError or OSError with one sentence for any other file."""
-    return from_state(read_checkpoint(path), path)
+        return dict(blocks=tuple(sum(stage == f'block{i}' for stage, _ in blocks) for i in '1234'),
+                    width=len(weights['backbone.patch_embed1.proj.weight']))

@@ -75,6 +75,9 @@ class Task:
     def learning_rate(self, step, steps_per_epoch):
         return learning_rate(step, steps_per_epoch, self.config)
 
+    def start_epoch(self, epoch, optimizer):
+        """Called before the first step of an epoch, also of a resumed one: may change the groups' factors."""
+
     def end_epoch(self, epoch, run):
         """Called after the last step of an epoch, before the validation."""
 
@@ -203,6 +206,7 @@ class Trainer:
         task, accumulate, finished = self.task, self.config.accumulate, self.position == self.steps
         task.loader.batch_sampler.set_epoch(self.epoch, start=self.position * accumulate)
         self.net.train()
+        task.start_epoch(self.epoch, self.optimizer)
         iterator, pending = data.read_batches(task.loader), None
         self.shown = time.time(), self.position
         for self.position in tqdm(range(self.position, self.steps), initial=self.position, total=self.steps,

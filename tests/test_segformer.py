@@ -2,7 +2,6 @@
 import functools
 import json
 import lzma
-import os
 from pathlib import Path
 
 import numpy as np
@@ -10,34 +9,42 @@ import pytest
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from PIL import Image
 
-import segformer
-from tests.seeded import blobs, noise, photo, seeded
+import schp
+from schp import SCHP
 from segformer import SegFormer
+from tests.seeded import blobs, noise, seeded
 from util import finetuning, labelmaps
+from util.labels import choose_labels
 from util.mit_weights import CLASSIFIERS, load_mit
 from util.norms import InPlaceABN
+from util.schp_config import SCHPConfig
 
 torch.set_num_threads(1)
 FIXTURES = Path(__file__).resolve().parent / 'fixtures' / 'segformer'
 KEYS = json.loads(lzma.open(FIXTURES / 'keys.json.xz').read())               # [[key, shape], ..]
 SCHEMES = json.loads((FIXTURES / 'schemes.json').read_text())
 OPTIMIZERS = json.loads((FIXTURES / 'optimizers.json').read_text())
-RECIPES = {'adamw_custom': ('adamw_custom', 1e-2), 'phase_1': ('segce2p_phase_1', 1e-3),
-           'phase_2': ('segce2p_phase_2', 1e-3)}                             # names in the fixture, decay
+PHASES = {'adamw_custom': (0, 1e-2), 'phase_1': (1, 1e-3), 'phase_2': (2, 1e-3)}                  # names in the fixture
+SMALL = dict(blocks=(1, 1, 1, 1), width=8)
+
+
+def names(count):
+    return tuple(f'class {i}' for i in range(count))
 
 
 @functools.cache
-def small_state(num_classes):
+def small_state(num_classes, width=8):
     with torch.device('meta'):
-        model = SegFormer(num_classes, depths=(1, 1, 1, 1))
+        model = SegFormer(names(num_classes), blocks=(1, 1, 1, 1), width=width)
     return {k: torch.from_numpy(seeded(k, v.shape)) for k, v in model.state_dict().items()}
 
 
-def small(num_classes=9):
+def small(num_classes=9, width=8):
     """A network with one block in each stage and seeded weights, in eval mode."""
-    return segformer.from_state(small_state(num_classes), 'seeded weights')
+    model = SegFormer(names(num_classes), (64, 48), blocks=(1, 1, 1, 1), width=width)
+    model.load_state_dict(small_state(num_classes, width))
+    return model.eval()
 
 
 def to_hub(weights):
@@ -67,10 +74,12 @@ def to_hub(weights):
 
 
 @pytest.fixture(scope='module')
-def full():
+def full(tmp_path_factory):
     """The whole network from a checkpoint as the fork writes it: keys with module., in a dictionary with the epoch."""
-    weights = {f'module.{k}': torch.from_numpy(seeded(k, s)) for k, s in KEYS}
-    return segformer.from_state(dict(epoch=7, state_dict=weights), 'checkpoint.pth.tar')
+    path = tmp_path_factory.mktemp('segformer') / 'checkpoint.pth.tar'
+    torch.save(dict(epoch=7, state_dict={f'module.{k}': torch.from_numpy(seeded(k, s)) for k, s in KEYS}), path)
+    yield SCHP.from_pretrained(path)
+    path.unlink()
 
 
 def test_keys_shapes_and_size_are_those_of_the_fork(full):
@@ -78,7 +87,8 @@ def test_keys_shapes_and_size_are_those_of_the_fork(full):
     sizes = [sum(p.numel() for p in m.parameters()) for m in (full, full.backbone, full.head, full.edge, full.fusion)]
     assert sizes == [61_774_187, 60_842_688, 529_298, 137_232, 264_969]
     with torch.device('meta'):
-        assert sum(p.numel() for p in SegFormer(20).parameters()) == 61_781_260
+        assert sum(p.numel() for p in SegFormer(names(20)).parameters()) == 61_781_260
+    assert full.labels == choose_labels(9, 'merged').names and full.size == (512, 384) and not full.flip_pairs
 
 
 @torch.no_grad()
@@ -107,19 +117,31 @@ def test_any_size_of_image_and_batch(size):
 @torch.no_grad()
 def test_head_equals_fusing_the_concatenated_levels():
     head = small().head
-    maps = [torch.from_numpy(noise(i, (1, c, 16 >> i, 12 >> i))) for i, c in enumerate((64, 128, 320))]
-    maps.append(torch.from_numpy(noise(3, (1, 512, 2, 1))))
+    maps = [torch.from_numpy(noise(i, (1, c, 16 >> i, 12 >> i))) for i, c in enumerate((8, 16, 40))]
+    maps.append(torch.from_numpy(noise(3, (1, 64, 2, 1))))
     levels = [F.conv2d(maps[i - 1], head.get_submodule(f'linear_c{i}').proj.weight[..., None, None],
                        head.get_submodule(f'linear_c{i}').proj.bias) for i in (4, 3, 2, 1)]
     levels = [F.interpolate(level, (16, 12), mode='bilinear', align_corners=False) for level in levels]
-    logits, feature = head(maps)
-    torch.testing.assert_close(feature, head.linear_fuse(torch.cat(levels, 1)), rtol=0, atol=1e-4)
-    torch.testing.assert_close(logits, head.linear_pred(feature), rtol=0, atol=1e-5)
+    torch.testing.assert_close(head(maps), head.linear_fuse(torch.cat(levels, 1)), rtol=0, atol=1e-4)
+
+
+@torch.inference_mode()
+def test_heads_alone_and_folded_equal_all_heads():
+    model, images = small(5), torch.from_numpy(noise(5, (2, 3, 75, 53)))
+    expected, folded = model(images), model.folded()
+    assert not any(isinstance(m, (InPlaceABN, nn.BatchNorm2d)) for m in folded.modules())
+    for name in expected:
+        alone = folded(images, heads=(name,))
+        assert list(alone) == [name]
+        torch.testing.assert_close(model(images, heads=(name,))[name], expected[name], rtol=0, atol=1e-6)
+        torch.testing.assert_close(alone[name], expected[name], rtol=0, atol=1e-4)
+    channels_last = folded.to(memory_format=torch.channels_last)(images)['fusion']
+    torch.testing.assert_close(channels_last, expected['fusion'], rtol=0, atol=1e-4)
 
 
 def test_a_step_of_training_reaches_every_weight_but_the_unused_one():
     torch.manual_seed(0)
-    model = SegFormer(9, depths=(1, 1, 1, 1)).train()
+    model = SegFormer(names(9), **SMALL).train()
     out = model(torch.from_numpy(noise(2, (2, 3, 64, 64))))
     sum((v ** 2).mean() for v in out.values()).backward()
     without = {n for n, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()}
@@ -129,7 +151,7 @@ def test_a_step_of_training_reaches_every_weight_but_the_unused_one():
 
 def test_layer_norms_have_the_fork_s_epsilons():
     with torch.device('meta'):
-        backbone = SegFormer().backbone
+        backbone = SegFormer(names(9)).backbone
     epsilons = {name: m.eps for name, m in backbone.named_modules() if isinstance(m, nn.LayerNorm)}
     larger = {name for name, eps in epsilons.items() if eps == 1e-5}
     assert larger == {name for name in epsilons if name.startswith('patch_embed') or name.endswith('.attn.norm')}
@@ -138,31 +160,9 @@ def test_layer_norms_have_the_fork_s_epsilons():
 
 def test_stochastic_depth_grows_linearly_to_a_tenth():
     with torch.device('meta'):
-        model = SegFormer()
+        model = SegFormer(names(9))
     rates = [block.drop.p for i in '1234' for block in model.backbone.get_submodule(f'block{i}')]
     np.testing.assert_allclose(rates, np.linspace(0, 0.1, 41), atol=1e-12)
-
-
-# ---- norm
-
-
-@pytest.mark.parametrize('training', [False, True])
-@pytest.mark.parametrize('activation', ['leaky_relu', None])
-def test_norm_is_batch_norm_with_the_absolute_scale(training, activation):
-    norm, plain = InPlaceABN(5, activation).train(training), nn.BatchNorm2d(5).train(training)
-    state = {k: torch.from_numpy(seeded(f'norm{k}', v.shape)) for k, v in norm.state_dict().items()}
-    state['weight'][:2] *= -state['weight'][:2].sign()                       # certainly negative
-    norm.load_state_dict(state)
-    assert set(state) == {'weight', 'bias', 'running_mean', 'running_var'}
-    plain.load_state_dict({**state, 'weight': state['weight'].abs() + 1e-5}, strict=False)
-    x = torch.from_numpy(noise(8, (4, 5, 6, 7)))
-    y, z = norm(x), plain(x)
-    z = F.leaky_relu(z, 0.01) if activation else z
-    torch.testing.assert_close(y, z)
-    (y ** 3).sum().backward(), (z ** 3).sum().backward()
-    torch.testing.assert_close(norm.weight.grad, plain.weight.grad * state['weight'].sign())
-    torch.testing.assert_close(norm.running_var, plain.running_var)
-    torch.testing.assert_close(norm.running_mean, plain.running_mean)
 
 
 def test_reference_has_negative_scales(full):
@@ -173,16 +173,27 @@ def test_reference_has_negative_scales(full):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize('form', ['module', 'bare', 'ours'])
-def test_checkpoints_of_the_fork_load_in_every_form(form, tmp_path):
-    model, path = small(6), tmp_path / 'schp_6_checkpoint.pth.tar'
+@pytest.mark.parametrize('form', ['module', 'bare', 'state_dict', 'ours'])
+def test_checkpoints_load_in_every_form(form, tmp_path):
+    model, path = small(9), tmp_path / 'schp_6_checkpoint.pth.tar'
     state = model.state_dict()
     torch.save({'module': dict(cycle_n=6, state_dict={f'module.{k}': v for k, v in state.items()}),
-                'bare': state, 'ours': dict(state_dict=state)}[form], path)
-    loaded = segformer.load_checkpoint(path)
+                'bare': state, 'state_dict': dict(state_dict=state), 'ours': {}}[form], path)
+    if form == 'ours':
+        model.config = SCHPConfig(network='segformer', size=(64, 48), **SMALL)
+        model.save(path)
+    loaded = SCHP.from_pretrained(path)
+    assert isinstance(loaded, SegFormer) and not loaded.training
+    assert loaded.labels == (model.labels if form == 'ours' else choose_labels(9).names)
+    assert loaded.size == ((64, 48) if form == 'ours' else (512, 384)) == loaded.config.size
     images = torch.from_numpy(noise(4, (1, 3, 64, 64)))
     for key, value in model(images).items():
         assert torch.equal(loaded(images)[key], value)
+
+
+def test_labels_of_a_file_can_be_chosen(tmp_path):
+    torch.save(dict(state_dict=small().state_dict()), tmp_path / 'schp.pth')
+    assert SCHP.from_pretrained(tmp_path / 'schp.pth', 'merged-sep').labels[3] == 'Hands'
 
 
 @pytest.mark.parametrize('form', ['original', 'state_dict', 'backbone', 'hub', 'encoder'])
@@ -193,7 +204,7 @@ def test_backbone_weights_load_in_either_naming(form, tmp_path):
     torch.save({'original': {**weights, **classifier}, 'state_dict': dict(state_dict={**weights, **classifier}),
                 'backbone': {f'backbone.{k}': v for k, v in weights.items()}, 'hub': to_hub(weights),
                 'encoder': {k.removeprefix('segformer.'): v for k, v in to_hub(weights).items()}}[form], path)
-    load_mit(model.backbone, path)
+    load_mit(model, path)
     assert all(torch.equal(v, weights[k].float()) for k, v in model.backbone.state_dict().items())
 
 
@@ -214,13 +225,13 @@ def test_wrong_files_get_one_sentence_with_their_name(kind, tmp_path):
     elif kind != 'missing':
         torch.save({'array': torch.zeros(3), 'list': [1], 'pickled': dict(state_dict={}, args=Path('x'))}[kind], path)
     with pytest.raises((ValueError, OSError)) as error:
-        segformer.load_checkpoint(path)
+        SCHP.from_pretrained(path)
     assert str(path) in str(error.value) and '\n' not in str(error.value)
 
 
 @pytest.mark.parametrize('kind', ['empty', 'numbers', 'nested', 'resnet', 'backbone', 'few', 'less', 'more', 'shape',
                                   'nan', 'scalar'])
-def test_wrong_contents_get_one_sentence_with_the_file_s_name(kind):
+def test_wrong_contents_get_one_sentence_with_the_file_s_name(kind, tmp_path):
     state = small_state(9)
     content = {
         'empty': {}, 'numbers': {1: torch.zeros(2)}, 'nested': dict(state_dict=[1]),
@@ -231,9 +242,10 @@ def test_wrong_contents_get_one_sentence_with_the_file_s_name(kind):
         'shape': {**state, 'edge.conv5.bias': torch.zeros(3)},
         'nan': {**state, 'edge.conv5.bias': torch.full((2,), torch.nan)},
         'scalar': {**state, 'head.linear_pred.weight': torch.zeros(())}}[kind]
+    torch.save(content, tmp_path / 'wrong.pth')
     with pytest.raises(ValueError) as error:
-        segformer.from_state(content, 'runs/wrong.pth')
-    assert 'runs/wrong.pth' in str(error.value) and '\n' not in str(error.value)
+        SCHP.from_pretrained(tmp_path / 'wrong.pth')
+    assert 'wrong.pth' in str(error.value) and '\n' not in str(error.value)
 
 
 @pytest.mark.parametrize('change', [
@@ -247,46 +259,55 @@ def test_wrong_backbone_weights_get_one_sentence_with_their_name(change, tmp_pat
     change(weights)
     torch.save(weights, path)
     with pytest.raises(ValueError) as error:
-        load_mit(model.backbone, path)
+        load_mit(model, path)
     assert str(path) in str(error.value) and '\n' not in str(error.value)
 
 
-# ---- optimizers
+# ---- optimizers and loss
+
+
+def set_rates(optimizer, epoch, lr, released):
+    """As the trainer does it."""
+    rate = schp.learning_rate(epoch, lr)
+    if released:
+        finetuning.set_factors(optimizer, rate, lr, epoch >= 100)
+    return [rate * group['factor'] for group in optimizer.param_groups]
 
 
 @pytest.mark.parametrize('name', OPTIMIZERS)
 def test_parameter_groups_and_rates_equal_the_fork_s(name):
-    recipe, decay = RECIPES[name]
+    phase, decay = PHASES[name]
     with torch.device('meta'):
-        model = SegFormer()
-    optimizer = finetuning.make_optimizer(model, recipe, 6e-5, decay)
-    found = [[len(g['params']), sum(p.numel() for p in g['params']), g['lr'], g['weight_decay']]
+        model = SegFormer(names(9))
+    optimizer = finetuning.make_optimizer(model, phase, decay)
+    found = [[len(g['params']), sum(p.numel() for p in g['params']), 6e-5 * g['factor'], g['weight_decay']]
              for g in optimizer.param_groups]
     np.testing.assert_allclose(found, OPTIMIZERS[name]['groups'], rtol=1e-12)
     assert {g['betas'] for g in optimizer.param_groups} == {(0.9, 0.999)}
     for epoch, rates in OPTIMIZERS[name]['lr_epoch'].items():
-        finetuning.set_learning_rates(optimizer, int(epoch), 6e-5, literal=True)
-        assert [float(f'{g["lr"]:.4g}') for g in optimizer.param_groups] == rates, epoch               # four digits
+        assert [float(f'{rate:.4g}') for rate in set_rates(optimizer, int(epoch), 6e-5, True)] == rates, epoch
 
 
-def test_mended_cycles_keep_the_ratio_of_the_groups():
-    heads, base, early = 6e-4, 6e-5, 6e-5 * 0.7 ** 3
+def test_mended_rates_keep_the_ratio_of_the_groups():
+    with torch.device('meta'):
+        model = SegFormer(names(9), **SMALL)
+    optimizer, released = (finetuning.make_optimizer(model, 2, 1e-3) for _ in range(2))
     for epoch in range(150):
-        rates = [finetuning.learning_rate(epoch, rate, base) for rate in (heads, base, early)]
-        literal = [finetuning.learning_rate(epoch, rate, base, literal=True) for rate in (heads, base, early)]
-        assert rates[1] == literal[1]
-        assert rates == literal if epoch < 100 else rates[0] > literal[0] and rates[2] < literal[2]
-        if epoch >= 100:
-            np.testing.assert_allclose(np.divide(rates, rates[1]), [10, 1, 0.7 ** 3])
-            assert literal[0] == literal[1] == literal[2]
+        rates, literal = set_rates(optimizer, epoch, 6e-5, False), set_rates(released, epoch, 6e-5, True)
+        np.testing.assert_allclose(np.divide(rates, rates[6]),
+                                   np.repeat([0.7 ** 3, 0.7 ** 2, 0.7, 1, 10, 10, 10], 2))
+        assert len(set(literal)) == (1 if epoch >= 100 or epoch == 0 else 5)
+        assert epoch < 100 or rates[-1] > literal[-1] and rates[0] < literal[0]
 
 
 def test_phase_1_freezes_the_backbone_and_phase_2_frees_it():
     torch.manual_seed(0)
-    model, images = SegFormer(9, depths=(1, 1, 1, 1)).train(), torch.from_numpy(noise(6, (2, 3, 64, 64)))
-    for recipe, moves in (('segce2p_phase_1', False), ('segce2p_phase_2', True)):
+    model, images = SegFormer(names(9), **SMALL).train(), torch.from_numpy(noise(6, (2, 3, 64, 64)))
+    for phase, moves in ((1, False), (2, True), (0, True)):
         before = {k: v.clone() for k, v in model.named_parameters()}
-        optimizer = finetuning.make_optimizer(model, recipe)
+        optimizer = finetuning.make_optimizer(model, phase, 1e-3)
+        for group in optimizer.param_groups:
+            group['lr'] = 1e-4
         sum((v ** 2).mean() for v in model(images).values()).backward()
         optimizer.step()
         moved = {k.split('.')[0] for k, v in model.named_parameters() if not torch.equal(v, before[k])}
@@ -294,9 +315,15 @@ def test_phase_1_freezes_the_backbone_and_phase_2_frees_it():
         assert all(p.requires_grad == moves for p in model.backbone.parameters())
 
 
-def test_unknown_optimizer_is_named():
-    with pytest.raises(ValueError, match='phase_3.*segce2p_phase_1'):
-        finetuning.parameter_groups(nn.Linear(1, 1), 'phase_3')
+def test_released_divergence_is_a_mean_over_pixels_and_c_times_that_of_schp():
+    labels = torch.from_numpy(np.stack([blobs(1, 33, 25, 9, ignore=3), blobs(2, 33, 25, 9)]))
+    out = {k: torch.from_numpy(noise(n, (2, c, 9, 7))) for n, (k, c) in enumerate(dict(parsing=9, fusion=9, edge=2).items())}
+    soft = {k: torch.from_numpy(noise(5 + c, (2, c, 9, 7))) for k, c in dict(fusion=9, edge=2).items()}
+    ours, schps = (schp.schp_loss(out, labels, soft, 1, 'released', batchmean) for batchmean in (True, False))
+    for name, factor in dict(kl_parsing=9, kl_fusion=9, kl_edge=2, lovasz_fusion=1).items():
+        torch.testing.assert_close(ours[name], factor * schps[name])
+    paper = [schp.schp_loss(out, labels, soft, 1, 'paper', batchmean)['total'] for batchmean in (True, False)]
+    assert paper[0] == paper[1]                           # which has a mean over pixels anyway
 
 
 # ---- labels
@@ -307,7 +334,10 @@ def test_tables_equal_the_mapping_files():
     assert set(labelmaps.SCHEMES) == set(SCHEMES['schemes'])
     for name, (segm, dense) in labelmaps.SCHEMES.items():
         assert dict(segm=list(segm), dense=list(dense)) == SCHEMES['schemes'][name]
-    assert len(labelmaps.MERGED) == len(labelmaps.MERGED_SEP) == len(SCHEMES['merged']) == 9
+    for name in ('merged', 'merged-sep'):
+        labels = choose_labels(9, name)
+        assert len(labels.names) == len(SCHEMES['merged']) and labels.size == (512, 384) and not labels.flip_pairs
+    assert choose_labels(9) == choose_labels(9, 'merged') != choose_labels(9, 'merged-sep')
 
 
 @pytest.mark.parametrize('scheme', labelmaps.SCHEMES)
@@ -346,91 +376,3 @@ def test_lip_and_cihp_labels_merge_and_unknown_stays():
         labelmaps.lip_to_merged(np.full((2, 2), 20, np.uint8))
     with pytest.raises(ValueError, match='sans_torso'):
         labelmaps.deepfashion_to_merged(labels[0], labels[0], 'with_legs')
-
-
-# ---- prepared set
-
-
-def write_deepfashion(root, count=6, size=(40, 30)):
-    """A download of `count` images in the original layout; returns {id: (segm, parts)}."""
-    maps = {}
-    for folder in ('images', 'segm', 'densepose'):
-        (root / folder).mkdir(parents=True)
-    for k in range(count):
-        name, segm, parts = f'WOMEN-Dresses-id_{k:08}-01_4_full', blobs(k, *size, 24), blobs(50 + k, *size, 25)
-        maps[name] = segm, parts
-        Image.fromarray(photo(k, *size)).save(root / 'images' / f'{name}.jpg')
-        Image.fromarray(segm).save(root / 'segm' / f'{name}_segm.png')
-        Image.fromarray(np.dstack([blobs(90 + k, *size, 200), blobs(80 + k, *size, 200), parts])).save(
-            root / 'densepose' / f'{name}_densepose.png')
-    return maps
-
-
-def contents(folder):
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob('*')) if p.is_file()}
-
-
-def test_prepared_set_has_disjoint_halves_in_the_layout_of_lip(tmp_path):
-    maps, out = write_deepfashion(tmp_path / 'raw'), tmp_path / 'made' / 'sep'
-    Image.new('L', (30, 40)).save(tmp_path / 'raw' / 'segm' / 'without_photo_segm.png')
-    assert labelmaps.prepare(tmp_path / 'raw', out, 'sep', num_train=4) == dict(train=4, val=2, left_out=1)
-    ids = {name: (out / f'{name}_id.txt').read_text().split() for name in ('train', 'val')}
-    assert len(ids['train']) == 4 and sorted(ids['train'] + ids['val']) == sorted(maps)
-    for name, members in ids.items():
-        assert sorted(os.listdir(out / f'{name}_images')) == sorted(f'{i}.jpg' for i in members)
-        assert sorted(os.listdir(out / f'{name}_segmentations')) == sorted(f'{i}.png' for i in members)
-        for i in members:
-            labels = np.asarray(Image.open(out / f'{name}_segmentations' / f'{i}.png'))
-            np.testing.assert_array_equal(labels, labelmaps.deepfashion_to_merged(*maps[i], 'sep'))
-            difference = np.asarray(Image.open(out / f'{name}_images' / f'{i}.jpg'), float) - photo(
-                list(maps).index(i), 40, 30)
-            assert np.abs(difference).mean() < 4                             # JPEG, twice
-    assert os.listdir(tmp_path / 'made') == ['sep']
-
-
-def test_preparing_repeats_exactly_and_the_seed_decides(tmp_path):
-    write_deepfashion(tmp_path / 'raw', 8)
-    for name, seed in (('a', 0), ('b', 0), ('c', 1)):
-        labelmaps.prepare(tmp_path / 'raw', tmp_path / name, 'with_torso', num_train=3, num_val=2, seed=seed)
-    assert contents(tmp_path / 'a') == contents(tmp_path / 'b') != contents(tmp_path / 'c')
-    assert len((tmp_path / 'a' / 'val_id.txt').read_text().split()) == 2
-
-
-def damage(kind, root):
-    first = sorted((root / 'segm').iterdir())[0].name.removesuffix('_segm.png')
-    if kind == 'photo':
-        (root / 'images' / f'{first}.jpg').write_bytes(b'\xff\xd8\xff')
-    elif kind == 'label':
-        Image.fromarray(np.full((40, 30), 24, np.uint8)).save(root / 'segm' / f'{first}_segm.png')
-    elif kind == 'part':
-        Image.fromarray(np.full((40, 30, 3), 25, np.uint8)).save(root / 'densepose' / f'{first}_densepose.png')
-        Image.fromarray(np.full((40, 30), 15, np.uint8)).save(root / 'segm' / f'{first}_segm.png')
-    elif kind == 'gray':
-        Image.new('L', (30, 40)).save(root / 'densepose' / f'{first}_densepose.png')
-    elif kind == 'size':
-        Image.new('RGB', (31, 40)).save(root / 'densepose' / f'{first}_densepose.png')
-    return first
-
-
-@pytest.mark.parametrize('kind', ['photo', 'label', 'part', 'gray', 'size'])
-def test_damaged_file_is_named_and_nothing_is_left_behind(kind, tmp_path):
-    write_deepfashion(tmp_path / 'raw')
-    first = damage(kind, tmp_path / 'raw')
-    with pytest.raises((ValueError, OSError)) as error:
-        labelmaps.prepare(tmp_path / 'raw', tmp_path / 'out', num_train=4)
-    assert first in str(error.value) and '\n' not in str(error.value)
-    assert os.listdir(tmp_path) == ['raw']
-
-
-def test_impossible_wishes_of_prepare_get_one_sentence(tmp_path):
-    write_deepfashion(tmp_path / 'raw')
-    (tmp_path / 'taken').mkdir()
-    (tmp_path / 'empty').mkdir()
-    for root, out, options, words in (
-            ('raw', 'taken', {}, 'taken exists'), ('raw', 'out', dict(num_train=6), 'choose other numbers'),
-            ('raw', 'out', dict(num_train=5, num_val=2), 'choose other numbers'),
-            ('raw', 'out', dict(scheme='none'), 'map.* scheme'), ('empty', 'out', {}, 'images'),
-            ('nowhere', 'out', {}, 'nowhere')):
-        with pytest.raises((ValueError, OSError), match=words):
-            labelmaps.prepare(tmp_path / root, tmp_path / out, **options)
-    assert sorted(os.listdir(tmp_path)) == ['empty', 'raw', 'taken']

@@ -17,7 +17,7 @@ import train
 from data import network_input
 from tests.helpers import tiny_model
 from uniparser import decode
-from util import benchmark, export
+from util import benchmark, export, photos
 from util.datasets import open_dataset
 from util.deform import deform_conv2d_cpu
 from util.masks import flatten_people
@@ -140,8 +140,8 @@ def test_what_goes_ahead_comes_in_order_and_never_far_ahead():
     from concurrent.futures import ThreadPoolExecutor
     started = []
     with ThreadPoolExecutor(4) as pool:
-        for i, value in enumerate(infer.ahead(pool, lambda v: started.append(v) or v * v, iter(range(50)))):
-            assert value == i * i and max(started) <= i + infer.AHEAD + 1
+        for i, value in enumerate(photos.ahead(pool, lambda v: started.append(v) or v * v, iter(range(50)))):
+            assert value == i * i and max(started) <= i + photos.AHEAD + 1
     assert sorted(started) == list(range(50))
 
 

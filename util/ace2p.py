@@ -96,23 +96,35 @@ def stack_maps(maps):
     return torch.cat([maps[0], *(resize(m, maps[0].shape[2:]) for m in maps[1:])], 1)
 
 
+def convolve_stack(convolution, maps):
+    """convolution(stack_maps(maps)) of a 1x1 convolution, without the stack: it commutes with resizing, so each map is
+    convolved at its own size."""
+    shares, size = convolution.weight.split([m.shape[1] for m in maps], 1), maps[0].shape[2:]
+    total = F.conv2d(maps[0], shares[0], convolution.bias)
+    for x, share in zip(maps[1:], shares[1:]):
+        x = F.conv2d(x, share)
+        total = total + (x if x.shape[2:] == size else resize(x, size))
+    return total
+
+
 def fold_norms(model):
-    """A copy for inference whose InPlaceABNs are folded into the convolutions before them: the same outputs, faster."""
+    """A copy for inference whose norms are folded into the convolutions before them: the same outputs, faster."""
     model = copy.deepcopy(model).eval()
     for parent, conv_name, norm_name in list(conv_norm_pairs(model)):
         convolution, norm = getattr(parent, conv_name), getattr(parent, norm_name)
+        scale = norm.weight.abs() + EPS if isinstance(norm, InPlaceABN) else norm.weight
         convolution.weight, convolution.bias = fuse_conv_bn_weights(
-            convolution.weight, convolution.bias, norm.running_mean, norm.running_var, EPS,
-            norm.weight.abs() + EPS, norm.bias)
-        setattr(parent, norm_name, nn.LeakyReLU(SLOPE, inplace=True) if norm.activation else nn.Identity())
+            convolution.weight, convolution.bias, norm.running_mean, norm.running_var, norm.eps, scale, norm.bias)
+        leaky = getattr(norm, 'activation', None)
+        setattr(parent, norm_name, nn.LeakyReLU(SLOPE, inplace=True) if leaky else nn.Identity())
     return model.requires_grad_(False)
 
 
 def conv_norm_pairs(model):
-    """(parent, name of a convolution, name of the InPlaceABN that follows it), for all of a model."""
+    """(parent, name of a convolution, name of the batch norm of either kind that follows it), of a model."""
     for parent in model.modules():
         for (first, convolution), (second, norm) in itertools.pairwise(parent.named_children()):
-            if isinstance(convolution, nn.Conv2d) and isinstance(norm, InPlaceABN):
+            if isinstance(convolution, nn.Conv2d) and isinstance(norm, (InPlaceABN, nn.BatchNorm2d)):
                 yield parent, first, second
 
 
@@ -137,7 +149,7 @@ def released_weights(state):
     backbone a norm is a module `bn` within another; files since 2020 have InPlaceABN."""
     state = state.get('state_dict', state)
     state = {str(k).removeprefix('module.'): v for k, v in state.items()}
-    plain = any(k.endswith('.num_batches_tracked') for k in state)
+    plain = any(k.endswith('.num_batches_tracked') for k in state if not k.startswith('head.'))      # SegFormer's head
     return {k.replace('.bn.', '.') if plain else k: v for k, v in state.items()
             if not (plain and k.endswith('.num_batches_tracked'))}, plain
 

@@ -1,12 +1,15 @@
 """Parsing of several people from single-person networks: SCHP's multi-person extension.
 
 A global network has parsed the whole photo, a local one the crop of each person, and an instance segmentation gives a
-map of person ids. `fuse_logits` joins the logits, `parse_people` makes instances of the parts. Arrays are (H,W,..).
+map of person ids (`choose_people`). `fuse_logits` joins the logits, `parse_people` makes instances of the parts. Arrays
+are (H,W,..).
 """
 from typing import NamedTuple
 
 import numpy as np
 from scipy import ndimage
+
+from util.masks import box_of
 
 
 class CrowdParsing(NamedTuple):
@@ -16,6 +19,33 @@ class CrowdParsing(NamedTuple):
     part_classes: list                  # P class ids, by person and then by class
     part_people: list                   # P person ids
     confidences: list                   # P means over the part's pixels of person score * logit of the class
+
+
+def choose_people(masks, scores, min_score=0.5):
+    """Masks bool (N,H,W) and scores (N,) -> person map uint8 (H,W) of ids 1..K, best first, and K tuples (score, box,
+    crop), inclusive corners (x0, y0, x1, y1); the crop is the box enlarged by 1.2.
+
+    Left out are people below min_score, empty masks and those of which better people hold more than half."""
+    people, chosen = np.zeros(masks.shape[1:], np.uint8), []
+    for n in np.argsort(-np.asarray(scores, float), kind='stable'):
+        area, taken = masks[n].sum(), (masks[n] & (people > 0)).sum()
+        if scores[n] < min_score or len(chosen) == 255:
+            break
+        if not area or taken > 0.5 * area:
+            continue
+        x, y, w, h = box = box_of(masks[n])
+        chosen.append((float(scores[n]), (x, y, x + w - 1, y + h - 1), enlarge(box, people.shape)))
+        people[masks[n] & (people == 0)] = len(chosen)
+    return people, chosen
+
+
+def enlarge(box, size, factor=1.2):
+    """Box [x, y, width, height] -> inclusive corners (x0, y0, x1, y1) of the box enlarged about its center, inside a
+    photo of this size (H, W)."""
+    x, y, w, h = box
+    cx, cy, rx, ry = x + (w - 1) / 2, y + (h - 1) / 2, factor * w / 2, factor * h / 2
+    return (max(0, int(cx - rx)), max(0, int(cy - ry)), min(size[1] - 1, int(cx + rx)),
+            min(size[0] - 1, int(cy + ry)))
 
 
 def fuse_logits(global_logits, crops):

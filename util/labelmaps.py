@@ -4,21 +4,14 @@
     5 upper-clothes   6 one-piece             7 lower-clothes         8 shoe
 
 Under the scheme `sep`, which follows CatVTON, 3 is hands, 4 feet, 5 upper body and 7 lower body: clothes with the skin
-beside them. DeepFashion-MultiModal calls all skin one thing; DensePose's parts decide which skin it is.
+beside them. DeepFashion-MultiModal calls all skin one thing; DensePose's parts decide which skin it is. The names of
+the labels are in util/labels.py.
 """
-import os
-import tempfile
-from concurrent.futures import ThreadPoolExecutor
-
 import numpy as np
-from PIL import Image
 from scipy.ndimage import distance_transform_edt
-from tqdm import tqdm
 
-from util.files import UNKNOWN, index_folder, load_image, make_folder, read_labels, read_stored, writing
+from util.files import UNKNOWN
 
-MERGED = 'background', 'upper-face', 'face', 'arm', 'leg', 'upper-clothes', 'one-piece', 'lower-clothes', 'shoe'
-MERGED_SEP = 'background', 'upper-face', 'face', 'hands', 'feet', 'upper-body', 'one-piece', 'lower-body', 'shoe'
 SKIN = 15                                                 # "ask DensePose"; DeepFashion's own number of skin
 GROW = 10                                                 # pixels by which DensePose's parts are enlarged
 
@@ -59,19 +52,24 @@ def relabel(labels, table):
     return lookup[labels]
 
 
-def lip_to_merged(labels):
-    """LIP's labels 0..19, any shape -> merged labels."""
+def lip_to_merged(labels, scheme='sans_torso'):
+    """LIP's labels 0..19, any shape -> merged labels. LIP has no torso skin, so two schemes are the same."""
+    check_scheme(scheme)
     return relabel(labels, LIP_TO_MERGED)
 
 
 def cihp_to_merged(labels, scheme='sans_torso'):
-    """CIHP's labels 0..19, any shape, which are CCP's too -> merged labels. They are LIP's but for 10, torso skin. The
-    scheme `sep` separates hands from arms and feet from legs, which these labels cannot."""
-    torso = find_scheme(scheme)[1][1]
+    """CIHP's labels 0..19, any shape, which are CCP's too -> merged labels. They are LIP's but for 10, torso skin."""
+    return relabel(labels, (*LIP_TO_MERGED[:10], check_scheme(scheme)[1][1], *LIP_TO_MERGED[11:]))
+
+
+def check_scheme(scheme):
+    """`find_scheme` for the labels of LIP and CIHP. The scheme `sep` separates hands from arms and feet from legs;
+    these labels cannot."""
     if scheme == 'sep':
-        raise ValueError("CIHP's labels do not separate hands from arms, so the scheme sep cannot be made from them; "
-                         'take sans_torso or with_torso')
-    return relabel(labels, (*LIP_TO_MERGED[:10], torso, *LIP_TO_MERGED[11:]))
+        raise ValueError('the labels of LIP and CIHP do not separate hands from arms, so the scheme sep cannot be made '
+                         'from them; take sans_torso or with_torso')
+    return find_scheme(scheme)
 
 
 def grow(labels, distance=GROW):
@@ -90,91 +88,3 @@ def deepfashion_to_merged(segm, parts, scheme='sep'):
     if skin.any():
         merged[skin] = grow(relabel(parts, dense_table))[skin]
     return merged
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# A prepared set: DeepFashion-MultiModal as downloaded -> the layout of LIP
-
-
-def read_parts(path):
-    """DensePose's parts, which are channel 2 of an RGB picture: uint8 (H, W)."""
-    picture = np.asarray(load_image(path))
-    if picture.ndim != 3 or picture.dtype != np.uint8 or picture.shape[2] < 3:
-        raise ValueError(f'{path} is no DensePose map of three channels; get the file again')
-    return picture[..., 2]
-
-
-def find_files(root):
-    """({id: paths of its photo, segmentation and DensePose map}, number of segmentations that lack one of these)."""
-    photos, segm, parts = (index_folder(os.path.join(root, name)) for name in ('images', 'segm', 'densepose'))
-    ids = [name.removesuffix('_segm') for name in segm if name.endswith('_segm')]
-    files = {i: (photos[i], segm[f'{i}_segm'], parts[f'{i}_densepose']) for i in ids
-             if i in photos and f'{i}_densepose' in parts}
-    if not files:
-        raise FileNotFoundError(f'{root} holds no images/ID.jpg with segm/ID_segm.png and densepose/ID_densepose.png; '
-                                'unpack the three archives of DeepFashion-MultiModal there')
-    return files, len(ids) - len(files)
-
-
-def choose(ids, num_train, num_val, seed):
-    """Disjoint lists (train, val) in random order. num_val None: all that train leaves."""
-    num_val = len(ids) - num_train if num_val is None else num_val
-    if num_train < 1 or num_val < 1 or num_train + num_val > len(ids):
-        raise ValueError(f'{num_train} images for training and {num_val} for validation cannot be taken out of '
-                         f'{len(ids)}; choose other numbers')
-    order = [ids[i] for i in np.random.default_rng(seed).permutation(len(ids))]
-    return order[:num_train], order[num_train:num_train + num_val]
-
-
-def convert(files, scheme):
-    """(photo RGB, merged labels uint8), Pillow images of one size, from the three files of an id."""
-    photo, segm, parts = read_stored(files[0]), read_labels(files[1], len(SEGM) - 1), read_parts(files[2])
-    if segm.shape != photo.size[::-1] or parts.shape != segm.shape:
-        raise ValueError(f'{files[0]}, {files[1]} and {files[2]} differ in size; get the files again')
-    try:
-        return photo, Image.fromarray(deepfashion_to_merged(segm, parts, scheme))
-    except ValueError as error:                           # the segmentation's labels are checked, so it is DensePose's
-        raise ValueError(f'{files[2]}: {error}') from None
-
-
-def prepare(root, out, scheme='sep', num_train=2500, num_val=None, seed=0):
-    """Makes the folder `out` of DeepFashion-MultiModal in `root` (images, segm, densepose) with merged labels:
-    {train,val}_images/ID.jpg (quality 95), {train,val}_segmentations/ID.png, {train,val}_id.txt. It appears when it is
-    complete. Returns dict(train, val, left_out): numbers of images; left out are those without photo or DensePose map.
-
-    The fork draws val from all images, so that it overlaps train, and names labels ID_segm.png; here the two sets are
-    disjoint, and the names are those of LIP. OSError or ValueError with one sentence for what cannot be done.
-    """
-    find_scheme(scheme)
-    if os.path.lexists(out):
-        raise FileExistsError(f'{out} exists; choose another folder, or remove it')
-    files, left_out = find_files(root)
-    lists = dict(zip(('train', 'val'), choose(list(files), num_train, num_val, seed)))
-    parent = os.path.dirname(os.path.abspath(out))
-    make_folder(parent)
-    with writing(parent):
-        folder = tempfile.TemporaryDirectory(prefix='.prepare-', dir=parent)
-    with folder as temporary:
-        made = os.path.join(temporary, 'set')
-        for name, ids in lists.items():
-            write_split(made, name, {i: files[i] for i in ids}, scheme)
-        with writing(out):
-            os.rename(made, out)
-    return dict(train=len(lists['train']), val=len(lists['val']), left_out=left_out)
-
-
-def write_split(folder, name, files, scheme):
-    """One of the two halves of `prepare`, several images at a time."""
-    images, labels = (os.path.join(folder, f'{name}_{kind}') for kind in ('images', 'segmentations'))
-    make_folder(images), make_folder(labels)
-
-    def write(i):
-        photo, merged = convert(files[i], scheme)
-        with writing(folder):
-            photo.save(os.path.join(images, f'{i}.jpg'), quality=95)
-            merged.save(os.path.join(labels, f'{i}.png'))
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(tqdm(pool.map(write, files), name, len(files)))
-    with writing(folder), open(os.path.join(folder, f'{name}_id.txt'), 'w') as f:
-        f.writelines(f'{i}\n' for i in files)

@@ -9,6 +9,8 @@ LIP = ('Background', 'Hat', 'Hair', 'Glove', 'Sunglasses', 'Upper-clothes', 'Dre
 ATR = ('Background', 'Hat', 'Hair', 'Sunglasses', 'Upper-clothes', 'Skirt', 'Pants', 'Dress', 'Belt', 'Left-shoe',
        'Right-shoe', 'Face', 'Left-leg', 'Right-leg', 'Left-arm', 'Right-arm', 'Bag', 'Scarf')
 PASCAL = ('Background', 'Head', 'Torso', 'Upper Arms', 'Lower Arms', 'Upper Legs', 'Lower Legs')
+MERGED = ('Background', 'Upper-face', 'Face', 'Arm', 'Leg', 'Upper-clothes', 'One-piece', 'Lower-clothes', 'Shoe')
+MERGED_SEP = ('Background', 'Upper-face', 'Face', 'Hands', 'Feet', 'Upper-body', 'One-piece', 'Lower-body', 'Shoe')
 
 
 class LabelSet(NamedTuple):
@@ -17,12 +19,14 @@ class LabelSet(NamedTuple):
     flip_pairs: tuple = ()              # ids that swap when the image is mirrored
 
 
-LABEL_SETS = {                          # as the released code of SCHP defines them
+LABEL_SETS = {                          # as the released code of SCHP defines them; the merged ones as ViWear's fork
     'lip': LabelSet(LIP, (473, 473), ((14, 15), (16, 17), (18, 19))),
     'atr': LabelSet(ATR, (512, 512), ((9, 10), (12, 13), (14, 15))),
     'pascal': LabelSet(PASCAL, (512, 512)),
-    'cihp': LabelSet((*LIP[:10], 'Torso-skin', *LIP[11:]), (473, 473), ((14, 15), (16, 17), (18, 19)))}
-RELEASED = {20: 'lip', 18: 'atr', 7: 'pascal'}                       # by number of classes; CIHP has 20 as well
+    'cihp': LabelSet((*LIP[:10], 'Torso-skin', *LIP[11:]), (473, 473), ((14, 15), (16, 17), (18, 19))),
+    'merged': LabelSet(MERGED, (512, 384)),
+    'merged-sep': LabelSet(MERGED_SEP, (512, 384))}       # of the scheme `sep` in util/labelmaps.py
+RELEASED = {20: 'lip', 18: 'atr', 7: 'pascal', 9: 'merged'}          # by number of classes; CIHP has 20 as well
 
 
 def choose_labels(num_classes, labels=None):

@@ -39,9 +39,9 @@ def read_mit(path):
         return from_hub(weights) if any(key.startswith('patch_embeddings.') for key in weights) else weights
 
 
-def load_mit(backbone, path):
-    """Puts ImageNet weights into a `segformer.MiT`, strictly: mit_b4.pth, or pytorch_model.bin of the hub's
+def load_mit(model, path):
+    """Puts ImageNet weights into the backbone of a `SegFormer`, strictly: mit_b4.pth, or pytorch_model.bin of the hub's
     nvidia/mit-b4. They were trained on RGB, and the fork feeds BGR all the same. NVIDIA's license of these weights
     is non-commercial. ValueError or OSError with one sentence for any other file."""
     with reading(path):
-        load_strictly(backbone, read_mit(path), path)
+        load_strictly(model.backbone, read_mit(path), path)

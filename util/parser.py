@@ -3,6 +3,7 @@ import torch
 import torch.nn as nn
 
 from util.ace2p import fold_norms, resize
+from util.checkpoints import write_checkpoint
 from util.labels import flip_order
 from util.warp import as_array, crop, crop_matrix, invert, label_map, warp
 
@@ -11,8 +12,8 @@ class Parser(nn.Module):
     """Base of a network whose forward(images, heads) takes images (B,3,H,W), BGR, normalized by `warp.MEAN` and STD,
     and returns a dict of logits at a quarter of their size; 'fusion' (B,C,h,w) are those of inference.
 
-    labels: class names, the background first; size: (H, W) of the crops; flip_pairs: ids that swap when the image is
-    mirrored."""
+    config: an SCHPConfig; labels: class names, the background first; size: (H, W) of the crops; flip_pairs: ids that
+    swap when the image is mirrored."""
 
     def __init__(self, labels, size, flip_pairs=()):
         super().__init__()
@@ -22,6 +23,11 @@ class Parser(nn.Module):
     @property
     def device(self):
         return next(self.parameters()).device
+
+    def save(self, path, **more):
+        """Writes weights, config, class names and flip pairs to one file, atomically; `more` is stored beside them."""
+        write_checkpoint(path, 'schp', self.config, self.state_dict(), class_names=self.labels,
+                         flip_pairs=self.flip_pairs, **more)
 
     def folded(self):
         """A copy for inference, its norms folded into the convolutions: the same logits, faster."""

@@ -31,11 +31,13 @@ def palette(num_classes):
     return colors
 
 
-def overlay(image, parsing, class_names=None, ignore=None):
+def overlay(image, parsing, class_names=None, ignore=None, colors=None):
     """Photo (H, W, 3) uint8 or Pillow RGB, parsing (N, H, W) -> Pillow RGB: parts in color, a white line
-    around each person, stripes over ignore, and, given class_names, a legend of the present classes below."""
-    canvas, colors = Image.fromarray(np.array(image)), palette(len(class_names) - 1 if class_names else 58)
-    width, counts = max(1, round(min(canvas.size) / 500)), np.zeros(256, int)
+    around each person, stripes over ignore, and, given class_names, a legend of the present classes below. colors
+    (256, 3): default `palette`."""
+    canvas, width = Image.fromarray(np.array(image)), max(1, round(min(np.shape(image)[:2]) / 500))
+    colors = palette(len(class_names) - 1 if class_names else 58) if colors is None else colors
+    counts = np.zeros(256, int)
     for person in np.asarray(parsing, np.uint8):
         if person.any():
             x, y, w, h = box_of(person)

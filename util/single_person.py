@@ -18,6 +18,7 @@ from PIL import Image
 
 import data
 from util import datasets
+from util.crowd import enlarge
 from util.files import index_folder, naming, pick_files
 from util.labels import LABEL_SETS
 from util.masks import box_of
@@ -98,21 +99,22 @@ class CCP(datasets.CCP):
         super().__init__(root, f'{split}_photos')
 
 
-DATASETS = dict(LIP=LIP, ATR=ATR, Pascal=Pascal, CIHP=CIHP, CCP=CCP)
+class Merged(Single):
+    """What util.preparation writes."""
+    class_names, _, flip_pairs = LABEL_SETS['merged']
+
+
+class MergedSep(Single):
+    class_names, _, flip_pairs = LABEL_SETS['merged-sep']
+
+
+DATASETS = {'LIP': LIP, 'ATR': ATR, 'Pascal': Pascal, 'CIHP': CIHP, 'CCP': CCP, 'merged': Merged,
+            'merged-sep': MergedSep}
 
 
 def open_dataset(name, root, split):
     """A data set of this module, as util.datasets.open_dataset opens its own."""
     return datasets.open_dataset(name, root, split, sets=DATASETS)
-
-
-def enlarge(box, size, factor=1.2):
-    """Box [x, y, width, height] -> inclusive corners (x0, y0, x1, y1) of the box enlarged about its center, inside a
-    photo of this size (H, W)."""
-    x, y, w, h = box
-    cx, cy, rx, ry = x + (w - 1) / 2, y + (h - 1) / 2, factor * w / 2, factor * h / 2
-    low, high = (max(0, int(cx - rx)), max(0, int(cy - ry))), (int(cx + rx), int(cy + ry))
-    return *low, min(size[1] - 1, high[0]), min(size[0] - 1, high[1])
 
 
 class Reduced:
@@ -193,4 +195,5 @@ def open_sets(config, root, skip_bad):
     sets = [open_dataset(config.data, root, split) for split in ('train', 'val')]
     for dataset in sets:
         dataset.skip_bad = skip_bad
+    sets[0].ids = sets[0].ids[:config.samples or None]
     return [Reduced(dataset, config.size) for dataset in sets] if config.keep else sets

@@ -1,0 +1,126 @@
+"""schp.py extract: the classes of every pixel of photos of one person.
+
+Per photo NAME: NAME.png (palette image of the photo's size; value = class id, colors of Pascal VOC), overlays/NAME.png
+(a picture with a legend) and, with --logits, NAME.npy (float32 (H, W, classes), before the softmax).
+
+For IntegratedPIFu: DIR/train_set_list.txt and test_set_list.txt name its subjects; of each one
+DIR/rendering_script/buffer_fixed_full_mesh/ID/*image* are parsed into OUT/ID/*parse*.npy, float32 (H, W), where the
+labels 0..6 of Pascal-Person-Part are 0, 0.5, 0.6 .. 1.
+"""
+import io
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from util.files import find_photos, printable, read_list, write_file, write_png
+from util.labels import voc_palette
+from util.photos import PhotoPipeline, check_failures, name_jobs, share_of_process
+from util.pictures import overlay, palette_image
+from util.run import sum_over_processes
+from util.warp import as_array, crop, crop_matrix, invert, label_map, warp
+
+CODES = np.float32([0, 0.5, 0.6, 0.7, 0.8, 0.9, 1])      # IntegratedPIFu compares float32 numbers with these
+PASCAL = 'checkpoints/exp-schp-201908270938-pascal-person-part.pth'          # IntegratedPIFu's default
+
+
+def add_flags(parser):
+    parser.add_argument('photos', nargs='*', help='files, folders (searched through) and globs')
+    parser.add_argument('--out', help='folder for the results (default: results; for IntegratedPIFu '
+                                      'render_human_parse_results)')
+    parser.add_argument('--logits', action='store_true', help='also write NAME.npy')
+    parser.add_argument('--integratedpifu', metavar='DIR', help='parse the renderings of IntegratedPIFu in this folder')
+    parser.add_argument('--flip', action='store_true', help='average with the mirrored photo')
+    parser.add_argument('--scales', type=float, nargs='+', default=[1.0], help='average over these scales')
+    parser.add_argument('--batch-size', type=int, default=4, help='photos at a time')
+
+
+class Extractor(PhotoPipeline):
+    """Writes the results of photos. options: flip and scales of `Parser.crop_logits`."""
+    endings = ('.png',)
+
+    def __init__(self, model, folder, logits=False, **options):
+        super().__init__(folder, model.device)
+        self.model, self.logits, self.options, self.colors = model, logits, options, voc_palette()
+
+    def prepare(self, photo):
+        matrix = crop_matrix(photo.size[::-1], self.model.size)
+        return crop(as_array(photo), matrix, self.model.size), invert(matrix)
+
+    @torch.inference_mode()
+    def outputs(self, inputs):
+        crops = torch.stack([image for image, _ in inputs]).to(self.model.device, memory_format=torch.channels_last)
+        return list(zip(self.model.crop_logits(crops, **self.options), (back for _, back in inputs)))
+
+    def write(self, result):
+        (path, name), photo, out = result
+        if out is None:
+            return f'error: {photo}', None
+        with self.turn, torch.inference_mode():
+            size = photo.size[::-1]
+            labels = label_map(*out, size).cpu().numpy()
+            logits = warp(*out, size).permute(1, 2, 0).cpu().numpy() if self.logits else None
+        self.write_files(name, photo, labels, logits)
+        return f'{printable(path)}: {len(np.unique(labels[labels > 0]))} classes', 1
+
+    def write_files(self, name, photo, labels, logits):
+        if logits is not None:
+            write_array(self.folder / f'{name}.npy', logits)
+        picture = overlay(photo, labels[None], self.model.labels, colors=self.colors)
+        write_png(self.folder / 'overlays' / f'{name}.png', picture)
+        write_png(self.folder / f'{name}.png', palette_image(labels, self.colors))
+
+
+class PIFuExtractor(Extractor):
+    def write_files(self, name, photo, labels, logits):
+        write_array(self.folder / f'{name}.npy', CODES[labels])
+
+
+def write_array(path, array):
+    data = io.BytesIO()
+    np.save(data, np.ascontiguousarray(array))
+    write_file(path, data.getvalue())
+
+
+def renderings(folder):
+    """Jobs of the renderings of all subjects; a subject without any is a job that cannot be read."""
+    jobs = []
+    for subject in (i for name in ('train', 'test') for i in read_list(os.path.join(folder, f'{name}_set_list.txt'))):
+        images = Path(folder, 'rendering_script', 'buffer_fixed_full_mesh', subject)
+        found = sorted(p for p in images.glob('*image*') if p.is_file())
+        jobs += [(p, os.path.join(subject, p.stem.replace('image', 'parse'))) for p in found or [images]]
+    return jobs
+
+
+def extract(args, load_model):
+    """load_model(args) -> the Parser of --weights."""
+    if bool(args.photos) == bool(args.integratedpifu):
+        raise ValueError('give photos, or --integratedpifu with a folder (python schp.py extract --help)')
+    if args.batch_size < 1 or min(args.scales) <= 0:
+        raise ValueError('--batch-size is at least 1 and --scales are above 0')
+    if args.integratedpifu:
+        args.weights, make, out = args.weights or PASCAL, PIFuExtractor, args.out or 'render_human_parse_results'
+        jobs = renderings(args.integratedpifu)
+    else:
+        make, out = Extractor, args.out or 'results'
+        jobs = name_jobs(find_photos(args.photos))
+        check_names(jobs, out)
+    model = load_model(args)
+    if args.integratedpifu and model.num_classes != len(CODES):
+        raise ValueError(f'{args.weights} has {model.num_classes} classes, but IntegratedPIFu needs the {len(CODES)} of '
+                         'Pascal-Person-Part')
+    jobs = share_of_process(jobs)
+    counts = make(model, out, args.logits, flip=args.flip, scales=args.scales).run(jobs, args.batch_size)
+    failed = counts.count(None)
+    print(f'{len(counts) - failed} of {len(counts)} photos -> {out}/')
+    check_failures(sum_over_processes(failed))
+
+
+def check_names(jobs, out):
+    """ValueError where a result would replace a photo."""
+    photos = {os.path.realpath(path) for path, _ in jobs}
+    for path, name in jobs:
+        if os.path.realpath(os.path.join(out, f'{name}.png')) in photos:
+            raise ValueError(f'{os.path.join(out, name)}.png is a photo, which the result would replace; choose another '
+                             '--out')
