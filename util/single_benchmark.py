@@ -44,13 +44,17 @@ def measure(network, device, repeats):
               f'{name} {clock.cost(name):.0f} ms = {clock.cost(name) / clock.cost("unit"):.2f} units' for name in variants))
 
 
-def main(argv=None):
+def parse_arguments(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--network', choices=list(NETWORKS), action='append', help='default: all')
     parser.add_argument('--threads', type=int, default=1)
     parser.add_argument('--repeats', type=int, default=5)
     parser.add_argument('--device', default='cpu', choices=['auto', 'cpu', 'cuda', 'mps'])
-    args = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    args = parse_arguments(argv)
     torch.set_num_threads(args.threads)
     with user_errors():
         for network in args.network or NETWORKS:
