@@ -173,7 +173,8 @@ def steps(tmp_path_factory):
         phase_1=[*train, '--phase', '1', '--weights', 'runs/lip/cycle_2.pt', '--reset-cycle', '--out', 'runs/1'],
         phase_2=[*train, '--phase', '2', '--weights', 'runs/1/cycle_2.pt', '--reset-cycle', '--out', 'runs/2'],
         evaluate=['evaluate', '--data', 'merged-sep', '--root', 'sep', '--weights', 'runs/2/cycle_2.pt', '--labels',
-                  'merged-sep', '--device', 'cpu'])
+                  'merged-sep', '--device', 'cpu'],
+        extract=['extract', 'sep/val_images', '--weights', 'runs/2/cycle_2.pt', '--out', 'parsed', '--device', 'cpu'])
     results = {}
     for name, command in commands.items():
         results[name] = call(schp, *command, cwd=root)
@@ -193,6 +194,9 @@ def test_steps_of_the_readme_print_what_they_did(steps):
     trained, evaluated = (float(text.split('mIoU ')[-1].split()[0]) for text in (results['phase_2'].stdout, table))
     assert abs(trained - evaluated / 100) < 0.001         # the same model: that of the last cycle
     assert all(name in table for name in LABEL_SETS['merged-sep'].names)
+    assert results['extract'].stdout.splitlines()[-1] == '3 of 3 photos -> parsed/'
+    maps = {name: np.asarray(Image.open(root / 'parsed' / name)) for name in os.listdir(root / 'parsed') if '.png' in name}
+    assert len(maps) == 3 and all(m.shape == (40, 30) and m.max() < 9 for m in maps.values())
 
 
 @pytest.mark.parametrize('recipe', ['paper', 'released'])
