@@ -34,9 +34,9 @@ import torch.nn.functional as F
 from data import read_batches
 from segformer import SegFormer
 from train import PICTURES, Task, check_run, make_loader, read_resumed, run_command, train_task
-from util import extract, finetuning, fuse, preparation, single_evaluation
+from util import extract, finetuning, fuse, preparation, single_evaluation, single_export
 from util.ace2p import (Bottleneck, ContextEncoding, Decoder, EdgeBranch, bare_norm, conv, convert_plain_norms,
-                        load_imagenet, released_weights, resize, stack_maps, unit)
+                        convolve_stack, load_imagenet, released_weights, resize, unit)
 from util.checkpoints import FORMAT, check_settings, load_strictly, name_command, read_checkpoint, reading
 from util.labels import LABEL_SETS, LabelSet, choose_labels
 from util.mit_weights import load_mit
@@ -93,7 +93,7 @@ class SCHP(Parser):
         feature = self.decoder(context, c1)               # (B, 256, h, w)
         edge_features = self.edge.features(c1, c2, c3)
         compute = dict(parsing=lambda: self.decoder.conv4(feature), edge=lambda: self.edge(edge_features),
-                       fusion=lambda: self.fushion(torch.cat([feature, stack_maps(edge_features)], 1)))
+                       fusion=lambda: self.fushion[1:](convolve_stack(self.fushion[0], [feature, *edge_features])))
         return {head: compute[head]() for head in heads}
 
     @staticmethod
@@ -434,7 +434,8 @@ def train(args):
 
 USES = ((extract.extract, extract.add_flags, 'the classes of every pixel of photos of one person'),
         (single_evaluation.evaluate, single_evaluation.add_flags, 'mIoU, pixel accuracy and mean accuracy of a split'),
-        (fuse.fuse, fuse.add_flags, 'the parts of several people, from two networks and person masks'))
+        (fuse.fuse, fuse.add_flags, 'the parts of several people, from two networks and person masks'),
+        (single_export.export, single_export.add_flags, 'write the network as ONNX'))
 
 
 def load_model(args, path=None):

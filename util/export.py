@@ -20,9 +20,6 @@ pixel is the one of them with the largest q_cate, or 0 where that is not above t
 to the photo's size (`uniparser.decode`).
 """
 import argparse
-import importlib
-import io
-import json
 import os
 
 import torch
@@ -31,7 +28,8 @@ import torch.nn as nn
 from data import MEAN, STD
 from infer import WEIGHTS
 from uniparser import INFERENCE, PRESETS, ConvTower, UniParser, correlate, get_config, keep_peaks
-from util.files import user_errors, write_file
+from util.files import user_errors
+from util.onnx_file import write_onnx
 from util.run import describe
 
 
@@ -55,27 +53,15 @@ class Correlations(nn.Module):
 
 def export_onnx(model, path):
     """Writes a folded model on the CPU to `path`; ModuleNotFoundError with advice where a package is missing."""
-    try:
-        for name in 'onnx', 'onnxscript':                # what torch.onnx needs
-            importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(f'an ONNX file needs {error.name}; pip install onnx onnxscript onnxruntime') from None
     if model.config.fusion != 'index':
         raise ValueError(f'the ONNX file holds correlations, but the fusion {model.config.fusion!r} does not use them')
     for module in model.modules():
         if isinstance(module, ConvTower):
             module.cache = None                          # the coordinates' share depends on the size
     height, width = (torch.export.Dim(name, min=2, max=256) for name in ('height', 'width'))
-    program = torch.onnx.export(
-        Correlations(model).eval(), (torch.zeros(1, 3, 256, 320),), dynamo=True, opset_version=19, verbose=False,
-        input_names=['image'], output_names=['scores', 'centers', 'q_ins', 'q_cate'],
-        dynamic_shapes=({2: 32 * height, 3: 32 * width},), external_data=False)
     settings = {key: getattr(model.config, key) for key in INFERENCE}
-    for key, value in dict(settings, mean=MEAN, std=STD, class_names=model.class_names).items():
-        program.model.metadata_props[key] = json.dumps(value)
-    file = io.BytesIO()
-    program.save(file, external_data=False)
-    write_file(path, file.getvalue())
+    write_onnx(path, Correlations(model), torch.zeros(1, 3, 256, 320), ['scores', 'centers', 'q_ins', 'q_cate'],
+               {2: 32 * height, 3: 32 * width}, dict(settings, mean=MEAN, std=STD, class_names=model.class_names))
 
 
 def parse_arguments(argv=None):
