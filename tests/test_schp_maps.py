@@ -24,11 +24,12 @@ def read_json(name):
 
 def test_label_sets_have_the_published_classes_sizes_and_pairs():
     assert {k: (len(v.names), v.size) for k, v in LABEL_SETS.items()} == {
-        'lip': (20, (473, 473)), 'atr': (18, (512, 512)), 'pascal': (7, (512, 512)), 'cihp': (20, (473, 473))}
+        'lip': (20, (473, 473)), 'atr': (18, (512, 512)), 'pascal': (7, (512, 512)), 'cihp': (20, (473, 473)),
+        'merged': (9, (512, 384)), 'merged-sep': (9, (512, 384))}
     for labels in LABEL_SETS.values():
         swaps = [(labels.names[a], labels.names[b]) for a, b in labels.flip_pairs]
         assert all(a.replace('Left', 'Right') == b != a for a, b in swaps)
-        assert len(swaps) == sum(name.startswith('Left') for name in labels.names)
+        assert len(swaps) == sum(name.lower().startswith('left') for name in labels.names)
     different = [(a, b) for a, b in zip(LABEL_SETS['lip'].names, LABEL_SETS['cihp'].names) if a != b]
     assert different == [('Jumpsuits', 'Torso-skin')]
 
@@ -177,4 +178,4 @@ def test_metrics_by_hand_and_refusals():
         with pytest.raises(ValueError, match=sentence):
             semantic.confusion_matrix(wrong, truth, 3)
     with pytest.raises(ValueError, match='no released label set'):
-        choose_labels(9)
+        choose_labels(8)
