@@ -2,7 +2,6 @@
 import json
 import os
 import pickle
-import signal
 
 import numpy as np
 import pytest
@@ -11,10 +10,9 @@ import torch.nn.functional as F
 from PIL import Image
 
 import oneshot
-import train
 from data import input_size, network_input
 from oneshot import EOPNet, screened
-from tests.helpers import call, tiny_model, weights
+from tests.helpers import call, stop_at_step, tiny_model, weights
 from tests.seeded import blobs
 from uniparser import UniParser
 from util import episodes, oneshot_scores
@@ -145,14 +143,7 @@ def test_resume_equals_uninterrupted(atr, tmp_path, monkeypatch, way, recipe):
     """Stopped in the middle of an epoch and resumed, training gives the same bits, prototypes too."""
     start = ['train', '--root', atr, '--way', way[0], '--recipe', recipe, *TINY, '--size', '64']
     assert call(oneshot, *start, '--out', tmp_path / 'whole').returncode == 0
-    step, count = train.train_step, []
-
-    def stop_after_three(*args):
-        count.append(1)
-        if len(count) == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return step(*args)
-    monkeypatch.setattr(train, 'train_step', stop_after_three)
+    stop_at_step(monkeypatch, 3)
     done = call(oneshot, *start, '--out', tmp_path / 'parts')
     assert done.returncode == 0 and '--resume' in done.stdout, done.stderr
     done = call(oneshot, 'train', '--resume', tmp_path / 'parts', '--device', 'cpu')
