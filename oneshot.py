@@ -366,9 +366,7 @@ def prepare_task(args, run):
     pairs = EpisodePairs(photos, config)
     pairs.skip_bad = args.skip_bad
     loader, model = make_loader(EpisodeSamples(pairs, config), config, run), EOPNet(config)
-    if state:
-        load_strictly(model, state['model'], folder / 'last.pt')
-    elif config.pretrained:
+    if config.pretrained and not state:
         copied = model.load_backbone(config.pretrained)
         print(f'{config.pretrained}: {len(copied)} of {len(model.state_dict())} entries start from it')
     return OneShotTask(config, model, loader, test_photos, root), folder, state
