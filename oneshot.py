@@ -34,18 +34,19 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from train import Task, check_run, make_loader, read_resumed, run_command, train_task
-from util.checkpoints import FORMAT, check_settings, load_strictly, read_checkpoint, reading, write_checkpoint
+from util.checkpoints import (FORMAT, check_settings, load_strictly, name_command, read_checkpoint, reading,
+                              write_checkpoint)
 from util.episodes import FOLDS, IGNORE, read_episodes, write_episodes
 from util.files import find_photos, write_file
 from util.oneshot_data import NAMES, EpisodePairs, EpisodeSamples, open_photos
 from util.oneshot_parse import ExampleParser, read_names, read_supports
-from util.oneshot_scores import count_pixels, scores, table
+from util.oneshot_scores import count_pixels, scores, table, without_nan
 from util.oneshot_uniparser import UniParserByExample
 from util.oneshot_use import ByExample
 from util.photos import check_failures, name_jobs, share_of_process
 from util.prototypes import class_masks, cosine, episode_labels, foreground, query_target, static_prototypes
-from util.released import is_released
-from util.run import Run, add_run_flags, add_settings, check_ranges, find_device, given_settings
+from util.run import (Run, add_run_flags, add_settings, check_ranges, find_device, given_settings,
+                      sum_over_processes)
 from util.xception import Atrous, DeepLab, pass_norm, read_weights, upsample
 
 ALPHA = 0.001                                # of this episode's prototype in a smoothed one
@@ -228,10 +229,12 @@ class EOPNet(DeepLab, ByExample):
     def from_pretrained(cls, path, device='cpu'):
         """The model in a file of `save` or in a released state dict, whose way, labels and sizes are read off it."""
         state = read_checkpoint(path)
+        if command := name_command(state, 'oneshot'):
+            raise ValueError(f'{path} {command}')
         with reading(path):
             if 'format' in state:
-                if state['format'] != FORMAT or state.get('system', 'uniparser') != 'oneshot':
-                    raise ValueError(f'{path} holds a model of {state.get("system", "uniparser")}, not of EOP-Net; give '
+                if state['format'] != FORMAT:
+                    raise ValueError(f'{path} has the format {state["format"]!r}, which this version does not know; give '
                                      'a file of oneshot.py train or of the authors')
                 check_settings(state['config'], Config)
                 config, weights = Config(**state['config']), state['model']
@@ -366,9 +369,7 @@ def prepare_task(args, run):
     pairs = EpisodePairs(photos, config)
     pairs.skip_bad = args.skip_bad
     loader, model = make_loader(EpisodeSamples(pairs, config), config, run), EOPNet(config)
-    if state:
-        load_strictly(model, state['model'], folder / 'last.pt')
-    elif config.pretrained:
+    if config.pretrained and not state:
         copied = model.load_backbone(config.pretrained)
         print(f'{config.pretrained}: {len(copied)} of {len(model.state_dict())} entries start from it')
     return OneShotTask(config, model, loader, test_photos, root), folder, state
@@ -388,13 +389,9 @@ def train(args):
 def load_model(path, device):
     """An EOPNet or, from a file of UniParser, a UniParserByExample."""
     state, device = read_checkpoint(path), find_device(device)
-    ours = 'prototype' in state or any(str(key).endswith('module.prototype') for key in state)
-    if state.get('system') == 'oneshot' or ours or not ('format' in state or is_released(state)):
-        return EOPNet.from_pretrained(path, device)
-    if state.get('system', 'uniparser') != 'uniparser':
-        raise ValueError(f'{path} holds a model of {state["system"]}, not of EOP-Net or UniParser; give a file of '
-                         'oneshot.py train, train.py or the authors')
-    return UniParserByExample.from_pretrained(path, device)
+    if name_command(state, 'oneshot') and not name_command(state, 'uniparser'):
+        return UniParserByExample.from_pretrained(path, device)
+    return EOPNet.from_pretrained(path, device)
 
 
 def check_way(model, args, photos):
@@ -422,15 +419,17 @@ def evaluate(args):
     print(table(results, photos.fold))
     if args.json:
         write_file(args.json, json.dumps(dict(data=args.data, fold=args.fold, way=args.way, weights=str(args.weights),
-                                              episodes=len(episodes), **results), indent=1) + '\n')
+                                              episodes=len(episodes), **without_nan(results)), indent=1) + '\n')
 
 
 def parse(args):
     supports, masks, classes = read_supports(args.support, args.support_mask)
     names, model = read_names(args.names, classes), load_model(args.weights, args.device)
-    stored = dict(stored=True) if args.stored and isinstance(model, EOPNet) else {}
+    if args.stored and not isinstance(model, EOPNet):
+        raise ValueError('--stored: UniParser has no stored prototypes; leave it out')
+    stored = dict(stored=True) if args.stored else {}
     parser = ExampleParser(model, args, model.learn(supports, masks, **stored), names)
-    check_failures(parser.run(share_of_process(name_jobs(find_photos(args.photos)))))
+    check_failures(sum_over_processes(parser.run(share_of_process(name_jobs(find_photos(args.photos))))))
 
 
 def add_model_flags(command):

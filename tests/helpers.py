@@ -2,6 +2,7 @@
 import contextlib
 import io
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+import train
 import uniparser
 from uniparser import UniParser, get_config
 from util.datasets import DATASETS, open_dataset
@@ -84,6 +86,19 @@ def call(program, *arguments, cwd='.'):
 
 SHORT = ['--backbone', 'resnet10', '--neck-channels', '16', '--channels', '8', '--depth', '1', '--center-depth', '1',
          '--batch-size', '4', '--samples', '12', '--val-images', '4', '--warmup', '2', '--device', 'cpu']
+
+
+def stop_at_step(monkeypatch, number):
+    """Training receives SIGTERM in this step, counted from 1. Returns a list that grows with each step."""
+    step, count = train.train_step, []
+
+    def counted(*args):
+        count.append(1)
+        if len(count) == number:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(*args)
+    monkeypatch.setattr(train, 'train_step', counted)
+    return count
 
 
 def weights(run_folder):

@@ -328,8 +328,8 @@ def test_wrong_files_are_a_sentence(tmp_path):
     with pytest.raises(FileNotFoundError, match='does not exist'):
         EOPNet.from_pretrained(path)
     extra, lacking = dict(state, more=torch.zeros(1)), {k: v for k, v in state.items() if k != 'scaler'}
-    for content, sentence in ((extra, 'does not fit.*more'), (lacking, 'does not fit.*scaler'), ([1], 'no state dict'),
-                              ({'a': torch.zeros(1)}, 'no checkpoint of EOP-Net'), (print, 'not a readable'),
+    for content, sentence in ((extra, 'does not fit.*more'), (lacking, 'does not fit.*scaler'), ([1], 'holds a list'),
+                              ({'a': torch.zeros(1)}, 'no checkpoint of EOP-Net'), (print, 'could run code'),
                               (dict(state, prototype=torch.zeros(4)), 'does not fit')):
         torch.save(content, path)
         with pytest.raises(ValueError, match=f'x.pth.*{sentence}'):

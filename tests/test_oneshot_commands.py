@@ -2,7 +2,6 @@
 import json
 import os
 import pickle
-import signal
 
 import numpy as np
 import pytest
@@ -11,10 +10,9 @@ import torch.nn.functional as F
 from PIL import Image
 
 import oneshot
-import train
 from data import input_size, network_input
 from oneshot import EOPNet, screened
-from tests.helpers import call, tiny_model, weights
+from tests.helpers import call, stop_at_step, tiny_model, weights
 from tests.seeded import blobs
 from uniparser import UniParser
 from util import episodes, oneshot_scores
@@ -145,14 +143,7 @@ def test_resume_equals_uninterrupted(atr, tmp_path, monkeypatch, way, recipe):
     """Stopped in the middle of an epoch and resumed, training gives the same bits, prototypes too."""
     start = ['train', '--root', atr, '--way', way[0], '--recipe', recipe, *TINY, '--size', '64']
     assert call(oneshot, *start, '--out', tmp_path / 'whole').returncode == 0
-    step, count = train.train_step, []
-
-    def stop_after_three(*args):
-        count.append(1)
-        if len(count) == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return step(*args)
-    monkeypatch.setattr(train, 'train_step', stop_after_three)
+    stop_at_step(monkeypatch, 3)
     done = call(oneshot, *start, '--out', tmp_path / 'parts')
     assert done.returncode == 0 and '--resume' in done.stdout, done.stderr
     done = call(oneshot, 'train', '--resume', tmp_path / 'parts', '--device', 'cpu')
@@ -447,16 +438,16 @@ def test_an_empty_folder_and_a_broken_photo_are_sentences(photos, eop):
 def test_weights_of_other_systems_are_a_sentence(photos, atr, tmp_path, checkpoint, eop):
     write_checkpoint(tmp_path / 'schp.pt', 'schp', oneshot.Config(), {'a': torch.zeros(1)})
     done = call(oneshot, *start('--weights', tmp_path / 'schp.pt'), cwd=photos)
-    assert done.returncode == 2 and 'schp.pt holds a model of schp' in done.stderr
+    assert done.returncode == 2 and 'schp.pt is a file of SCHP' in done.stderr
     tiny_model(fusion='convs').save(tmp_path / 'convs.pt')
     done = call(oneshot, *start('--weights', tmp_path / 'convs.pt'), cwd=photos)
     assert done.returncode == 2 and 'one-shot parsing needs cosine and index' in done.stderr
     torch.save({'xception_features.conv1.weight': torch.zeros(4, 3, 3, 3)}, tmp_path / 'deeplab.pth')
     done = call(oneshot, *start('--weights', tmp_path / 'deeplab.pth'), cwd=photos)
     assert done.returncode == 2 and 'a DeepLab file starts a training instead' in done.stderr
-    with pytest.raises(ValueError, match='not a UniParser|one-shot'):
+    with pytest.raises(ValueError, match='of one-shot human parsing'):
         UniParser.from_pretrained(eop)
-    with pytest.raises(ValueError, match='a model of uniparser, not of EOP-Net'):
+    with pytest.raises(ValueError, match='is a file of UniParser'):
         EOPNet.from_pretrained(checkpoint)
     score = ['evaluate', '--root', atr, '--device', 'cpu']
     for more, sentence in ((['--weights', eop, '--way', '1way'], 'is of --way kway, not 1way'),

@@ -1,6 +1,5 @@
 """Training: schedule, resume, processes, mistakes."""
 import json
-import os
 import re
 import signal
 from dataclasses import fields, replace
@@ -12,7 +11,7 @@ import torch
 import data
 import train
 from evaluate import parsing_metrics
-from tests.helpers import HERE, SHORT, call, run, weights
+from tests.helpers import HERE, SHORT, call, run, stop_at_step, weights
 from uniparser import Config, UniParser, get_config
 from util.datasets import open_dataset
 from util.run import Run
@@ -58,14 +57,7 @@ def test_resume_equals_uninterrupted(tmp_path, monkeypatch):
     """Stopped in the middle of an epoch and resumed with other workers, training gives the same bits."""
     whole, parts = tmp_path / 'whole', tmp_path / 'parts'
     train.main([*SHORT, '--epochs', '2', '--out', str(whole)])
-    step, count = train.train_step, []
-
-    def stop_after_four(*args):
-        count.append(1)
-        if len(count) == 4:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return step(*args)
-    monkeypatch.setattr(train, 'train_step', stop_after_four)
+    count = stop_at_step(monkeypatch, 4)
     train.main([*SHORT, '--epochs', '2', '--out', str(parts), '--workers', '1'])
     state = torch.load(parts / 'last.pt', weights_only=True)
     assert (state['epoch'], state['position']) == (1, 1) and len(count) == 4
