@@ -36,7 +36,7 @@ from segformer import SegFormer
 from train import PICTURES, Task, check_run, make_loader, read_resumed, run_command, train_task
 from util import extract, finetuning, fuse, preparation, single_evaluation
 from util.ace2p import (Bottleneck, ContextEncoding, Decoder, EdgeBranch, bare_norm, conv, convert_plain_norms,
-                        load_imagenet, released_weights, resize, stack_maps, unit)
+                        convolve_stack, load_imagenet, released_weights, resize, unit)
 from util.checkpoints import FORMAT, check_settings, load_strictly, name_command, read_checkpoint, reading
 from util.labels import LABEL_SETS, LabelSet, choose_labels
 from util.mit_weights import load_mit
@@ -93,7 +93,7 @@ class SCHP(Parser):
         feature = self.decoder(context, c1)               # (B, 256, h, w)
         edge_features = self.edge.features(c1, c2, c3)
         compute = dict(parsing=lambda: self.decoder.conv4(feature), edge=lambda: self.edge(edge_features),
-                       fusion=lambda: self.fushion(torch.cat([feature, stack_maps(edge_features)], 1)))
+                       fusion=lambda: self.fushion[1:](convolve_stack(self.fushion[0], [feature, *edge_features])))
         return {head: compute[head]() for head in heads}
 
     @staticmethod

@@ -173,7 +173,8 @@ def steps(tmp_path_factory):
         phase_1=[*train, '--phase', '1', '--weights', 'runs/lip/cycle_2.pt', '--reset-cycle', '--out', 'runs/1'],
         phase_2=[*train, '--phase', '2', '--weights', 'runs/1/cycle_2.pt', '--reset-cycle', '--out', 'runs/2'],
         evaluate=['evaluate', '--data', 'merged-sep', '--root', 'sep', '--weights', 'runs/2/cycle_2.pt', '--labels',
-                  'merged-sep', '--device', 'cpu'])
+                  'merged-sep', '--device', 'cpu'],
+        extract=['extract', 'sep/val_images', '--weights', 'runs/2/cycle_2.pt', '--out', 'parsed', '--device', 'cpu'])
     results = {}
     for name, command in commands.items():
         results[name] = call(schp, *command, cwd=root)
@@ -190,9 +191,55 @@ def test_steps_of_the_readme_print_what_they_did(steps):
         assert '4 training and 3 validation images' in out and 'network=segformer' in out
         assert 'cycle 1: ' in out and 'cycle 2: ' in out and out.splitlines()[-1].split(':')[1].startswith(' mIoU 0.')
     table = results['evaluate'].stdout
-    trained, evaluated = (float(text.split('mIoU ')[1].split()[0]) for text in (results['phase_2'].stdout.splitlines()[-1], table))
+    trained, evaluated = (float(text.split('mIoU ')[-1].split()[0]) for text in (results['phase_2'].stdout, table))
     assert abs(trained - evaluated / 100) < 0.001         # the same model: that of the last cycle
     assert all(name in table for name in LABEL_SETS['merged-sep'].names)
+    assert results['extract'].stdout.splitlines()[-1] == '3 of 3 photos -> parsed/'
+    maps = {name: np.asarray(Image.open(root / 'parsed' / name)) for name in os.listdir(root / 'parsed') if '.png' in name}
+    assert len(maps) == 3 and all(m.shape == (40, 30) and m.max() < 9 for m in maps.values())
+
+
+@pytest.mark.parametrize('recipe', ['paper', 'released'])
+def test_a_resumed_run_equals_one_without_a_stop(steps, recipe):
+    root, _ = steps
+    command = ['train', '--data', 'merged-sep', '--root', 'sep', *TINY, '--recipe', recipe, '--samples', '4', '--phase', '2',
+               '--weights', 'runs/1/cycle_2.pt', '--reset-cycle', '--cycle-start', '2', '--out']
+    runs = [[*command, f'runs/{recipe}_once', '--epochs', '3'], [*command, f'runs/{recipe}_twice', '--epochs', '1'],
+            ['train', '--resume', f'runs/{recipe}_twice', '--epochs', '3', '--device', 'cpu']]
+    for arguments in runs:
+        done = call(schp, *arguments, cwd=root)
+        assert done.returncode == 0, done.stderr
+    once, twice = (torch.load(root / 'runs' / f'{recipe}_{name}' / 'last.pt', weights_only=True) for name in ('once', 'twice'))
+    assert once['cycle'] == twice['cycle'] == 2
+    for part in ('model', 'averaged'):
+        assert all(torch.equal(value, twice[part][key]) for key, value in once[part].items())
+
+
+def test_weights_bring_their_cycle_unless_it_is_reset(steps):
+    root, _ = steps
+    command = ['train', '--data', 'merged-sep', '--root', 'sep', *TINY, '--samples', '4', '--epochs', '1', '--weights',
+               'runs/1/cycle_2.pt', '--out']
+    for name, more, cycle in (('kept', [], 2), ('reset', ['--reset-cycle'], 0)):
+        assert call(schp, *command, f'runs/{name}', *more, cwd=root).returncode == 0
+        assert torch.load(root / 'runs' / name / 'last.pt', weights_only=True)['cycle'] == cycle
+        log = (root / 'runs' / name / 'log.jsonl').read_text()
+        assert ('kl_fusion' in log) == (cycle > 0) and ('ce_fusion' in log) == (cycle == 0)
+
+
+@pytest.mark.parametrize('arguments, words', [
+    (['--data', 'merged', '--root', 'lip', *TINY, '--weights', 'sep/train_id.txt'], 'sep/train_id.txt'),
+    (['--data', 'merged', '--root', 'lip', *TINY, '--phase', '3'], 'phase is 3'),
+    (['--data', 'merged', '--root', 'lip', *TINY, '--network', 'ace2p', '--phase', '1'], 'phase is 1'),
+    (['--data', 'LIP', '--root', 'LIP', *TINY, '--weights', 'runs/1/cycle_2.pt'], '9 classes'),
+    (['--data', 'merged', '--root', 'lip', *TINY, '--width', '16', '--weights', 'runs/1/cycle_2.pt'], 'does not fit'),
+    (['--data', 'merged', '--root', 'LIP', *TINY], 'there are only 8 classes'),
+    (['--data', 'merged', '--root', 'lip', *TINY, '--pretrained', 'runs/1/cycle_2.pt'], 'runs/1/cycle_2.pt'),
+    (['--data', 'merged', '--root', 'lip', *TINY, '--samples', '-1'], 'samples is -1')])
+def test_wrong_settings_get_one_sentence(steps, arguments, words):
+    root, _ = steps
+    done = call(schp, 'train', *arguments, cwd=root)
+    assert done.returncode == 2 and done.stderr.startswith('error: ') and done.stderr.count('\n') == 1
+    assert words in done.stderr, done.stderr
 
 
 def test_phase_1_leaves_the_backbone_as_it_was_and_phase_2_does_not(steps):

@@ -2,7 +2,7 @@
 
     python -m util.benchmark infer                       # from a photo's file to its results' files
     python -m util.benchmark infer --preset mhp --size 512 512
-    python -m util.benchmark schp                        # SCHP's network on a crop
+    python -m util.benchmark schp                        # SCHP's network on a crop, or --network segformer
     python -m util.benchmark train                       # the data pipeline, the steps, and both
     python -m util.benchmark evaluate
     python -m util.benchmark parameters
@@ -30,13 +30,14 @@ from torch.utils.flop_counter import FlopCounterMode
 import data
 from evaluate import Job, evaluate
 from infer import add_model_flags, load_model, write_results
-from schp import SCHP
+from schp import NETWORKS, build
 from train import CHOICES, UniParserTask, make_loader, open_sets, preset_of, train_step
 from uniparser import INFERENCE, PRESETS, Config, UniParser, decode, find_centers, get_config
 from util.datasets import DATASETS, open_dataset
 from util.files import read_photo, read_prediction, user_errors
 from util.labels import LABEL_SETS
 from util.run import Run, add_settings, find_device, given_settings, memory, synchronize
+from util.schp_config import SCHPConfig, preset
 from util.submissions import PredictionWriter, open_predictions
 
 PHOTO = Path(__file__).parent.parent / 'assets' / 'street.jpg'
@@ -187,10 +188,12 @@ def benchmarked_model(args):
 
 @torch.inference_mode()
 def benchmark_schp(args):
-    """Prints the time of A-CE2P on a crop, as loaded and as it runs, in units of torchvision's plain ResNet-101."""
-    labels, device = LABEL_SETS[args.labels], torch.device(find_device(args.device))
+    """Prints the time of a network on a crop, as loaded and as it runs, in units of torchvision's plain ResNet-101."""
+    device, default = torch.device(find_device(args.device)), 'merged' if args.network == 'segformer' else 'lip'
+    labels = LABEL_SETS[args.labels or default]
+    config = SCHPConfig(**{**preset('LIP', args.network, 0), 'network': args.network, 'size': labels.size})
     torch.manual_seed(0)
-    model, images = SCHP(*labels).to(device).eval(), torch.rand(1, 3, *labels.size, device=device)
+    model, images = build(config, labels).to(device).eval(), torch.rand(1, 3, *labels.size, device=device)
     plain, fast = torchvision.models.resnet101().eval().to(device), model.folded().to(memory_format=torch.channels_last)
     steps = {'plain ResNet-101': lambda: plain(images), 'all heads': lambda: model(images),
              'folded, fusion': lambda: fast(images.to(memory_format=torch.channels_last), heads=('fusion',))}
@@ -346,7 +349,8 @@ def parse_arguments(argv=None):
     add_model_flags(infer)
     schp = commands.add_parser('schp', help="SCHP's network on a crop")
     schp.set_defaults(function=benchmark_schp)
-    schp.add_argument('--labels', choices=list(LABEL_SETS), default='lip')
+    schp.add_argument('--network', choices=list(NETWORKS), default='ace2p')
+    schp.add_argument('--labels', choices=list(LABEL_SETS), help='default: lip, of segformer merged')
     schp.add_argument('--repeats', type=int, default=5)
     schp.add_argument('--device', default='auto', choices=['auto', 'cpu', 'cuda', 'mps'])
     train = commands.add_parser('train', help='images/s of training; MHP without --root: on drawn files')

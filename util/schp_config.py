@@ -49,6 +49,8 @@ class SCHPConfig:
         for name in ('batch_size', 'accumulate', 'epochs', 'cycle_start', 'cycle_epochs', 'val_every', 'loss_stride'):
             if getattr(self, name) < 1:
                 raise ValueError(f'{name} is {getattr(self, name)}; it is at least 1')
+        if self.samples < 0:
+            raise ValueError(f'samples is {self.samples}; it is at least 0, which means all')
         if not 0 <= self.phase <= (2 if self.network == 'segformer' else 0):
             raise ValueError(f'phase is {self.phase}; it is 0, and of the network segformer 0, 1 or 2')
         if not 2 <= self.width <= 1024:
