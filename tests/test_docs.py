@@ -17,6 +17,7 @@ import data
 import evaluate
 import infer
 import oneshot
+import schp
 import train
 from tests.helpers import HERE, SHORT, call, run, write_photo, write_tiny_mhp
 from tests.test_layout import graph
@@ -31,7 +32,7 @@ DOCS = {str(path.relative_to(HERE)): path.read_text() for path in PATHS}
 README = DOCS['README.md']
 CODE = {str(path.relative_to(HERE)): path.read_text() for path in [*HERE.glob('*.py'), *HERE.glob('util/*.py')]}
 PROGRAMS = {'train.py': train, 'infer.py': infer, 'data.py': data, 'evaluate.py': evaluate, 'util.benchmark': benchmark,
-            'util.export': export, 'util.oracle': oracle, 'oneshot.py': oneshot}
+            'util.export': export, 'util.oracle': oracle, 'oneshot.py': oneshot, 'schp.py': schp}
 TINY = [*SHORT, '--pretrained', '', '--no-dcn', '--epochs', '1', '--grid', '8', '--short-side', '64', '--test-short-side', '64',
         '--workers', '0']
 
@@ -205,7 +206,8 @@ def flags_of(program, *command):
 def test_every_flag_of_the_documents_exists(name):
     known = {'--nproc-per-node', '--headers', '--fuzz', '--soak', '--kills'}.union(
         *(flags_of(program) for program in PROGRAMS.values()), *(flags_of(benchmark, kind) for kind in ('infer', 'train')),
-        *(flags_of(oneshot, kind) for kind in ('train', 'evaluate', 'parse')))
+        *(flags_of(oneshot, kind) for kind in ('train', 'evaluate', 'parse')),
+        *(flags_of(schp, kind) for kind in ('train', 'evaluate', 'extract', 'fuse', 'prepare')))
     assert '--light' in known and '--onnx' in known
     assert set(re.findall(r'(?<![\w-])--[a-z][a-z-]*', DOCS[name])) <= known
 

@@ -13,8 +13,9 @@ import torch.nn.functional as F
 import schp
 from schp import SCHP
 from segformer import SegFormer
+from tests.helpers import call
 from tests.seeded import blobs, noise, seeded
-from util import finetuning, labelmaps
+from util import export, finetuning, labelmaps
 from util.labels import choose_labels
 from util.mit_weights import CLASSIFIERS, load_mit
 from util.norms import InPlaceABN
@@ -261,6 +262,23 @@ def test_wrong_backbone_weights_get_one_sentence_with_their_name(change, tmp_pat
     with pytest.raises(ValueError) as error:
         load_mit(model, path)
     assert str(path) in str(error.value) and '\n' not in str(error.value)
+
+
+def test_onnx_runtime_gets_the_same_logits(tmp_path):
+    pytest.importorskip('onnxscript', reason='the export needs onnx and onnxscript')
+    runtime = pytest.importorskip('onnxruntime', reason='the check of the export needs onnxruntime')
+    model, paths = small(), [tmp_path / name for name in ('model.pt', 'model.onnx')]
+    model.config = SCHPConfig(network='segformer', size=(64, 48), **SMALL)
+    model.save(paths[0])
+    done = call(export, '--weights', paths[0], '--out', paths[1])
+    assert done.returncode == 0, done.stderr
+    session = runtime.InferenceSession(paths[1], providers=['CPUExecutionProvider'])
+    assert json.loads(session.get_modelmeta().custom_metadata_map['size']) == [64, 48]
+    for count in (1, 3):
+        images = noise(count, (count, 3, 64, 48))
+        with torch.inference_mode():
+            expected = model.crop_logits(torch.from_numpy(images))
+        np.testing.assert_allclose(session.run(None, {'image': images})[0], expected, rtol=0, atol=1e-4)
 
 
 # ---- optimizers and loss

@@ -2,6 +2,7 @@
 
     python -m util.benchmark infer                       # from reading a photo to writing its results
     python -m util.benchmark infer --preset mhp --size 512 512
+    python -m util.benchmark schp                        # SCHP's network on a crop, or --network segformer
     python -m util.benchmark train                       # the data pipeline, the steps, and both
     python -m util.benchmark evaluate
     python -m util.benchmark parameters
@@ -29,11 +30,14 @@ from torch.utils.flop_counter import FlopCounterMode
 import data
 from evaluate import Job, evaluate
 from infer import add_model_flags, load_model, write_results
+from schp import NETWORKS, build
 from train import CHOICES, UniParserTask, make_loader, open_sets, preset_of, train_step
 from uniparser import INFERENCE, PRESETS, Config, UniParser, decode, find_centers, get_config
 from util.datasets import DATASETS, open_dataset
 from util.files import read_photo, read_prediction, user_errors
+from util.labels import LABEL_SETS
 from util.run import Run, add_settings, find_device, given_settings, memory, synchronize
+from util.schp_config import SCHPConfig, preset
 from util.submissions import PredictionWriter, open_predictions
 
 PHOTO = Path(__file__).parent.parent / 'assets' / 'street.jpg'
@@ -182,6 +186,31 @@ def benchmarked_model(args):
     return UniParser(get_config(args.preset, pretrained='', **changes)).to(find_device(args.device)).fold()
 
 
+@torch.inference_mode()
+def benchmark_schp(args):
+    """Prints the time of a network on a crop, as loaded and as it runs, in units of torchvision's plain ResNet-101."""
+    device, default = torch.device(find_device(args.device)), 'merged' if args.network == 'segformer' else 'lip'
+    labels = LABEL_SETS[args.labels or default]
+    config = SCHPConfig(**{**preset('LIP', args.network, 0), 'network': args.network, 'size': labels.size})
+    torch.manual_seed(0)
+    model, images = build(config, labels).to(device).eval(), torch.rand(1, 3, *labels.size, device=device)
+    plain, fast = torchvision.models.resnet101().eval().to(device), model.folded().to(memory_format=torch.channels_last)
+    steps = {'plain ResNet-101': lambda: plain(images), 'all heads': lambda: model(images),
+             'folded, fusion': lambda: fast(images.to(memory_format=torch.channels_last), heads=('fusion',))}
+    clock = Clock(device)
+    for k in range(args.repeats + 1):
+        clock = Clock(device) if k == 1 else clock           # the first is not counted
+        for name, step in steps.items():
+            clock(name, step)
+    size = 'x'.join(map(str, labels.size))
+    print(f'{size}, {device}, {torch.get_num_threads()} threads, torch {torch.__version__}; median of {args.repeats}')
+    print(f'{"":16} {"ms":>9} {"CPU ms":>9} {"ResNet-101":>10} {"MACs G":>9}')
+    for name, step in steps.items():
+        wall, process = clock.median(name)
+        print(f'{name:16} {wall:9.1f} {process:9.1f} {clock.cost(name) / clock.cost("plain ResNet-101"):10.2f} '
+              f'{multiply_adds(step) / 1e9:9.1f}')
+
+
 # ---- training ----------------------------------------------------------------------------------------------
 
 
@@ -307,7 +336,7 @@ def count_parameters(args):
 
 def parse_arguments(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(required=True, metavar='infer | train | evaluate | parameters')
+    commands = parser.add_subparsers(required=True, metavar='infer | schp | train | evaluate | parameters')
     infer = commands.add_parser('infer', help='from reading a photo to writing its results')
     infer.set_defaults(function=benchmark_inference)
     infer.add_argument('photo', nargs='?', default=str(PHOTO))
@@ -318,6 +347,12 @@ def parse_arguments(argv=None):
     infer.add_argument('--decode', type=int, default=10, help='people to decode (default: 10)')
     infer.add_argument('--onnx', metavar='FILE', help='file of the same network (util.export), timed in ONNX Runtime')
     add_model_flags(infer)
+    schp = commands.add_parser('schp', help="SCHP's network on a crop")
+    schp.set_defaults(function=benchmark_schp)
+    schp.add_argument('--network', choices=list(NETWORKS), default='ace2p')
+    schp.add_argument('--labels', choices=list(LABEL_SETS), help='default: lip, of segformer merged')
+    schp.add_argument('--repeats', type=int, default=5)
+    schp.add_argument('--device', default='auto', choices=['auto', 'cpu', 'cuda', 'mps'])
     train = commands.add_parser('train', help='images/s of training; MHP without --root: on drawn files')
     train.set_defaults(function=benchmark_training)
     train.add_argument('--data', choices=list(DATASETS), default='synthetic')

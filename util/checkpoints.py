@@ -58,12 +58,18 @@ SIGNS = {'mask_head.seg_kernels': 'uniparser', 'fushion.3.weight': 'schp', 'head
          'xception_features.conv1.weight': 'oneshot'}    # an entry of each system's released files
 
 
-def name_command(state, system):
-    """Where a file, as read, belongs to another system than this one: 'is a file of ..; use ..'. Else None."""
+def find_system(state):
+    """uniparser, schp or oneshot: the system that a file, as read, belongs to; None where nothing shows it."""
+    if state.get('format') == FORMAT:
+        return state.get('system', 'uniparser')
     weights = state.get('state_dict', state)
     keys = {str(key).removeprefix('module.') for key in weights} if isinstance(weights, dict) else ()
-    found = state.get('system', 'uniparser') if state.get('format') == FORMAT else None
-    found = found or next((name for sign, name in SIGNS.items() if sign in keys), None)
+    return next((name for sign, name in SIGNS.items() if sign in keys), None)
+
+
+def name_command(state, system):
+    """Where a file, as read, belongs to another system than this one: 'is a file of ..; use ..'. Else None."""
+    found = find_system(state)
     return f'is a file {COMMANDS[found]}' if found in COMMANDS and found != system else None
 
 

@@ -3,8 +3,12 @@
     python -m util.export --weights runs/MHP/best.pt --out uniparser.onnx
     python -m util.export --weights runs/MHP/best.pt --out uniparser.pt --half
     python -m util.export --weights UniParser_MHP_r101_light.pth --out uniparser.pt     # a released file in our format
+    python -m util.export --weights exp-schp-201908261155-lip.pth --out schp.onnx       # SCHP, too
 
-The ONNX file computes the correlations of an image:
+The ONNX file of SCHP takes image (B, 3, H, W) float32, BGR in 0..1, minus mean, over std, of the size in its metadata,
+and gives logits (B, C, H, W), before the softmax. mean and std (of B, G, R), labels and size are metadata, as JSON.
+
+The ONNX file of UniParser computes the correlations of an image:
 
     image      (1, 3, H, W) float32   RGB in 0..1, minus mean, over std; H and W multiples of 32
     scores     (P,)                   of the max_people highest peaks of the heat map, best first          Eq. (1)
@@ -21,6 +25,9 @@ pixel is the one of them with the largest q_cate, or 0 where that is not above t
 to the photo's size (`uniparser.decode`).
 """
 import argparse
+import importlib
+import io
+import json
 import os
 
 import torch
@@ -28,9 +35,12 @@ import torch.nn as nn
 
 from data import MEAN, STD
 from infer import WEIGHTS
+from schp import SCHP
 from uniparser import INFERENCE, PRESETS, ConvTower, UniParser, correlate, get_config, keep_peaks
-from util.files import user_errors
-from util.onnx_file import write_onnx
+from util import warp
+from util.checkpoints import find_system, read_checkpoint
+from util.files import user_errors, write_file
+from util.labels import LABEL_SETS
 from util.run import describe
 
 
@@ -53,7 +63,7 @@ class Correlations(nn.Module):
 
 
 def export_onnx(model, path):
-    """Writes a folded model on the CPU to `path`; ModuleNotFoundError with advice where a package is missing."""
+    """Writes a folded UniParser on the CPU to `path`."""
     if model.config.fusion != 'index':
         raise ValueError(f'the ONNX file holds correlations, but the fusion {model.config.fusion!r} does not use them')
     for module in model.modules():
@@ -61,27 +71,66 @@ def export_onnx(model, path):
             module.cache = None                          # the coordinates' share depends on the size
     height, width = (torch.export.Dim(name, min=2, max=256) for name in ('height', 'width'))
     settings = {key: getattr(model.config, key) for key in INFERENCE}
-    write_onnx(path, Correlations(model), torch.zeros(1, 3, 256, 320), ['scores', 'centers', 'q_ins', 'q_cate'],
-               {2: 32 * height, 3: 32 * width}, dict(settings, mean=MEAN, std=STD, class_names=model.class_names))
+    write_onnx(path, Correlations(model), torch.zeros(1, 3, 256, 320), ({2: 32 * height, 3: 32 * width},),
+               ['scores', 'centers', 'q_ins', 'q_cate'],
+               dict(settings, mean=MEAN, std=STD, class_names=model.class_names))
+
+
+class Logits(nn.Module):
+    """Crops -> logits of SCHP at the size of the crops."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, image):
+        return self.model.crop_logits(image)
+
+
+def export_schp(model, path):
+    """Writes a folded SCHP on the CPU to `path`."""
+    write_onnx(path, Logits(model), torch.zeros(2, 3, *model.size), ({0: torch.export.Dim('batch', min=1, max=1024)},),
+               ['logits'], dict(mean=warp.MEAN, std=warp.STD, labels=model.labels, size=model.size))
+
+
+def write_onnx(path, model, image, shapes, outputs, metadata):
+    """Writes a model of one input, `image`, with metadata as JSON; ModuleNotFoundError with advice where a package is
+    missing."""
+    try:
+        for name in 'onnx', 'onnxscript':                # what torch.onnx needs
+            importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(f'an ONNX file needs {error.name}; pip install onnx onnxscript onnxruntime') from None
+    program = torch.onnx.export(model.eval(), (image,), dynamo=True, opset_version=19, verbose=False,
+                                input_names=['image'], output_names=outputs, dynamic_shapes=shapes, external_data=False)
+    for key, value in metadata.items():
+        program.model.metadata_props[key] = json.dumps(value)
+    file = io.BytesIO()
+    program.save(file, external_data=False)
+    write_file(path, file.getvalue())
 
 
 def parse_arguments(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--weights', default=str(WEIGHTS), help='a checkpoint of train.py or of the released code')
     parser.add_argument('--preset', choices=list(PRESETS), help='an untrained network instead of weights')
+    parser.add_argument('--labels', choices=list(LABEL_SETS), help='SCHP with 20 classes: lip (default) or cihp')
     parser.add_argument('--out', required=True, metavar='FILE', help='FILE.onnx or FILE.pt')
     parser.add_argument('--half', action='store_true', help='FILE.pt in half precision: half the size')
     return parser.parse_args(argv)
 
 
 def export(args):
-    if args.preset:
+    schp = not args.preset and find_system(read_checkpoint(args.weights)) == 'schp'
+    if schp:
+        model = SCHP.from_pretrained(args.weights, args.labels)
+    elif args.preset:
         torch.manual_seed(0)
         model = UniParser(get_config(args.preset, pretrained='')).eval()
     else:
         model = UniParser.from_pretrained(args.weights)
     if args.out.endswith('.onnx'):
-        export_onnx(model.fold(), args.out)
+        export_schp(model.folded(), args.out) if schp else export_onnx(model.fold(), args.out)
     else:
         (model.half() if args.half else model).save(args.out)
     print(f'{args.out}: {os.path.getsize(args.out) / 1e6:.1f} MB, {describe(model.config)}')

@@ -1,7 +1,7 @@
 """Sets with merged labels in the layout of LIP, made from downloads: `python schp.py prepare`.
 
     DeepFashion      DeepFashion-MultiModal: images, segm, densepose; its images are split into train and val
-    LIP, CIHP, CCP   as `schp.py train` reads them, with their own train and val
+    LIP, CCP         as `schp.py train` reads them, with their own train and val
 """
 import os
 import tempfile
@@ -18,7 +18,7 @@ from util.semantic import flatten
 from util.single_person import LIP, open_dataset
 
 NUM_TRAIN = 2500                                          # of DeepFashion's 12,701 images, as in the fork's README
-DEFAULT_SCHEMES = dict(DeepFashion='sep', LIP='sans_torso', CIHP='sans_torso', CCP='sans_torso')
+DEFAULT_SCHEMES = dict(DeepFashion='sep', LIP='sans_torso', CCP='sans_torso')
 
 
 # ---- DeepFashion-MultiModal --------------------------------------------------------------------------------
@@ -102,8 +102,8 @@ def prepare(data, root, out, scheme=None, samples=0, val_samples=0, seed=0):
     """Makes the folder `out` with merged labels: {train,val}_images/ID.jpg (quality 95), {train,val}_segmentations/
     ID.png, {train,val}_id.txt. It appears when it is complete.
 
-    data: one of DEFAULT_SCHEMES, in the folder `root`; scheme: one of labelmaps.SCHEMES, by default sep of DeepFashion, else
-    sans_torso; samples, val_samples: numbers of images, 0 = 2500 of DeepFashion and the rest, or all;
+    data: one of DEFAULT_SCHEMES, in the folder `root`; scheme: one of labelmaps.SCHEMES, by default sep of DeepFashion
+    and sans_torso of the others; samples, val_samples: numbers of images, 0 = 2500 of DeepFashion and the rest, or all;
     seed: of DeepFashion's split. Returns dict(train, val, left_out): numbers of images; left out are those that lack a
     file. OSError or ValueError with one sentence for what cannot be done."""
     scheme = scheme or DEFAULT_SCHEMES[data]

@@ -20,12 +20,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from schp import PRESETS, SCHPConfig, SCHPTask, build
+from schp import SCHPTask, build
 from train import make_loader, run_command, train_task
 from util.datasets import swap_sides
 from util.files import write_file
 from util.labels import LabelSet
 from util.run import Run
+from util.schp_config import PRESETS, SCHPConfig
 from util.semantic import confusion_matrix, flatten, semantic_metrics
 from util.single_person import Reduced, Samples, open_dataset
 
