@@ -440,6 +440,8 @@ USES = ((extract.extract, extract.add_flags, 'the classes of every pixel of phot
 
 def load_model(args, path=None):
     """The model of --weights, folded, on the device."""
+    if not (path or args.weights):
+        raise ValueError('--weights is missing: a file of the released code or of schp.py train')
     model = SCHP.from_pretrained(path or args.weights, args.labels, find_device(args.device))
     return model.folded().to(memory_format=torch.channels_last)
 

@@ -156,7 +156,7 @@ def augment(image, labels, size, flip_pairs, rng, scale=0.25, rotation=30.0):
     factor = np.clip(rng.normal(1, scale), 1 - scale, 1 + scale)
     turn = np.clip(rng.normal(0, rotation), -2 * rotation, 2 * rotation) if rng.random() < 0.6 else 0
     if rng.random() < 0.5:
-        image, labels = np.ascontiguousarray(image[:, ::-1]), datasets.swap_sides(labels[:, ::-1], flip_pairs)
+        image, labels = image[:, ::-1].copy(), datasets.swap_sides(labels[:, ::-1], flip_pairs)
     matrix = crop_matrix(labels.shape, size, factor, turn)
     labels = torch.tensor(labels)[None].float()
     return crop(image, matrix, size), warp(labels, matrix, size, 'nearest', fill=255)[0].to(torch.uint8)
