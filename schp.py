@@ -34,7 +34,7 @@ import torch.nn.functional as F
 from data import read_batches
 from segformer import SegFormer
 from train import PICTURES, Task, check_run, make_loader, read_resumed, run_command, train_task
-from util import extract, finetuning, fuse, preparation, single_evaluation, single_export
+from util import extract, finetuning, fuse, preparation, single_evaluation
 from util.ace2p import (Bottleneck, ContextEncoding, Decoder, EdgeBranch, bare_norm, conv, convert_plain_norms,
                         convolve_stack, load_imagenet, released_weights, resize, unit)
 from util.checkpoints import FORMAT, check_settings, load_strictly, name_command, read_checkpoint, reading
@@ -434,8 +434,7 @@ def train(args):
 
 USES = ((extract.extract, extract.add_flags, 'the classes of every pixel of photos of one person'),
         (single_evaluation.evaluate, single_evaluation.add_flags, 'mIoU, pixel accuracy and mean accuracy of a split'),
-        (fuse.fuse, fuse.add_flags, 'the parts of several people, from two networks and person masks'),
-        (single_export.export, single_export.add_flags, 'write the network as ONNX'))
+        (fuse.fuse, fuse.add_flags, 'the parts of several people, from two networks and person masks'))
 
 
 def load_model(args, path=None):

@@ -37,7 +37,8 @@ from util.datasets import DATASETS, open_dataset
 from util.files import read_photo, read_prediction, user_errors
 from util.labels import LABEL_SETS
 from util.run import Run, add_settings, find_device, given_settings, memory, synchronize
-from util.schp_config import SCHPConfig, preset
+from util.schp_config import SCHPConfig
+from util.schp_config import preset as schp_preset
 from util.submissions import PredictionWriter, open_predictions
 
 PHOTO = Path(__file__).parent.parent / 'assets' / 'street.jpg'
@@ -191,7 +192,7 @@ def benchmark_schp(args):
     """Prints the time of a network on a crop, as loaded and as it runs, in units of torchvision's plain ResNet-101."""
     device, default = torch.device(find_device(args.device)), 'merged' if args.network == 'segformer' else 'lip'
     labels = LABEL_SETS[args.labels or default]
-    config = SCHPConfig(**{**preset('LIP', args.network, 0), 'network': args.network, 'size': labels.size})
+    config = SCHPConfig(**{**schp_preset('LIP', args.network, 0), 'network': args.network, 'size': labels.size})
     torch.manual_seed(0)
     model, images = build(config, labels).to(device).eval(), torch.rand(1, 3, *labels.size, device=device)
     plain, fast = torchvision.models.resnet101().eval().to(device), model.folded().to(memory_format=torch.channels_last)
