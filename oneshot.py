@@ -234,8 +234,8 @@ class EOPNet(DeepLab, ByExample):
         with reading(path):
             if 'format' in state:
                 if state['format'] != FORMAT:
-                    raise ValueError(f'{path} has the format {state["format"]!r}, which this version does not know; give '
-                                     'a file of oneshot.py train or of the authors')
+                    raise ValueError(f'{path} has the format {state["format"]!r}, which this version does not know; '
+                                     'give a file of oneshot.py train or of the authors')
                 check_settings(state['config'], Config)
                 config, weights = Config(**state['config']), state['model']
             else:
@@ -465,7 +465,7 @@ def parse_arguments(argv=None):
     command.add_argument('--support', nargs='+', required=True, help='the example: one or several photos')
     command.add_argument('--support-mask', nargs='*', default=[], help='their masks, PNG: ids or colors')
     command.add_argument('--names', help='of the classes: a,b,c or a JSON file')
-    command.add_argument('--stored', action='store_true', help="the masks' ids are the training set's: mix in prototypes")
+    command.add_argument('--stored', action='store_true', help="mask ids are the training set's: use its prototypes")
     command.add_argument('--out', default='results', help='folder for the results (default: results)')
     command.add_argument('--cutouts', action='store_true', help='also write each person and part as an RGBA picture')
     add_model_flags(command)

@@ -96,8 +96,8 @@ class OneShotPhotos:
         for query, support, c in episodes:
             if not (isinstance(c, int) and c in self.fold.all[1:] and
                     all(isinstance(i, int) and 0 <= i < len(self) for i in (query, support))):
-                raise ValueError(f'{path} has the episode {(query, support, c)}, which this set has not: its photos are '
-                                 f'0..{len(self) - 1}, its classes {list(self.fold.all[1:])}')
+                raise ValueError(f'{path} has the episode {(query, support, c)}, which this set has not: its photos '
+                                 f'are 0..{len(self) - 1}, its classes {list(self.fold.all[1:])}')
         return episodes
 
 

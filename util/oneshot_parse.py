@@ -38,8 +38,8 @@ def read_masks(paths):
     images = [load_image(path) for path in paths]
     colored = [is_colored(image) for image in images]
     if any(colored) and not all(colored):
-        raise ValueError(f'{paths[colored.index(True)]} tells classes by color, {paths[colored.index(False)]} by index; '
-                         'give masks of one kind')
+        raise ValueError(f'{paths[colored.index(True)]} tells classes by color, {paths[colored.index(False)]} by index'
+                         '; give masks of one kind')
     maps = [color_codes(image) if color else first_channel(image).astype(np.int64)
             for image, color in zip(images, colored)]
     present = [np.unique(labels) for labels in maps]
@@ -94,8 +94,8 @@ def read_names(given, classes):
 def read_supports(photos, masks):
     """Paths -> Pillow photos, label maps (H,W), {id: name}. ValueError where they do not fit each other."""
     if len(photos) != len(masks):
-        raise ValueError(f'there are {len(photos)} --support photos and {len(masks)} --support-mask files; give one mask '
-                         'for each photo, in the same order')
+        raise ValueError(f'there are {len(photos)} --support photos and {len(masks)} --support-mask files; give one '
+                         'mask for each photo, in the same order')
     images, (labels, classes) = [read_photo(path) for path in photos], read_masks(masks)
     for photo, path, mask, mask_path in zip(images, photos, labels, masks):
         if mask.shape != photo.size[::-1]:

@@ -1,8 +1,8 @@
 """Test episodes of one-shot human parsing: a model's label maps against the labels, and the tables of the field.
 
 A model has `look(photo)`, what it sees in a query; `study(photo, labels, fold)`, what a support teaches it; and
-`find(seen, taught, c, size, heads)` -> {head: label map (H,W) uint8}; for 1-way's class c of 0 and 1, for k-way, where c
-is None, of the fold's labels.
+`find(seen, taught, c, size, heads)` -> {head: label map (H,W) uint8}; for 1-way's class c of 0 and 1, for k-way,
+where c is None, of the fold's labels.
 """
 from collections import Counter
 

@@ -27,8 +27,8 @@ class UniParserByExample:
 
     def __init__(self, model, name='this model'):
         if model.config.space != 'cosine' or model.config.fusion != 'index':
-            raise ValueError(f'{name} has the space {model.config.space} and the fusion {model.config.fusion}; one-shot '
-                             'parsing needs cosine and index, where prototypes can stand in for K_cate')
+            raise ValueError(f'{name} has the space {model.config.space} and the fusion {model.config.fusion}; '
+                             'one-shot parsing needs cosine and index, where prototypes can stand in for K_cate')
         self.model, self.config, self.device = model.fold(), model.config, model.device
 
     @classmethod

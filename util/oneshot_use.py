@@ -70,8 +70,8 @@ class ByExample:
         return np.array([0, *ids], np.uint8)[found.cpu().numpy()], coarse.softmax(0)[1].cpu().numpy()
 
     def people(self, features, photo, example):
-        """Features of a photo -> Parsing: all of its people as one, because EOP-Net does not separate them. Its score is
-        the mean probability of people in its pixels."""
+        """Features of a photo -> Parsing: all of its people as one, because EOP-Net does not separate them. Its score
+        is the mean probability of people in its pixels."""
         labels, probability = self.label_map(features, photo.size[::-1], example)
         ys, xs = np.nonzero(labels)
         center = [xs.mean() + 0.5, ys.mean() + 0.5] if len(xs) else [0, 0]
@@ -124,7 +124,7 @@ class ByExample:
         kept = present | ((~present).cumsum(0) == 1)          # all absent classes have the logits of the first one
         shown = F.pad(kept, (1, 0), value=True).nonzero()[:, 0].cpu()
         out = self.heads(f1, f2, people, fine, names)
-        out = {name: upsample(x if name == 'coarse' else x[:, shown].contiguous(memory_format=torch.channels_last), size)
-               for name, x in out.items()}
+        out = {name: x if name == 'coarse' else x[:, shown] for name, x in out.items()}
+        out = {name: upsample(x.contiguous(memory_format=torch.channels_last), size) for name, x in out.items()}
         screen = out['coarse'].max(1)[1][0].cpu()
         return {name: (shown[out[name].max(1)[1][0].cpu()] * screen).to(torch.uint8).numpy() for name in names}
