@@ -1,20 +1,18 @@
 """schp.py's commands: train and resume, evaluate, extract, IntegratedPIFu, fuse, export; bad input."""
 import json
 import os
-import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests.helpers import HERE, call, run, weights, write_photo
+from tests.helpers import HERE, call, run, stop_at_step, weights, write_photo
 from tests.seeded import blobs
 
 import evaluate
 import infer
 import schp
-import train
 from schp import SCHP
 from util import export, self_correction, single_person
 from util.labels import LABEL_SETS, voc_palette
@@ -83,16 +81,11 @@ def test_a_run_leaves_its_cycles_pictures_and_an_averaged_best(trained):
 @pytest.mark.parametrize('recipe', ['paper', 'released'])
 def test_a_stopped_run_continues_bit_by_bit(lip, tmp_path, monkeypatch, recipe):
     """Stopped in a cycle, where dropout, the averaged model and its soft labels matter."""
-    whole, parts, step, count = tmp_path / 'whole', tmp_path / 'parts', train.train_step, []
+    whole, parts = tmp_path / 'whole', tmp_path / 'parts'
     flags = ['train', '--data', 'LIP', '--root', lip, '--recipe', recipe, *SHORT]
     assert call(schp, *flags, '--out', whole).returncode == 0
 
-    def stop_after_five(*args):
-        count.append(1)
-        if len(count) == 5:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return step(*args)
-    monkeypatch.setattr(train, 'train_step', stop_after_five)
+    count = stop_at_step(monkeypatch, 5)
     assert 'stopped' in call(schp, *flags, '--out', parts).stdout and len(count) == 5
     state = torch.load(parts / 'last.pt', weights_only=True)
     assert (state['epoch'], state['position'], state['cycle']) == (2, 1, 1)
