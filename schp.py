@@ -196,7 +196,8 @@ def lovasz_softmax(logits, labels):
     sum_i m_(i) [J(m_(1..i)) - J(m_(1..i-1))], errors m = |1(y = c) - p_c| in descending order, J the Jaccard loss of
     the pixels up to i being wrong. logits (B,C,H,W), labels (B,H,W)."""
     known = (labels != IGNORE).flatten()
-    probabilities, labels = logits.softmax(1).movedim(1, 0).flatten(1)[:, known], labels.flatten()[known]   # (C,P), (P,)
+    probabilities = logits.softmax(1).movedim(1, 0).flatten(1)[:, known]          # (C,P)
+    labels = labels.flatten()[known]                                              # (P,)
     present = labels.unique()
     foreground = labels == present[:, None]                                       # (K,P)
     errors = (foreground.float() - probabilities[present]).abs()
@@ -205,7 +206,8 @@ def lovasz_softmax(logits, labels):
         for row, error, truth in zip(weights, errors, foreground):
             order = descending(error)
             wrong = truth[order].cumsum(0)                # pixels of c among the first i
-            jaccard = 1 - (wrong[-1] - wrong) / (wrong[-1] + torch.arange(1, len(wrong) + 1, device=wrong.device) - wrong)
+            count = torch.arange(1, len(wrong) + 1, device=wrong.device)
+            jaccard = 1 - (wrong[-1] - wrong) / (wrong[-1] + count - wrong)
             row[order] = jaccard.diff(prepend=jaccard.new_zeros(1))
     return (errors * weights).sum() / max(1, len(present))
 

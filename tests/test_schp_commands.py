@@ -163,7 +163,8 @@ def test_evaluation_equals_that_of_its_own_label_maps(lip, trained, tmp_path):
     sources = {'model': ('--weights', trained / 'best.pt', '--centers', 'int', '--flip', '--scales', '1', '0.75'),
                'maps': ('--predictions', tmp_path / 'maps')}
     for name, flags in sources.items():
-        done = call(schp, 'evaluate', '--data', 'LIP', '--root', lip, *flags, '--device', 'cpu', '--json', tmp_path / f'{name}.json')
+        done = call(schp, 'evaluate', '--data', 'LIP', '--root', lip, *flags, '--device', 'cpu', '--json',
+                    tmp_path / f'{name}.json')
         assert done.returncode == 0, done.stderr
         result[name] = json.loads((tmp_path / f'{name}.json').read_text())
     expected = semantic_metrics(matrix)

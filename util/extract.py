@@ -108,8 +108,8 @@ def extract(args, load_model):
         check_names(jobs, out)
     model = load_model(args)
     if args.integratedpifu and model.num_classes != len(CODES):
-        raise ValueError(f'{args.weights} has {model.num_classes} classes, but IntegratedPIFu needs the {len(CODES)} of '
-                         'Pascal-Person-Part')
+        raise ValueError(f'{args.weights} has {model.num_classes} classes, but IntegratedPIFu needs the {len(CODES)} '
+                         'of Pascal-Person-Part')
     jobs = share_of_process(jobs)
     counts = make(model, out, args.logits, flip=args.flip, scales=args.scales).run(jobs, args.batch_size)
     failed = counts.count(None)
@@ -122,5 +122,5 @@ def check_names(jobs, out):
     photos = {os.path.realpath(path) for path, _ in jobs}
     for path, name in jobs:
         if os.path.realpath(os.path.join(out, f'{name}.png')) in photos:
-            raise ValueError(f'{os.path.join(out, name)}.png is a photo, which the result would replace; choose another '
-                             '--out')
+            raise ValueError(f'{os.path.join(out, name)}.png is a photo, which the result would replace; choose '
+                             'another --out')

@@ -34,7 +34,8 @@ def add_flags(parser):
     parser.add_argument('--local-weights', help='weights for the crops of people (default: those of --weights); '
                         'alone, without --weights, they decide without a parsing of the whole photo')
     parser.add_argument('--people', metavar='DIR', help="instance masks of any model (default: UniParser's people)")
-    parser.add_argument('--people-weights', default=str(WEIGHTS), help="UniParser's (default: weights/uniparser_ccp.pt)")
+    parser.add_argument('--people-weights', default=str(WEIGHTS),
+                        help="UniParser's (default: weights/uniparser_ccp.pt)")
     parser.add_argument('--min-score', type=float, default=0.5, help='of people (default: 0.5)')
     parser.add_argument('--data', choices=list(DATASETS), help='predict a split of this data set instead')
     parser.add_argument('--root', help='with --data: its folder, as downloaded')
@@ -42,8 +43,8 @@ def add_flags(parser):
 
 
 class Fuser(PhotoPipeline):
-    """models: for whole photos (or None) and for the crops of people. find_people(name, photo) -> masks bool (N,H,W) and
-    scores (N,). dataset: the jobs are its images, by position."""
+    """models: for whole photos (or None) and for the crops of people. find_people(name, photo) -> masks bool (N,H,W)
+    and scores (N,). dataset: the jobs are its images, by position."""
 
     def __init__(self, folder, models, find_people, min_score, dataset=None):
         super().__init__(folder, models[1].device)

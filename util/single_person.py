@@ -118,8 +118,8 @@ def open_dataset(name, root, split):
 
 
 class Reduced:
-    """A data set whose photos are kept in memory, at 4/3 of the size (H, W) of the network's input: reading large photos
-    anew takes longer than a small network. They are reduced as crops are, without antialiasing."""
+    """A data set whose photos are kept in memory, at 4/3 of the size (H, W) of the network's input: reading large
+    photos again takes longer than a small network. They are reduced as crops are, without antialiasing."""
 
     def __init__(self, dataset, size):
         self.dataset, self.size, self.kept = dataset, size, {}
@@ -186,8 +186,8 @@ class Samples(data.Samples):
         """-> images (B,3,*size) float32, labels (B,*size) uint8, infos; an error among them is returned alone."""
         for error in (s for s in samples if isinstance(s, Exception)):
             return error
-        return dict(images=torch.stack([s['image'] for s in samples]), labels=torch.stack([s['labels'] for s in samples]),
-                    infos=[s['info'] for s in samples])
+        images, labels, infos = ([s[key] for s in samples] for key in ('image', 'labels', 'info'))
+        return dict(images=torch.stack(images), labels=torch.stack(labels), infos=infos)
 
 
 def open_sets(config, root, skip_bad):
