@@ -132,7 +132,7 @@ def test_people_without_a_part_are_left_out(tmp_path, capsys):
     assert len(found.scores) > 0 and not found.parsing.any()
     infer.main([str(tmp_path / 'a.png'), '--weights', str(tmp_path / 'w.pt'), '--out', str(tmp_path / 'out'), '--maps',
                 '--device', 'cpu'])
-    assert 'nobody found' in capsys.readouterr().out
+    assert 'found no person' in capsys.readouterr().out
     assert json.loads((tmp_path / 'out' / 'a.json').read_text())['people'] == []
 
 
