@@ -41,7 +41,8 @@ import uniparser
 from util import benchmark, datasets, export
 from util.checkpoints import read_checkpoint
 from util.datasets import open_dataset
-from util.files import find_photos, printable, read_photo, result_names, stored_size, to_rgb
+from util.files import (find_photos, printable, read_labels, read_photo, read_prediction, result_names, stored_size,
+                        to_rgb)
 from util.masks import decode_rle, flatten_people
 from evaluate import ParsingMetrics
 from losses import uniparser_loss
@@ -855,7 +856,21 @@ def mutate(rng, ending, content, length):
     return mend_png(content) if ending == 'png' and rng.random() < 0.7 else bytes(content)
 
 
-def mutated_headers(count, folder, seed=0):
+def check_photo(path):
+    photo = read_photo(path)
+    assert photo.mode == 'RGB' and stored_size(path) in (photo.size, photo.size[::-1])
+
+
+def check_labels(path):
+    assert read_labels(path).dtype == np.uint8
+
+
+def check_prediction(path):
+    """As evaluate.py reads it, in the size that the unharmed files have."""
+    assert read_prediction(path, RGB.size[::-1]).shape == RGB.size[::-1]
+
+
+def mutated_headers(count, folder, seed=0, check=check_photo):
     """(read, refused, slowest in seconds, MB after each tenth) of `count` photos with mutated headers."""
     rng, sources, good, slowest, memory = random.Random(seed), list(headers()), 0, 0.0, []
     for i in range(count):
@@ -863,8 +878,7 @@ def mutated_headers(count, folder, seed=0):
         path, start = folder / f'photo.{ending}', time.time()
         path.write_bytes(mutate(rng, ending, content, length))
         try:
-            photo = read_photo(path)
-            assert photo.mode == 'RGB' and stored_size(path) in (photo.size, photo.size[::-1])
+            check(path)
             good += 1
         except ValueError as error:
             assert str(error).startswith(str(path)) and str(error).isprintable(), error
@@ -874,8 +888,9 @@ def mutated_headers(count, folder, seed=0):
     return good, count - good, slowest, memory
 
 
-def test_mutated_headers_are_read_or_refused(tmp_path):
-    good, refused, _, memory = mutated_headers(500, tmp_path)
+@pytest.mark.parametrize('check', [check_photo, check_labels, check_prediction])
+def test_mutated_headers_are_read_or_refused(tmp_path, check):
+    good, refused, _, memory = mutated_headers(500, tmp_path, check=check)
     assert good > 50 and refused > 50 and memory[-1] < memory[2] + 300
 
 

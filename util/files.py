@@ -250,8 +250,8 @@ def read_prediction(path, shape, largest=65535):
             labels = first_channel(image) if (height, width) == shape else None
     except FileNotFoundError:
         raise FileNotFoundError(f'{path} is missing; write the predictions again') from None
-    except (OSError, SyntaxError, ValueError) as error:
-        raise ValueError(f'{path} cannot be read as a label map ({error}); write it again') from None
+    except Exception as error:                    # Pillow raises a dozen classes
+        raise ValueError(f'{path} cannot be read as a label map ({short(error, 300)}); write it again') from None
     if labels is None:
         raise ValueError(f'{path} is {width}x{height} pixels, but the ground truth is {shape[1]}x{shape[0]}; write '
                          'predictions in the size of the photo')
