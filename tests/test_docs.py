@@ -205,7 +205,8 @@ def flags_of(program, *command):
 @pytest.mark.parametrize('name', list(DOCS))
 def test_every_flag_of_the_documents_exists(name):
     known = {'--nproc-per-node', '--headers', '--fuzz', '--soak', '--kills'}.union(
-        *(flags_of(program) for program in PROGRAMS.values()), *(flags_of(benchmark, kind) for kind in ('infer', 'train')),
+        *(flags_of(program) for program in PROGRAMS.values()),
+        *(flags_of(benchmark, kind) for kind in ('infer', 'schp', 'train')),
         *(flags_of(oneshot, kind) for kind in ('train', 'evaluate', 'parse')),
         *(flags_of(schp, kind) for kind in ('train', 'evaluate', 'extract', 'fuse', 'prepare')))
     assert '--light' in known and '--onnx' in known
