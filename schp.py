@@ -466,7 +466,8 @@ def parse_arguments(argv=None):
         command.set_defaults(function=partial(function, load_model=load_model))
         add_flags(command)
         command.add_argument('--weights', help='a file of the released code or of schp.py train')
-        command.add_argument('--labels', choices=list(LABEL_SETS), help='of 20 classes: lip (default) or cihp')
+        command.add_argument('--labels', choices=list(LABEL_SETS),
+                             help='20 classes: lip (default) or cihp; 9: merged (default) or merged-sep')
         command.add_argument('--device', default='auto', choices=['auto', 'cpu', 'cuda', 'mps'])
     return parser.parse_args(argv)
 

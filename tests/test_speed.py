@@ -171,6 +171,14 @@ def test_benchmark_of_inference_counts_and_measures(capsys):
     assert float(table['plain ResNet-50'][2]) == 1 and float(table['plain ResNet-50'][3]) == 25.56
 
 
+def test_benchmark_of_schp_counts_and_measures(capsys, monkeypatch):
+    monkeypatch.setattr(benchmark, 'schp_preset', lambda *_: dict(data='LIP', blocks=(1, 1, 1, 1), width=8))
+    benchmark.main(['schp', '--labels', 'pascal', '--repeats', '1', '--device', 'cpu'])
+    table = {line[:16].strip(): line[16:].split() for line in capsys.readouterr().out.splitlines()}
+    assert {'plain ResNet-101', 'all heads', 'folded, fusion'} < set(table)
+    assert float(table['plain ResNet-101'][2]) == 1 and float(table['all heads'][3]) < float(table['plain ResNet-101'][3])
+
+
 def test_impossible_counts_get_one_sentence(capsys):
     with pytest.raises(SystemExit) as stopped:
         benchmark.main(['infer', '--decode', '0', '--device', 'cpu'])
