@@ -28,7 +28,6 @@ Pixels under `ignore` are left out, and so is a detection with more than half of
 evaluators of MHP and CIHP have no such pixels, so these two are scored without `ignore`.
 """
 import argparse
-import json
 import math
 import multiprocessing
 import os
@@ -40,7 +39,7 @@ import numpy as np
 from tqdm import tqdm
 
 from util.datasets import GroundTruth, open_dataset
-from util.files import user_errors, write_file
+from util.files import user_errors, write_file, write_json
 from util.masks import CroppedMap, as_label_maps
 from util.reports import per_image, plot, table
 from util.submissions import FORMS, Prediction, as_pair, open_predictions
@@ -392,8 +391,7 @@ def run(args):
     if args.json:
         names = dict(data=args.data, split=args.split, predictions=str(args.predictions),
                      class_names=dataset.class_names, thresholds=THRESHOLDS)
-        text = json.dumps(names | result)                               # JSON has no NaN: null
-        write_file(args.json, json.dumps(json.loads(text, parse_constant=lambda _: None), indent=1) + '\n')
+        write_json(args.json, names | result)
     if args.per_image:
         write_file(args.per_image, per_image(metrics, dataset.ids))
     if args.plot:

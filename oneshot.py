@@ -24,7 +24,6 @@ released files are loaded as they are. POPNet, the predecessor (arXiv:2012.11810
 weights, training script or schedule, and EOP-Net supersedes it.
 """
 import argparse
-import json
 import os
 import sys
 from dataclasses import dataclass, replace
@@ -33,14 +32,14 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from train import Task, check_run, make_loader, read_resumed, run_command, train_task
+from train import STOPPED, Task, check_run, make_loader, read_resumed, run_command, train_task
 from util.checkpoints import (FORMAT, check_settings, load_strictly, name_command, read_checkpoint, reading,
                               write_checkpoint)
 from util.episodes import FOLDS, IGNORE, read_episodes, write_episodes
-from util.files import find_photos, write_file
+from util.files import find_photos, write_json
 from util.oneshot_data import NAMES, EpisodePairs, EpisodeSamples, open_photos
 from util.oneshot_parse import ExampleParser, read_names, read_supports
-from util.oneshot_scores import count_pixels, scores, table, without_nan
+from util.oneshot_scores import count_pixels, scores, table
 from util.oneshot_uniparser import UniParserByExample
 from util.oneshot_use import ByExample
 from util.photos import check_failures, name_jobs, share_of_process
@@ -418,8 +417,8 @@ def evaluate(args):
     print(f'{args.data}-OS, fold {args.fold}, {args.way}: {len(episodes)} test episodes, {args.weights}')
     print(table(results, photos.fold))
     if args.json:
-        write_file(args.json, json.dumps(dict(data=args.data, fold=args.fold, way=args.way, weights=str(args.weights),
-                                              episodes=len(episodes), **without_nan(results)), indent=1) + '\n')
+        write_json(args.json, dict(data=args.data, fold=args.fold, way=args.way, weights=str(args.weights),
+                                   episodes=len(episodes), **results))
 
 
 def parse(args):
@@ -475,7 +474,8 @@ def parse_arguments(argv=None):
 
 def main(argv=None):
     args = parse_arguments(argv)
-    run_command(dict(train=train, evaluate=evaluate, parse=parse)[args.command], args)
+    stopped = STOPPED if args.command == 'train' else 'stopped'
+    run_command(dict(train=train, evaluate=evaluate, parse=parse)[args.command], args, stopped=stopped)
 
 
 if __name__ == '__main__':

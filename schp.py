@@ -33,7 +33,7 @@ import torch.nn.functional as F
 
 from data import read_batches
 from segformer import SegFormer
-from train import PICTURES, Task, check_run, make_loader, read_resumed, run_command, train_task
+from train import PICTURES, STOPPED, Task, check_run, make_loader, read_resumed, run_command, train_task
 from util import extract, finetuning, fuse, preparation, single_evaluation
 from util.ace2p import (Bottleneck, ContextEncoding, Decoder, EdgeBranch, bare_norm, conv, convert_plain_norms,
                         convolve_stack, load_imagenet, released_weights, resize, unit)
@@ -413,9 +413,7 @@ def prepare_task(args, run):
     train_set, val_set = open_sets(config, root, args.skip_bad)
     loader = make_loader(Samples(train_set, config), config, run)
     model = build(config, LabelSet(train_set.class_names, config.size, train_set.flip_pairs))
-    if state:
-        load_strictly(model, state['model'], folder / 'last.pt')
-    elif config.pretrained:
+    if config.pretrained and not state:
         LOADERS[config.network](model, config.pretrained)
     task = SCHPTask(config, model.to(run.device), loader, val_set, root)
     if args.weights and not state:
@@ -474,7 +472,7 @@ def parse_arguments(argv=None):
 
 def main(argv=None):
     args = parse_arguments(argv)
-    run_command(args.function, args)
+    run_command(args.function, args, stopped=STOPPED if args.function is train else 'stopped')
 
 
 if __name__ == '__main__':

@@ -36,6 +36,7 @@ from util.run import Run, add_run_flags, add_settings, describe, given_settings,
 LOG_SECONDS, SAVE_SECONDS, PICTURES = 10, 600, 8
 STATE = 'format', 'config', 'model', 'optimizer', 'scaler', 'root', 'paths', 'world', 'amp', 'best', 'epoch', 'position'
 SPIKE = 10_000                                       # total loss; an untrained network has about 10
+STOPPED = 'stopped before training began'
 RESUMABLE = 'epochs', 'milestones', 'workers', 'val_every', 'val_images'      # what --resume may change
 
 
@@ -324,26 +325,27 @@ def train_task(task, run, folder, state, images):
     return Trainer(task, run, state).fit()
 
 
-def explain(error):
-    """A sentence about a user's or a machine's error; None for a bug."""
+def explain(error, stopped=STOPPED):
+    """A sentence about a user's or a machine's error; None for a bug. stopped: the sentence about Ctrl-C."""
     if isinstance(error, (OSError, ValueError, Diverged, ModuleNotFoundError)):
         return str(error)
     if isinstance(error, KeyboardInterrupt):
-        return 'stopped before training began'
+        return stopped
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or 'DefaultCPUAllocator' in str(error):
         return f'{str(error).split(".")[0]}; use a larger --accumulate, which needs less memory'
     if isinstance(error, dist.DistError) or '/gloo/' in str(error):
         return 'another process of this run has ended or cannot be reached; see its message; continue with --resume'
 
 
-def run_command(function, *arguments):
-    """function(*arguments) of a training command; a user's mistake is one sentence and exit code 2."""
+def run_command(function, *arguments, stopped=STOPPED):
+    """function(*arguments) of a command; a user's mistake is one sentence and exit code 2."""
     try:
         return function(*arguments)
     except (Exception, KeyboardInterrupt) as error:
-        if not explain(error):
+        sentence = explain(error, stopped)
+        if not sentence:
             raise
-        print(f'error: {explain(error)}', file=sys.stderr)
+        print(f'error: {sentence}', file=sys.stderr)
         sys.exit(2)
     finally:
         if dist.is_initialized():

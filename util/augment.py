@@ -2,6 +2,7 @@
 import numpy as np
 from PIL import Image
 
+from util.datasets import swap_sides
 from util.episodes import IGNORE, merge
 
 
@@ -54,10 +55,7 @@ def normalize(image):
 
 def flip(image, labels, pairs):
     """Mirror (H,W,3) and (H,W) and swap the left and right ids of `pairs`: only for labels before `merge`."""
-    table = np.arange(256, dtype=np.uint8)
-    for left, right in pairs:
-        table[[left, right]] = right, left
-    return image[:, ::-1], table[labels[:, ::-1]]
+    return image[:, ::-1], swap_sides(labels[:, ::-1], pairs)
 
 
 def scale_and_crop(image, labels, rng, size=512):

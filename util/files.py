@@ -1,6 +1,7 @@
 """Files: finding, naming, reading and writing them; any error is one sentence. Needs no torch."""
 import glob
 import io
+import json
 import os
 import sys
 import unicodedata
@@ -324,6 +325,12 @@ def write_file(path, content):
     """Writes text or bytes to a file that the user named: it is replaced."""
     with writing(path), replacing(path) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def write_json(path, content):
+    """write_file of JSON; NaN, which JSON lacks, becomes null."""
+    content = json.loads(json.dumps(content), parse_constant=lambda _: None)
+    write_file(path, json.dumps(content, indent=1) + '\n')
 
 
 def is_ours(path):

@@ -57,13 +57,6 @@ def scores(counts, fold):
     return oneway_scores({c: counts[c] for c in fold.all if counts[c].any()}, fold)
 
 
-def without_nan(results):
-    """The same, nested dict with None in place of NaN, which JSON lacks."""
-    if isinstance(results, dict):
-        return {key: without_nan(value) for key, value in results.items()}
-    return None if results != results else results
-
-
 def table(results, fold):
     """{head: scores} -> text: IoU by class, means with and without the background, novel classes marked."""
     width = max(len(name) for name in fold.names.values()) + 2

@@ -1,10 +1,9 @@
 """schp.py evaluate: mIoU, pixel accuracy and mean accuracy of a split, of a model or of anybody's label maps."""
-import json
 from pathlib import Path
 
 from tqdm import tqdm
 
-from util.files import read_prediction, write_file
+from util.files import read_prediction, write_json
 from util.semantic import compare_image, semantic_metrics, semantic_table
 from util.single_person import DATASETS, open_dataset
 
@@ -35,7 +34,7 @@ def evaluate(args, load_model):
     if args.json:
         settings = {name: getattr(args, name) for name in ('data', 'split', 'weights', 'predictions', 'flip', 'scales',
                                                            'centers')}
-        write_file(args.json, json.dumps(dict(settings, class_names=dataset.class_names, **result), indent=1) + '\n')
+        write_json(args.json, dict(settings, class_names=dataset.class_names, **result))
 
 
 def predictor(args, model, dataset):
