@@ -207,6 +207,17 @@ def test_processes_share_a_folder(trained, tmp_path):
     assert len(list((tmp_path / 'out').glob('*.png'))) == 3
 
 
+def test_two_processes_train_through_the_cycles(tmp_path):
+    write_lip(tmp_path / 'LIP')
+    done = run('python', '-m', 'torch.distributed.run', '--nproc-per-node', '2', '--standalone', HERE / 'schp.py', 'train',
+               '--data', 'LIP', '--root', tmp_path / 'LIP', '--out', tmp_path / 'run', *SHORT)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert '2 x cpu' in done.stdout and done.stdout.count('epoch 4: mIoU') == 1
+    state = torch.load(tmp_path / 'run' / 'last.pt', weights_only=True)
+    assert state['cycle'] == 3 and (tmp_path / 'run' / 'cycle_3.pt').exists()
+    assert all(torch.isfinite(v).all() for k in ('model', 'averaged') for v in state[k].values())
+
+
 def test_integratedpifu_gets_its_codes_for_both_lists(pascal, trained, tmp_path):
     root = tmp_path / 'pifu'
     for subject, split in (('0001', 'train'), ('0412', 'test')):
@@ -394,3 +405,24 @@ def test_released_weights_parse_the_demo_photo_as_published(name):
     counts = dict(enumerate(np.bincount(labels.ravel(), minlength=20).tolist()))
     wrong = sum(abs(counts[c] - GOLDEN[name].get(c, 0)) for c in counts)
     assert wrong / 2 < 0.005 * labels.size, counts
+
+
+CROWD = dict(global_parsing={0: 510830, 2: 19365, 5: 293763, 7: 31434, 9: 157668, 10: 13897, 13: 34676, 14: 9006, 15: 9361},
+             global_tag={1: 161816, 2: 159219, 3: 112094, 4: 136041})
+
+
+@pytest.mark.skipif('SCHP_WEIGHTS' not in os.environ, reason='SCHP_WEIGHTS: folder of the released files')
+def test_released_weights_parse_the_demo_of_several_people_as_published(tmp_path):
+    """mhp_demo.jpg is the released demo photo of several people; people/mhp_demo.png its person ids, best first."""
+    folder = Path(os.environ['SCHP_WEIGHTS'])
+    files = [folder / f'exp_schp_multi_cihp_{kind}.pth' for kind in ('global', 'local')]
+    if missing := [p for p in (*files, folder / 'mhp_demo.jpg', folder / 'people' / 'mhp_demo.png') if not p.exists()]:
+        pytest.skip(f'{missing[0]} does not exist')
+    done = call(schp, 'fuse', folder / 'mhp_demo.jpg', '--weights', files[0], '--local-weights', files[1], '--labels',
+                'cihp', '--people', folder / 'people', '--out', tmp_path, '--device', 'cpu')
+    assert done.returncode == 0, done.stderr
+    for kind, expected in CROWD.items():
+        labels = np.asarray(Image.open(tmp_path / kind / 'mhp_demo.png'))
+        counts = dict(enumerate(np.bincount(labels.ravel()).tolist()))
+        wrong = sum(abs(counts.get(c, 0) - expected.get(c, 0)) for c in {*counts, *expected} if c or kind != 'global_tag')
+        assert labels.shape == (900, 1200) and wrong / 2 < 0.005 * labels.size, (kind, counts)
