@@ -24,6 +24,7 @@ from PIL import Image, ImageEnhance
 from tqdm import tqdm
 
 from util import released
+from util.beyond import degrade
 from util.datasets import DATASETS, open_dataset, swap_sides
 from util.files import read_photo, to_rgb, upright, user_errors
 from util.pictures import add_legend, overlay, palette
@@ -58,11 +59,11 @@ def resize_sample(image, parsing, ignore, size, recipe='paper'):
     return image, np.array(people, np.uint8).reshape(-1, *size[::-1]), ignore > 0
 
 
-def random_crop(image, parsing, ignore, rng):
-    """A window of 0.5 to 1 times the width and of 0.5 to 1 times the height."""
+def random_crop(image, parsing, ignore, rng, smallest=0.5):
+    """A window of `smallest` to 1 times the width and of `smallest` to 1 times the height."""
     window = []
     for side in ignore.shape:
-        length = max(1, round(side * rng.uniform(0.5, 1)))
+        length = max(1, round(side * rng.uniform(smallest, 1)))
         start = rng.integers(side - length + 1)
         window.append(slice(start, start + length))
     ys, xs = window
@@ -80,7 +81,7 @@ def color_jitter(image, strength, rng):
 def train_transform(image, parsing, ignore, flip_pairs, config, rng):
     """Random crop, scale, flip and colors. People without a remaining pixel are dropped. In and out as in `read`."""
     if rng.random() < config.crop:
-        image, parsing, ignore = (np.ascontiguousarray(a) for a in random_crop(image, parsing, ignore, rng))
+        image, parsing, ignore = (np.ascontiguousarray(a) for a in random_crop(image, parsing, ignore, rng, config.crop_min))
     sides = config.short_side                     # a range, or values to choose from
     short = rng.integers(sides[0], sides[1] + 1) if len(sides) == 2 else rng.choice(sides)
     size = scaled_size(*ignore.shape[::-1], short, config.long_side)
@@ -89,6 +90,8 @@ def train_transform(image, parsing, ignore, flip_pairs, config, rng):
         image, parsing, ignore = image[:, ::-1], swap_sides(parsing[:, :, ::-1], flip_pairs), ignore[:, ::-1]
     if config.color_jitter:
         image = color_jitter(image, config.color_jitter, rng)
+    if config.degrade:
+        image = degrade(image, config.degrade, rng)
     return image, parsing[parsing.any((1, 2))], ignore           # indexing copies parsing for torch.from_numpy
 
 
@@ -336,7 +339,7 @@ def check(dataset, out):
 
 def draw_samples(dataset, indices, out, columns=4, side=400):
     """Picture of images and labels as training sees them: cropped, flipped, in other colors."""
-    config = SimpleNamespace(recipe='paper', short_side=(side,), long_side=side, crop=0.3, flip=0.5, color_jitter=0.2)
+    config = SimpleNamespace(recipe='paper', short_side=(side,), long_side=side, crop=0.3, crop_min=0.5, flip=0.5, color_jitter=0.2, degrade=0)
     sheet, seen = Image.new('RGB', (columns * side, -(-len(indices) // columns) * side), 'white'), set()
     for k, i in enumerate(indices):
         rng = np.random.default_rng(i)

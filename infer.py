@@ -21,13 +21,13 @@ import torch
 from tqdm import tqdm
 
 from data import input_size, network_input
-from uniparser import INFERENCE, Config, UniParser, correlate, decode
+from uniparser import CHOICES, INFERENCE, Config, UniParser, correlate, decode
 from util.datasets import DATASETS, open_dataset
 from util.files import MARK, find_photos, is_ours, printable, user_errors, write_png, write_result
 from util.masks import box_of, encode_rle, flatten_people
 from util.photos import PhotoPipeline, check_failures, name_jobs, share_of_process
 from util.pictures import cutout, heat_picture, overlay, palette, palette_image, titled_row
-from util.run import find_device, sum_over_processes
+from util.run import add_settings, find_device, sum_over_processes
 from util.submissions import FORMS, PredictionWriter
 
 WEIGHTS = Path(__file__).parent / 'weights' / 'uniparser_ccp.pt'
@@ -38,10 +38,7 @@ def add_model_flags(parser):
     parser.add_argument('--weights', default=str(WEIGHTS),
                         help='a checkpoint of train.py or of the released code (default: weights/uniparser_ccp.pt)')
     parser.add_argument('--device', default='auto', choices=['auto', 'cpu', 'cuda', 'mps'])
-    group = parser.add_argument_group('settings (default: those the weights were saved with)')
-    for name in INFERENCE:
-        group.add_argument('--' + name.replace('_', '-'), type=type(getattr(Config, name)),
-                           default=argparse.SUPPRESS)
+    add_settings(parser, Config, CHOICES, only=INFERENCE, default='those the weights were saved with')
 
 
 def parse_arguments(argv=None):

@@ -14,6 +14,7 @@ from torchvision.ops import sigmoid_focal_loss
 
 from uniparser import correlate
 from util import released
+from util.beyond import balanced_cross_entropy
 from util.tensors import middle_and_extent, pad_to
 
 
@@ -23,7 +24,7 @@ def uniparser_loss(out, parsings, ignores, config, fusion=None):
     out: what the model returned; parsings: list of B tensors (N_i, H, W); ignores: (B, H, W); fusion: the model's,
     which `convs` and `multi` need.
     Returns a dict of scalars before their weights: center, aux_ins, aux_cate, aux_neg (together L_aux), parsing,
-    metric, pull if lambda_pull is set; and total.
+    metric; pull and cross if lambda_pull and lambda_cross are set; and total.
     """
     with torch.autocast(out['f_ins'].device.type, enabled=False):
         out = {k: v.float() for k, v in out.items()}
@@ -38,6 +39,8 @@ def uniparser_loss(out, parsings, ignores, config, fusion=None):
                        aux_neg=config.lambda_neg, parsing=config.lambda_par, metric=config.lambda_metric)
         if config.lambda_pull and config.recipe == 'paper':
             losses['pull'], weights['pull'] = pull_loss(out, targets), config.lambda_pull
+        if config.lambda_cross:
+            losses['cross'], weights['cross'] = balanced_cross_entropy(maps, targets), config.lambda_cross
         losses['total'] = sum(weights[k] * losses[k] for k in losses)                                   # Eq. (4)
     return losses
 

@@ -127,7 +127,7 @@ def test_imagenet_weights_load_by_name_and_stay_frozen(tmp_path):
     torch.save(part, tmp_path / 'part.pth')
     for file, stages in ('whole.pth', 4), ('part.pth', 3):
         model = UniParser(tiny_config(backbone='resnet18', dcn=True, pretrained=str(tmp_path / file)))
-        model.load_imagenet()
+        model.load_pretrained()
         assert model.config.pretrained_stages == stages
         assert torch.equal(model.backbone.layer3[1].conv2.weight, net.layer3[1].conv2.weight)
         frozen = {n.split('.')[1] for n, p in model.named_parameters() if not p.requires_grad}
@@ -137,7 +137,7 @@ def test_imagenet_weights_load_by_name_and_stay_frozen(tmp_path):
                  and m.num_batches_tracked > 0}
         assert moved == (set() if stages == 4 else {'layer4'})
     with pytest.raises(ValueError, match='is not for resnet50'):
-        UniParser(tiny_config(backbone='resnet50', pretrained=str(tmp_path / 'whole.pth'))).load_imagenet()
+        UniParser(tiny_config(backbone='resnet50', pretrained=str(tmp_path / 'whole.pth'))).load_pretrained()
 
 
 def test_without_pretraining_everything_learns():

@@ -441,7 +441,7 @@ def prepare_task(args, run):
     loader = make_loader(data.Samples(train_set, config), config, run)
     model = UniParser(config, train_set.class_names, train_set.flip_pairs)
     if config.pretrained and not state:
-        model.load_imagenet()
+        model.load_pretrained()
         if model.config.pretrained_stages < 4 and run.first:
             print(f'{config.pretrained} ends at stage {model.config.pretrained_stages}; the rest starts from scratch')
     return UniParserTask(model.config, model, loader, val_set, root), folder, state

@@ -35,6 +35,7 @@ from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastL
 from data import input_size, network_input, to_photo
 from util import released
 from util.backbone import Backbone
+from util.beyond import averaged, distinct, parsing_quality
 from util.checkpoints import (FORMAT, check_settings, load_strictly, name_command, read_checkpoint, reading,
                               write_checkpoint)
 from util.run import check_ranges, find_device
@@ -56,7 +57,9 @@ class Config:
     test_short_side: int = 800
     flip: float = 0.5                   # probability
     crop: float = 0.0                   # probability of a random crop
+    crop_min: float = 0.5               # its smallest share of the width, and of the height
     color_jitter: float = 0.0           # strength; 0 = off
+    degrade: float = 0.0                # probability of gray, dark, blurred and compressed images, of each
     # network
     backbone: str = 'resnet50'          # any torchvision ResNet
     pretrained: str = 'imagenet'        # imagenet | '' = from scratch | file in torchvision's key layout
@@ -83,13 +86,17 @@ class Config:
     lambda_neg: float = 3.0
     lambda_par: float = 3.0
     lambda_metric: float = 1.0
+    lambda_cross: float = 0.0           # of a class-balanced cross-entropy of the categories; not in the paper
     lambda_pull: float = 0.0            # Sec. 6.5, CIHP; recipe released: only whether it is 0 counts
     # inference (Sec. 6.2)
     theta_center: float = 0.1
     theta_mask: float = 0.5
+    theta_paint: float = 0.0            # correlation a pixel's class must reach; 0 = theta_mask
     theta_part: float = 0.3             # mean correlation a part must reach; from the released code
     theta_same: float = 0.6             # mask IoU above which two detections are the same person; 1 = never
     max_people: int = 100
+    score: str = 'center'               # center | parsing: of a person, see `parsing_quality`
+    flip_test: bool = False             # average the photo with its mirror image: twice the time
     # training (Secs. 4.1, 6.2)
     batch_size: int = 8                 # images per step, over all processes
     accumulate: int = 1                 # passes per step, each with a share of its images
@@ -116,16 +123,17 @@ class Config:
             raise ValueError('--short-side is empty; give a range, such as 640 800, or some values')
 
 
-INFERENCE = 'theta_center', 'theta_mask', 'theta_part', 'theta_same', 'max_people', 'test_short_side', 'long_side'
+INFERENCE = ('theta_center', 'theta_mask', 'theta_paint', 'theta_part', 'theta_same', 'max_people', 'score', 'flip_test',
+             'test_short_side', 'long_side')
 CHOICES = dict(recipe=('paper', 'released'), space=('cosine', 'inner', 'sigmoid_after', 'sigmoid_before'),
-               fusion=('index', 'convs', 'multi'), optimizer=('sgd', 'adamw'), schedule=('step', 'cosine'),
+               fusion=('index', 'convs', 'multi'), score=('center', 'parsing'), optimizer=('sgd', 'adamw'), schedule=('step', 'cosine'),
                compress_kernel=(1, 3, 5, 7))
 SCALES = (640, 672, 704, 736, 768, 800)
 RANGES = dict(
     num_classes=(1, 254), short_side=(1, 10000), long_side=(1, 10000), test_short_side=(1, 10000), flip=(0, 1),
-    crop=(0, 1), color_jitter=(0, 1), pretrained_stages=(0, 4), neck_channels=(1, 4096), channels=(1, 4096),
+    crop=(0, 1), crop_min=(0.01, 1), color_jitter=(0, 1), degrade=(0, 1), pretrained_stages=(0, 4), neck_channels=(1, 4096), channels=(1, 4096),
     center_depth=(1, 50), depth=(1, 50), grid=(2, 1000), sigma=(0, 100), center_radius=(0, 1000), theta_center=(0, 1),
-    theta_mask=(0, 1), theta_part=(0, 1), theta_same=(0, 1), max_people=(1, 255), batch_size=(1, 10 ** 6),
+    theta_mask=(0, 1), theta_paint=(0, 1), theta_part=(0, 1), theta_same=(0, 1), max_people=(1, 255), batch_size=(1, 10 ** 6),
     accumulate=(1, 10 ** 6), epochs=(1, 10 ** 6), milestones=(0, 10 ** 6), lr=(0, 1000), backbone_lr=(0, 1000),
     warmup=(0, 10 ** 9), weight_decay=(0, 1000), clip=(0, 10 ** 9), samples=(0, 10 ** 9), val_every=(1, 10 ** 6),
     val_images=(0, 10 ** 9), workers=(0, 1000), seed=(0, 2 ** 32),
@@ -387,9 +395,18 @@ class UniParser(nn.Module):
     def device(self):
         return self.category_builder.k_cate.device
 
-    def load_imagenet(self):
-        """Loads config.pretrained into the backbone, and notes the loaded stages in self.config."""
-        self.config = replace(self.config, pretrained_stages=self.backbone.load_imagenet(self.config.pretrained))
+    def load_pretrained(self):
+        """Starts from config.pretrained, ImageNet weights of the backbone or a whole model of the same sizes and
+        classes, and notes in self.config which stages keep their ImageNet statistics."""
+        source = self.config.pretrained
+        state = {} if source == 'imagenet' else read_checkpoint(source)
+        if state.get('format') == FORMAT:
+            load_strictly(self, state['model'], source)
+            stages = state['config']['pretrained_stages']
+            self.backbone.freeze(stages)
+        else:
+            stages = self.backbone.load_imagenet(source)
+        self.config = replace(self.config, pretrained_stages=stages)
 
     def forward(self, images):                                               # (B, 3, H, W)
         return self.heads(self.pyramid(self.backbone(images)))
@@ -429,8 +446,11 @@ class UniParser(nn.Module):
         """`forward` on the model's device and in its precision, which leaves the model in eval mode; the outputs are
         float32. images: (B, 3, H, W), see `data.network_input`."""
         kernels = self.category_builder.k_cate
-        out = self.eval()(images.to(kernels.device, kernels.dtype, memory_format=torch.channels_last))
-        return {k: v.float() for k, v in out.items()}
+        images = images.to(kernels.device, kernels.dtype, memory_format=torch.channels_last)
+        out = {k: v.float() for k, v in self.eval()(images).items()}
+        if not self.config.flip_test:
+            return out
+        return averaged(out, {k: v.float() for k, v in self(images.flip(3)).items()}, self.flip_pairs)
 
     @torch.no_grad()
     def predict(self, photos, batch_size=8):
@@ -519,21 +539,27 @@ def decode(out, i, photo, config, fusion=None):
     cells, scores, q_ins = cells[kept], scores[kept], q_ins[kept]
     inside = q_ins > (config.theta_mask if config.fusion == 'index' else -math.inf)        # (N, h, w)
     parsing = np.zeros((len(cells), photo.height, photo.width), np.uint8)
+    theta_paint = config.theta_paint or config.theta_mask
+    if config.score == 'parsing':
+        scores = scores * parsing_quality(q_ins > config.theta_mask, q_ins, q_cate)
     if config.fusion == 'index':
-        mean_cate = part_scores(inside, q_cate, config.theta_mask)                         # (N, K)
+        mean_cate = part_scores(inside, q_cate, theta_paint)                               # (N, K)
     for n in range(len(cells)):
         if config.fusion == 'index':
             maps, mean = q_cate, mean_cate[n]                                              # (K, h, w), (K,)
         else:
             maps = fusion(q_ins[n:n + 1], q_cate, out['f_cate'][i])[0]
-            mean = part_scores(inside[n:n + 1], maps, config.theta_mask)[0]
+            mean = part_scores(inside[n:n + 1], maps, theta_paint)[0]
         classes = (mean > config.theta_part).nonzero()[:, 0]
         if len(classes):
             (paint if config.recipe == 'paper' else released.paint)(
-                parsing[n], inside[n] * maps[classes], classes, size, config.theta_mask)   # Sec. 3.4
+                parsing[n], inside[n] * maps[classes], classes, size, theta_paint)   # Sec. 3.4
     x, y = ((2 * cell + 1) / (2 * config.grid) for cell in (cells % config.grid, cells // config.grid))
     centers = torch.stack([x * padded[1] / size[1] * photo.width, y * padded[0] / size[0] * photo.height], 1)
     people = Parsing(parsing, scores.cpu().numpy(), centers.cpu().numpy())
+    if config.score == 'parsing':
+        order = np.argsort(-people.scores, kind='stable')
+        people = Parsing(*(field[order] for field in people))
     return people if config.recipe == 'released' else people.visible()      # the released code returns empty people
 
 
@@ -553,21 +579,6 @@ def keep_peaks(heatmap, config):
     if config.recipe == 'released':
         heatmap = heatmap.masked_fill(~released.is_corner_peak(heatmap), -torch.inf)
     return heatmap.masked_fill(heatmap != F.max_pool2d(heatmap[None], 5, 1, 2)[0], -torch.inf)
-
-
-def distinct(masks, theta):
-    """List of the people that no better one resembles with a mask IoU above theta: two peaks of the heat map may lie in
-    one person. masks (N, h, w) bool, best first. Not in the paper, which has no NMS."""
-    if theta >= 1:
-        return list(range(len(masks)))
-    flat = masks.flatten(1).float()
-    shared, area = flat @ flat.T, flat.sum(1)
-    same = (shared > theta * (area + area[:, None] - shared)).tolist()
-    kept = []
-    for n in range(len(masks)):
-        if not any(same[n][k] for k in kept):
-            kept.append(n)
-    return kept
 
 
 def part_scores(gate, q, theta):

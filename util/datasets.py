@@ -235,28 +235,31 @@ class CCP(Photos):
     images/ID.jpg and instances/ID.png (0 = nobody, 255 = crowd, else a person with unknown parts), used for a tenth.
     """
     class_names, flip_pairs = CIHP.class_names, CIHP.flip_pairs
-    splits = 'train', 'val', 'train_photos', 'val_photos'
+    splits = tuple(kind + form for kind in ('train', 'val', 'tune', 'test') for form in ('', '_photos'))
 
     def __init__(self, root, split, long_side=640, backgrounds=None, people=None, samples=0):
         root, kind = inside(root, 'clothing-co-parsing'), split.split('_')[0]
         with naming(CCP_LAYERS), zipfile.ZipFile(CCP_LAYERS) as archive:
             self.files = {name: archive.read(name) for name in archive.namelist()}
-        self.names = self.files[f'{kind}.txt'].decode().split()
+        self.names = self.files['train.txt' if kind == 'train' else 'val.txt'].decode().split()
+        if kind in ('tune', 'test'):
+            self.names = self.names[kind == 'test'::2]
         self.photos = pick_files(os.path.join(root, 'photos'), self.names)
         self.mats = pick_files(os.path.join(root, 'annotations', 'pixel-level'), self.names, ('.mat',))
         mapping = json.loads(self.files['mapping.json'])
         rows = [row['cihp'] for row in mapping['map']]            # a class of CIHP, or {part: class of CIHP}
         self.table = np.array([[row.get(part, UNKNOWN) if isinstance(row, dict) else row
                                 for part in mapping['parts']] for row in rows], np.uint8)         # (59, 13)
-        self.val, self.long_side = split == 'val', 640 if split == 'val' else long_side
+        self.fixed = kind != 'train'                                  # scenes
+        self.long_side = 640 if self.fixed else long_side
         self.backgrounds = self.crowds = []
-        if backgrounds and not self.val:
+        if backgrounds and not self.fixed:
             self.backgrounds = list(pick_all(backgrounds).values())
-        if people and not self.val:
+        if people and not self.fixed:
             crowds = pick_all(os.path.join(people, 'images'))
             ids = pick_files(os.path.join(people, 'instances'), list(crowds), ('.png',))
             self.crowds = list(zip(crowds.values(), ids))
-        scenes = range(samples if samples and not self.val else len(self.names))
+        scenes = range(100 if self.fixed else samples or len(self.names))
         self.ids = [f'{split}_{i:04d}' for i in scenes] if split == kind else self.names
 
     def size(self, i):
@@ -308,7 +311,7 @@ class CCP(Photos):
 
     def compose(self, i, seed=0, epoch=0, paint=True):
         """Scene i, of (seed, epoch, i) alone -> image (H, W, 3) uint8 (only if paint), parsing, ignore."""
-        rng = np.random.default_rng((1, i, 0, 0) if self.val else (0, seed, epoch, i))
+        rng = np.random.default_rng((1, i, 0, 0) if self.fixed else (0, seed, epoch, i))
         image, people, ignore = scenes.compose(self, len(self.names), self.size(i), rng, paint)
         return image, stack_people(people, ignore.shape[::-1]), ignore
 

@@ -19,11 +19,11 @@ from util.files import MARK, is_ours, make_folder, remove_temporaries, write_fil
 # ---- settings ----------------------------------------------------------------------------------------------
 
 
-def add_settings(parser, config_class, choices, skip=()):
-    """Every field of a config dataclass becomes a flag, except those in `skip`."""
-    group = parser.add_argument_group('settings (the defaults are those of the preset)')
+def add_settings(parser, config_class, choices, skip=(), only=None, default='those of the preset'):
+    """The fields of a config dataclass become flags: all except those in `skip`, or those in `only`."""
+    group = parser.add_argument_group(f'settings (default: {default})')
     for field in fields(config_class):
-        if field.name in skip:
+        if field.name in skip or only and field.name not in only:
             continue
         name, kind = flag(field.name), type(field.default)
         if kind is bool:

@@ -1,0 +1,93 @@
+"""Options of ours that the paper does not have. The presets of the paper leave them off, except for `distinct`.
+
+    theta_same          `distinct`                  two detections of one person
+    score               `parsing_quality`           people are ranked by their parts, too
+    flip_test           `averaged`                  the photo and its mirror image
+    lambda_cross        `balanced_cross_entropy`    tells similar classes apart
+    degrade             `degrade`                   gray, dark, blurred and compressed training images
+"""
+import io
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageEnhance, ImageFilter, ImageOps
+
+# ---------------------------------------------------------------------------------------------------------------
+# Inference
+
+
+def averaged(out, mirrored, flip_pairs):
+    """Outputs of images and of their mirror images -> outputs whose logits and correlations are the means of both.
+
+    A correlation is linear in its feature, so the mean of two is that of kernels and features joined along the
+    channels, each times sqrt(1/2): they keep unit length, and `decode` sees nothing new."""
+    order = list(range(len(out['k_cate'])))
+    for left, right in flip_pairs:
+        order[left - 1], order[right - 1] = right - 1, left - 1
+    mirrored = {k: v[order] if k == 'k_cate' else v.flip(3) for k, v in mirrored.items()}
+    joined = {k: torch.cat([v, mirrored[k]], 1) * 0.5 ** 0.5 for k, v in out.items() if k != 'heatmap'}
+    return dict(joined, heatmap=(out['heatmap'] + mirrored['heatmap']) / 2)
+
+
+def distinct(masks, theta):
+    """List of the people that no better one resembles with a mask IoU above theta: two peaks of the heat map may lie in
+    one person. masks (N, h, w) bool, best first."""
+    if theta >= 1:
+        return list(range(len(masks)))
+    flat = masks.flatten(1).float()
+    shared, area = flat @ flat.T, flat.sum(1)
+    same = (shared > theta * (area + area[:, None] - shared)).tolist()
+    kept = []
+    for n in range(len(masks)):
+        if not any(same[n][k] for k in kept):
+            kept.append(n)
+    return kept
+
+
+def parsing_quality(gate, q_ins, q_cate):
+    """Mean over each person's pixels of its correlation times that of the best class -> (N,), a factor of the score:
+    a person with clear parts ranks before one without. gate, q_ins (N, h, w), q_cate (K, h, w)."""
+    gate, quality = gate.flatten(1), (q_ins * q_cate.amax(0)).flatten(1)
+    return (gate * quality).sum(1).clamp(min=0) / gate.sum(1).clamp(min=1)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Training
+
+
+def balanced_cross_entropy(maps, targets, balance=0.5, temperature=0.1):
+    """Cross-entropy of q_cate / temperature over the people's pixels: which class correlates most. Eq. (5) pulls each
+    class's correlations up alone, and separates similar garments slowly. A pixel counts by the number of the batch's
+    pixels of its class, to the power -balance. maps, targets: as of `losses.make_maps` and `make_targets`."""
+    q_cate = torch.stack([m['q_cate'] for m in maps])                                     # (B, K, h, w)
+    labels = torch.stack([person_labels(t) for t in targets])                             # (B, h, w), 0 = none
+    flat = labels.flatten()
+    counts = q_cate.new_zeros(q_cate.shape[1] + 1).scatter_add_(0, flat, torch.ones_like(flat, dtype=q_cate.dtype))
+    losses = F.cross_entropy(q_cate / temperature, (labels - 1).clamp(min=0), reduction='none')
+    weights = counts.clamp(min=1)[labels] ** -balance * (labels > 0)
+    return (losses * weights).sum() / weights.sum().clamp(min=1e-6)
+
+
+def person_labels(target):
+    """The classes of an image's pixels (h, w); 0 where there is no person, or the class is not known."""
+    labels = target['labels']
+    unknown = (labels == 255).any(0) | ~target['known']
+    return labels.amax(0) * ~unknown if len(labels) else unknown.long() * 0
+
+
+def degrade(image, probability, rng):
+    """uint8 RGB (H, W, 3) -> the same, each with this probability made gray, darker, blurred and compressed."""
+    image, chosen = Image.fromarray(image), rng.random(4) < probability
+    amount = rng.random(4).tolist()                        # plain floats: Pillow compares them with tuples
+    if chosen[0]:
+        image = ImageOps.grayscale(image).convert('RGB')
+    if chosen[1]:
+        image = ImageEnhance.Brightness(image).enhance(0.25 + 0.6 * amount[1])
+    if chosen[2]:
+        image = image.filter(ImageFilter.GaussianBlur(0.4 + 1.2 * amount[2]))
+    if chosen[3]:
+        stream = io.BytesIO()
+        image.save(stream, 'JPEG', quality=int(10 + 50 * amount[3]))
+        image = Image.open(stream, formats=['JPEG']).convert('RGB')
+    return np.asarray(image)
