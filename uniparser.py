@@ -121,6 +121,8 @@ class Config:
         check_ranges(self, RANGES, CHOICES)
         if not self.short_side:
             raise ValueError('--short-side is empty; give a range, such as 640 800, or some values')
+        if self.flip_test and self.fusion != 'index':
+            raise ValueError(f'--flip-test is for --fusion index, not {self.fusion}')
 
 
 INFERENCE = ('theta_center', 'theta_mask', 'theta_paint', 'theta_part', 'theta_same', 'max_people', 'score', 'flip_test',

@@ -22,8 +22,8 @@ torch.set_num_threads(1)
 HERE = os.path.dirname(os.path.abspath(data.__file__))
 needs_ccp = pytest.mark.skipif('UNIPARSER_CCP' not in os.environ,
                                reason='UNIPARSER_CCP does not name a clone of clothing-co-parsing')
-PLAIN = dict(recipe='paper', short_side=(40,), long_side=1000, crop=0.0, flip=0.0, color_jitter=0.0, seed=3, workers=0,
-             test_short_side=48)
+PLAIN = dict(recipe='paper', short_side=(40,), long_side=1000, crop=0.0, crop_min=0.5, flip=0.0, color_jitter=0.0, degrade=0.0,
+             seed=3, workers=0, test_short_side=48)
 
 
 def settings(**changes):

@@ -1,0 +1,193 @@
+"""Options of ours that the paper does not have: util/beyond.py, and the program that counts people."""
+import os
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import data
+from losses import make_maps, make_targets, uniparser_loss
+from tests.helpers import call, random_out, tiny_config, tiny_model, two_people
+from uniparser import UniParser, correlate, decode
+from util import count_people
+from util.beyond import averaged, balanced_cross_entropy, degrade, parsing_quality
+from util.datasets import open_dataset, swap_sides
+
+PAIRS = (3, 4), (5, 6)
+
+
+# ---- inference -------------------------------------------------------------------------------------------------
+
+
+def detached(out):
+    return {k: v.detach() for k, v in out.items()}
+
+
+def test_averaged_outputs_have_the_mean_logits_and_correlations():
+    config = tiny_config()
+    out, other = (random_out(2, 32, 48, config, seed) for seed in (0, 1))
+    both = averaged(out, other, PAIRS)
+    swapped = [0, 1, 3, 2, 5, 4]
+    assert torch.allclose(both['heatmap'], (out['heatmap'] + other['heatmap'].flip(3)) / 2)
+    for i in range(2):
+        q, q_other = (correlate(o['k_cate'], o['f_cate'][i], 'cosine') for o in (out, other))
+        mean = (q + q_other[swapped].flip(2)) / 2                              # left and right change places
+        assert torch.allclose(correlate(both['k_cate'], both['f_cate'][i], 'cosine'), mean, atol=1e-6)
+        k, k_other = out['k_ins'][i][:, 3, 2], other['k_ins'][i][:, 3, -3]
+        q, q_other = (correlate(k[None], o['f_ins'][i], 'cosine') for k, o in ((k, out), (k_other, other)))
+        found = correlate(both['k_ins'][i][:, 3, 2][None], both['f_ins'][i], 'cosine')
+        assert torch.allclose(found, (q + q_other.flip(2)) / 2, atol=1e-6)
+    assert torch.allclose(both['f_cate'].norm(dim=1), torch.ones(()), atol=1e-6)
+
+
+def test_the_mirror_image_gives_the_mirrored_people():
+    """With the flip, and only with it, left and right are treated alike."""
+    photo = open_dataset('synthetic').read(3)[0]
+    same = []
+    for flip in True, False:
+        model = tiny_model(flip_test=flip, theta_center=0.02, theta_mask=0.2, theta_part=0.1).fold()
+        people, mirrored = model.predict([photo, photo[:, ::-1].copy()])
+        assert len(people.scores)
+        a = {labels.tobytes() for labels in people.parsing}
+        b = {swap_sides(labels[:, ::-1], PAIRS).tobytes() for labels in mirrored.parsing}
+        same.append(a == b)
+    assert same == [True, False]
+
+
+def test_the_flip_is_refused_with_a_learned_fusion():
+    with pytest.raises(ValueError, match='--flip-test'):
+        tiny_config(flip_test=True, fusion='convs')
+
+
+def test_parsing_quality_is_the_mean_over_the_persons_pixels():
+    g = torch.Generator().manual_seed(0)
+    q_ins, q_cate = torch.rand(3, 5, 7, generator=g), torch.rand(4, 5, 7, generator=g)
+    gate = q_ins > 0.5
+    gate[2] = False
+    found = parsing_quality(gate, q_ins, q_cate)
+    for n in range(2):
+        values = [(q_ins[n, y, x] * max(q_cate[:, y, x])).item() for y in range(5) for x in range(7) if gate[n, y, x]]
+        assert abs(found[n].item() - sum(values) / len(values)) < 1e-6
+    assert found[2] == 0
+
+
+def test_people_are_ranked_by_score():
+    config = tiny_config(theta_center=0.3, theta_mask=0.2, theta_part=0.1, theta_same=1.0)
+    out, photo = detached(random_out(1, 64, 96, config)), Image.new('RGB', (96, 64))
+    plain, ranked = (decode(out, 0, photo, tiny_config(**{**vars(config), 'score': s})) for s in ('center', 'parsing'))
+    assert len(plain.scores) == len(ranked.scores) > 2
+    assert (np.diff(ranked.scores) <= 0).all() and (ranked.scores < plain.scores.max()).all()
+    key = lambda people: sorted(zip(map(tuple, people.centers.tolist()), (p.tobytes() for p in people.parsing)))
+    assert key(plain) == key(ranked)                                           # the same people in another order
+
+
+def test_the_paint_threshold_is_that_of_the_mask_unless_given():
+    out, photo = detached(random_out(1, 64, 96, tiny_config())), Image.new('RGB', (96, 64))
+    settings = dict(theta_center=0.3, theta_mask=0.4, theta_part=0.1)
+    plain, same, lower = (decode(out, 0, photo, tiny_config(**settings, **more)).parsing
+                          for more in ({}, dict(theta_paint=0.4), dict(theta_paint=0.2)))
+    assert np.array_equal(plain, same) and np.count_nonzero(lower) > np.count_nonzero(plain)
+
+
+# ---- training --------------------------------------------------------------------------------------------------
+
+
+def test_balanced_cross_entropy_equals_a_loop():
+    config = tiny_config(lambda_cross=1.0)
+    parsing, ignore = two_people()
+    out = random_out(2, 64, 96, config)
+    targets = [make_targets(p, ignore, (16, 24), config) for p in (parsing, parsing[:0])]
+    maps = [make_maps(out, i, t, config) for i, t in enumerate(targets)]
+    rows, t = [], targets[0]
+    for y in range(16):
+        for x in range(24):
+            labels = t['labels'][:, y, x].tolist()
+            if max(labels) and 255 not in labels and t['known'][y, x]:
+                logits = maps[0]['q_cate'][:, y, x] / 0.1
+                rows.append((max(labels), (logits.logsumexp(0) - logits[max(labels) - 1]).item()))
+    counts = {c: sum(label == c for label, _ in rows) for c in range(1, 7)}
+    weights = [counts[label] ** -0.5 for label, _ in rows]
+    expected = sum(w * loss for w, (_, loss) in zip(weights, rows)) / sum(weights)
+    assert abs(balanced_cross_entropy(maps, targets).item() - expected) < 1e-4
+    assert len({label for label, _ in rows}) == 3
+    assert balanced_cross_entropy(maps[1:], targets[1:]) == 0                  # nobody
+
+
+def test_the_cross_entropy_is_a_term_only_where_its_weight_is_set():
+    parsing, ignore = two_people()
+    config = tiny_config()
+    out = random_out(1, 64, 96, config)
+    plain, more = (uniparser_loss(out, [parsing], ignore[None], tiny_config(lambda_cross=w)) for w in (0.0, 0.5))
+    assert 'cross' not in plain
+    assert torch.allclose(more['total'], plain['total'] + 0.5 * more['cross'])
+
+
+def test_degrade():
+    image = np.random.default_rng(0).integers(0, 256, (40, 30, 3), np.uint8)
+    assert np.array_equal(degrade(image, 0, np.random.default_rng(1)), image)
+    once, again = (degrade(image, 1, np.random.default_rng(1)) for _ in range(2))
+    assert np.array_equal(once, again) and once.shape == image.shape and once.dtype == np.uint8
+    assert np.ptp(once.astype(int), 2).max() <= 8                              # gray, but for JPEG's rounding
+    assert once.mean() < 0.9 * image.mean() and once.std() < image.std()       # darker, blurred
+
+
+def test_crops_are_as_small_as_told():
+    parsing, ignore = (x.numpy() for x in two_people())
+    image, sides = np.zeros((64, 96, 3), np.uint8), {0.5: [], 0.2: []}
+    for smallest, seen in sides.items():
+        for seed in range(200):
+            seen.append(data.random_crop(image, parsing, ignore, np.random.default_rng(seed), smallest)[2].shape)
+    low, lower = (np.min(seen, 0) / (64, 96) for seen in (sides[0.5], sides[0.2]))
+    assert (low >= 0.5 - 0.01).all() and (lower >= 0.2 - 0.01).all() and (lower < 0.25).all()
+
+
+def test_a_training_starts_from_a_whole_model(tmp_path):
+    start = tiny_model(seed=3)
+    start.save(tmp_path / 'start.pt')
+    model = UniParser(tiny_config(pretrained=str(tmp_path / 'start.pt')))
+    model.load_pretrained()
+    assert all(torch.equal(v, model.state_dict()[k]) for k, v in start.state_dict().items())
+    assert model.config.pretrained_stages == 0
+    with pytest.raises(ValueError, match='start.pt does not fit'):
+        UniParser(tiny_config(num_classes=7, pretrained=str(tmp_path / 'start.pt'))).load_pretrained()
+
+
+# ---- splits and counts -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif('UNIPARSER_CCP' not in os.environ, reason='UNIPARSER_CCP does not name a clone of CCP')
+def test_one_half_of_the_validation_people_chooses_and_the_other_reports():
+    tune, test, val = (open_dataset('CCP', os.environ['UNIPARSER_CCP'], s + '_photos').ids
+                       for s in ('tune', 'test', 'val'))
+    assert not set(tune) & set(test) and set(tune) | set(test) == set(val) and len(tune) == len(test) == 50
+    scenes = [open_dataset('CCP', os.environ['UNIPARSER_CCP'], s) for s in ('tune', 'test')]
+    assert [len(s) for s in scenes] == [100, 100]
+    assert np.array_equal(scenes[1].read(7)[0], scenes[1].read(7, seed=5, epoch=9)[0])     # always the same
+
+
+def test_people_are_matched_best_first():
+    ids = np.zeros((10, 40), np.uint8)
+    ids[:, :10], ids[:, 10:20], ids[:, 30:] = 1, 2, 255
+    def box(a, b):
+        mask = np.zeros((10, 40), bool)
+        mask[:, a:b] = True
+        return mask
+    assert count_people.match([box(0, 9), box(0, 10), box(12, 20), box(31, 39), box(20, 30)], ids, 0.5) == (2, 2, 2)
+    assert count_people.match([box(5, 20)], ids, 0.5) == (2, 1, 0)
+    assert count_people.match([], ids, 0.5) == (2, 0, 0)
+
+
+def test_counting_people_is_a_command(tmp_path):
+    for name in 'images', 'instances':
+        (tmp_path / name).mkdir()
+    image, parsing, _ = open_dataset('synthetic').read(3)
+    Image.fromarray(image).save(tmp_path / 'images' / 'a.png')
+    Image.fromarray((parsing > 0).argmax(0).astype(np.uint8)).save(tmp_path / 'instances' / 'a.png')
+    tiny_model().save(tmp_path / 'w.pt')
+    common = ['--weights', tmp_path / 'w.pt', '--device', 'cpu']
+    done = call(count_people, tmp_path / 'images', '--instances', tmp_path / 'instances', *common)
+    assert done.returncode == 0 and done.stdout.startswith('1 photos: '), done.stderr
+    (tmp_path / 'instances' / 'a.png').unlink()
+    done = call(count_people, tmp_path / 'images', '--instances', tmp_path / 'instances', *common)
+    assert done.returncode == 2 and 'lacks 1 of 1 files' in done.stderr
