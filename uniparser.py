@@ -36,8 +36,8 @@ from data import input_size, network_input, to_photo
 from util import released
 from util.backbone import Backbone
 from util.beyond import averaged, distinct, parsing_quality
-from util.checkpoints import (FORMAT, check_settings, load_strictly, name_command, read_checkpoint, reading,
-                              write_checkpoint)
+from util.checkpoints import (FORMAT, check_settings, load_pretrained, load_strictly, name_command, read_checkpoint,
+                              reading, write_checkpoint)
 from util.run import check_ranges, find_device
 from util.tensors import bilinear_taps, resize_map
 
@@ -62,7 +62,7 @@ class Config:
     degrade: float = 0.0                # probability of gray, dark, blurred and compressed images, of each
     # network
     backbone: str = 'resnet50'          # any torchvision ResNet
-    pretrained: str = 'imagenet'        # imagenet | '' = from scratch | file in torchvision's key layout
+    pretrained: str = 'imagenet'        # imagenet | '' = from scratch | file: torchvision's keys, or a UniParser
     pretrained_stages: int = 0          # set on loading: the stages that keep their ImageNet BatchNorm statistics
     dcn: bool = True                    # modulated deformable convolution in stages 2-4 (Sec. 6.1)
     light: bool = False                 # UniParser_light: P2 alone instead of the pyramid (Sec. 4.2)
@@ -398,17 +398,8 @@ class UniParser(nn.Module):
         return self.category_builder.k_cate.device
 
     def load_pretrained(self):
-        """Starts from config.pretrained, ImageNet weights of the backbone or a whole model of the same sizes and
-        classes, and notes in self.config which stages keep their ImageNet statistics."""
-        source = self.config.pretrained
-        state = {} if source == 'imagenet' else read_checkpoint(source)
-        if state.get('format') == FORMAT:
-            load_strictly(self, state['model'], source)
-            stages = state['config']['pretrained_stages']
-            self.backbone.freeze(stages)
-        else:
-            stages = self.backbone.load_imagenet(source)
-        self.config = replace(self.config, pretrained_stages=stages)
+        """Starts from config.pretrained, and notes in self.config which stages keep their ImageNet statistics."""
+        self.config = replace(self.config, pretrained_stages=load_pretrained(self, self.config.pretrained))
 
     def forward(self, images):                                               # (B, 3, H, W)
         return self.heads(self.pyramid(self.backbone(images)))
@@ -447,12 +438,11 @@ class UniParser(nn.Module):
     def outputs(self, images):
         """`forward` on the model's device and in its precision, which leaves the model in eval mode; the outputs are
         float32. images: (B, 3, H, W), see `data.network_input`."""
-        kernels = self.category_builder.k_cate
-        images = images.to(kernels.device, kernels.dtype, memory_format=torch.channels_last)
-        out = {k: v.float() for k, v in self.eval()(images).items()}
-        if not self.config.flip_test:
-            return out
-        return averaged(out, {k: v.float() for k, v in self(images.flip(3)).items()}, self.flip_pairs)
+        images = images.to(self.device, self.category_builder.k_cate.dtype, memory_format=torch.channels_last)
+        out = self.eval()(images)
+        if self.config.flip_test:
+            out = averaged(out, self(images.flip(3)), self.flip_pairs)
+        return {k: v.float() for k, v in out.items()}
 
     @torch.no_grad()
     def predict(self, photos, batch_size=8):
@@ -460,8 +450,7 @@ class UniParser(nn.Module):
 
         A photo is a path, a PIL image, an RGB array (H, W, 3) or (H, W) uint8, or a tensor (3, H, W), uint8 or float in
         0..1; four dimensions are a list of photos. Only photos of the same padded size share a batch, so that no result
-        depends on the other photos.
-        Errors: FileNotFoundError, ValueError naming the photo.
+        depends on the other photos. Errors: FileNotFoundError, ValueError naming the photo.
         """
         if batch_size < 1:
             raise ValueError(f'batch_size is {batch_size}; it is at least 1')
@@ -539,11 +528,13 @@ def decode(out, i, photo, config, fusion=None):
     q_cate = correlate(out['k_cate'], out['f_cate'][i], config.space)                      # (K, h, w)  Eq. (3)
     kept = distinct(q_ins > config.theta_mask, config.theta_same)
     cells, scores, q_ins = cells[kept], scores[kept], q_ins[kept]
-    inside = q_ins > (config.theta_mask if config.fusion == 'index' else -math.inf)        # (N, h, w)
-    parsing = np.zeros((len(cells), photo.height, photo.width), np.uint8)
-    theta_paint = config.theta_paint or config.theta_mask
     if config.score == 'parsing':
         scores = scores * parsing_quality(q_ins > config.theta_mask, q_ins, q_cate)
+        best = scores.argsort(descending=True, stable=True)
+        cells, scores, q_ins = cells[best], scores[best], q_ins[best]
+    theta_paint = config.theta_paint or config.theta_mask
+    inside = q_ins > (config.theta_mask if config.fusion == 'index' else -math.inf)        # (N, h, w)
+    parsing = np.zeros((len(cells), photo.height, photo.width), np.uint8)
     if config.fusion == 'index':
         mean_cate = part_scores(inside, q_cate, theta_paint)                               # (N, K)
     for n in range(len(cells)):
@@ -559,9 +550,6 @@ def decode(out, i, photo, config, fusion=None):
     x, y = ((2 * cell + 1) / (2 * config.grid) for cell in (cells % config.grid, cells // config.grid))
     centers = torch.stack([x * padded[1] / size[1] * photo.width, y * padded[0] / size[0] * photo.height], 1)
     people = Parsing(parsing, scores.cpu().numpy(), centers.cpu().numpy())
-    if config.score == 'parsing':
-        order = np.argsort(-people.scores, kind='stable')
-        people = Parsing(*(field[order] for field in people))
     return people if config.recipe == 'released' else people.visible()      # the released code returns empty people
 
 

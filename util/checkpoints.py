@@ -128,6 +128,17 @@ def check_settings(config, config_class):
             raise ValueError(f'its setting {name} is {short(repr(value))}, but should be like {default!r}')
 
 
+def load_pretrained(model, source):
+    """Starts a UniParser from a whole model of the same sizes and classes, a file of ours, or from ImageNet weights of
+    its backbone, see `load_imagenet`. Returns how many stages keep their ImageNet statistics."""
+    state = {} if source == 'imagenet' else read_checkpoint(source)
+    if state.get('format') != FORMAT:
+        return model.backbone.load_imagenet(source)
+    load_strictly(model, state['model'], source)
+    model.backbone.freeze(state['config']['pretrained_stages'])
+    return model.backbone.stages
+
+
 def load_imagenet(backbone, source, name, optional=()):
     """Loads 'imagenet' (torchvision's download for the model `name`) or a file in the same layout into a ResNet. Its
     last stages may be missing, and entries with a name in `optional` too. Returns the number of stages loaded."""
