@@ -81,7 +81,8 @@ def color_jitter(image, strength, rng):
 def train_transform(image, parsing, ignore, flip_pairs, config, rng):
     """Random crop, scale, flip and colors. People without a remaining pixel are dropped. In and out as in `read`."""
     if rng.random() < config.crop:
-        image, parsing, ignore = (np.ascontiguousarray(a) for a in random_crop(image, parsing, ignore, rng, config.crop_min))
+        window = random_crop(image, parsing, ignore, rng, config.crop_min)
+        image, parsing, ignore = map(np.ascontiguousarray, window)
     sides = config.short_side                     # a range, or values to choose from
     short = rng.integers(sides[0], sides[1] + 1) if len(sides) == 2 else rng.choice(sides)
     size = scaled_size(*ignore.shape[::-1], short, config.long_side)
@@ -339,7 +340,8 @@ def check(dataset, out):
 
 def draw_samples(dataset, indices, out, columns=4, side=400):
     """Picture of images and labels as training sees them: cropped, flipped, in other colors."""
-    config = SimpleNamespace(recipe='paper', short_side=(side,), long_side=side, crop=0.3, crop_min=0.5, flip=0.5, color_jitter=0.2, degrade=0)
+    config = SimpleNamespace(recipe='paper', short_side=(side,), long_side=side, crop=0.3, crop_min=0.5, flip=0.5,
+                             color_jitter=0.2, degrade=0)
     sheet, seen = Image.new('RGB', (columns * side, -(-len(indices) // columns) * side), 'white'), set()
     for k, i in enumerate(indices):
         rng = np.random.default_rng(i)

@@ -125,20 +125,20 @@ class Config:
             raise ValueError(f'--flip-test is for --fusion index, not {self.fusion}')
 
 
-INFERENCE = ('theta_center', 'theta_mask', 'theta_paint', 'theta_part', 'theta_same', 'max_people', 'score', 'flip_test',
-             'test_short_side', 'long_side')
+THETAS = 'theta_center', 'theta_mask', 'theta_paint', 'theta_part', 'theta_same'
+INFERENCE = *THETAS, 'max_people', 'score', 'flip_test', 'test_short_side', 'long_side'
 CHOICES = dict(recipe=('paper', 'released'), space=('cosine', 'inner', 'sigmoid_after', 'sigmoid_before'),
-               fusion=('index', 'convs', 'multi'), score=('center', 'parsing'), optimizer=('sgd', 'adamw'), schedule=('step', 'cosine'),
-               compress_kernel=(1, 3, 5, 7))
+               fusion=('index', 'convs', 'multi'), score=('center', 'parsing'), optimizer=('sgd', 'adamw'),
+               schedule=('step', 'cosine'), compress_kernel=(1, 3, 5, 7))
 SCALES = (640, 672, 704, 736, 768, 800)
 RANGES = dict(
-    num_classes=(1, 254), short_side=(1, 10000), long_side=(1, 10000), test_short_side=(1, 10000), flip=(0, 1),
-    crop=(0, 1), crop_min=(0.01, 1), color_jitter=(0, 1), degrade=(0, 1), pretrained_stages=(0, 4), neck_channels=(1, 4096), channels=(1, 4096),
-    center_depth=(1, 50), depth=(1, 50), grid=(2, 1000), sigma=(0, 100), center_radius=(0, 1000), theta_center=(0, 1),
-    theta_mask=(0, 1), theta_paint=(0, 1), theta_part=(0, 1), theta_same=(0, 1), max_people=(1, 255), batch_size=(1, 10 ** 6),
+    num_classes=(1, 254), short_side=(1, 10000), long_side=(1, 10000), test_short_side=(1, 10000),
+    pretrained_stages=(0, 4), neck_channels=(1, 4096), channels=(1, 4096), center_depth=(1, 50), depth=(1, 50),
+    grid=(2, 1000), sigma=(0, 100), center_radius=(0, 1000), max_people=(1, 255), batch_size=(1, 10 ** 6),
     accumulate=(1, 10 ** 6), epochs=(1, 10 ** 6), milestones=(0, 10 ** 6), lr=(0, 1000), backbone_lr=(0, 1000),
     warmup=(0, 10 ** 9), weight_decay=(0, 1000), clip=(0, 10 ** 9), samples=(0, 10 ** 9), val_every=(1, 10 ** 6),
     val_images=(0, 10 ** 9), workers=(0, 1000), seed=(0, 2 ** 32),
+    **dict.fromkeys((*THETAS, 'flip', 'crop', 'crop_min', 'color_jitter', 'degrade'), (0, 1)),
     **{f.name: (0, 10 ** 6) for f in fields(Config) if f.name.startswith('lambda_')})
 RELEASED = dict(recipe='released', short_side=SCALES, compress_kernel=3, share_compression=False, depth=4,
                 category_coords=True, center_radius=1, lambda_neg=2.0, theta_same=1.0)
