@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from scipy import ndimage
 from tqdm import tqdm
 
 from data import input_size, network_input
@@ -93,11 +94,12 @@ def describe_people(found, class_names):
         x, y, w, h = box
         crop = labels[y:y + h, x:x + w]
         areas = np.bincount(crop.ravel()).tolist()
-        for c in range(1, len(areas)):
-            if areas[c]:
-                left, top, *sides = box_of(crop == c)
-                parts.append({'id': c, 'name': class_names[c], 'area': areas[c], 'box': [x + left, y + top, *sides],
-                              'rle': encode_rle(crop == c, x, y, labels.shape)})
+        for c, place in enumerate(ndimage.find_objects(crop), 1):
+            if place:
+                (top, bottom), (left, right) = ((side.start, side.stop) for side in place)
+                parts.append({'id': c, 'name': class_names[c], 'area': areas[c],
+                              'box': [x + left, y + top, right - left, bottom - top],
+                              'rle': encode_rle(crop[place] == c, x + left, y + top, labels.shape)})
         people.append({'id': n, 'score': round(float(score), 4), 'center': [round(float(v), 1) for v in center],
                        'box': box, 'area': sum(areas[1:]), 'parts': parts})
     return people

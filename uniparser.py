@@ -582,19 +582,20 @@ def part_scores(gate, q, theta):
 def paint(parsing, maps, classes, size, theta):
     """Writes one person's labels into parsing (H0, W0) uint8. maps (k, h, w): correlations of the given classes
     (0-based), zero outside the person; size (h, w): of the network's input without padding, in pixels. A pixel takes
-    the class of the largest value where that exceeds theta."""
-    best = maps.amax(0) > theta                                              # a pixel above theta is beside such a cell
-    rows, cols = (best.any(axis).nonzero()[:, 0].tolist() for axis in (1, 0))
-    if not rows:
-        return
-    y = bilinear_taps(maps.shape[1], size[0] / 4, parsing.shape[0], rows[0], rows[-1], maps.device)
-    x = bilinear_taps(maps.shape[2], size[1] / 4, parsing.shape[1], cols[0], cols[-1], maps.device)
-    strip = max(1, 2 ** 24 // (len(maps) * len(x[1])))                       # rows at a time: 64 MB
-    for start in range(0, len(y[1]), strip):
-        y0, y1, wy = (tap[start:start + strip] for tap in y[1:])
-        part = torch.lerp(maps[:, y0], maps[:, y1], wy[:, None])
-        value, index = torch.lerp(part[..., x[1]], part[..., x[2]], x[3]).max(0)
-        label = torch.where(value > theta, classes[index] + 1, 0).to(torch.uint8).cpu().numpy()
-        parsing[y[0] + start:y[0] + start + len(y0), x[0]:x[0] + len(x[1])] = label
-
-
+    the class of the largest value where that exceeds theta. Few rows at a time: there few classes and columns count."""
+    above, names = (maps > theta).cpu().numpy(), (classes + 1).to(torch.uint8)
+    y, x = (bilinear_taps(maps.shape[d + 1], size[d] / 4, parsing.shape[d]) for d in (0, 1))
+    values = 2 ** (18 if maps.device.type == 'cpu' else 24)                  # at a time: what a cache or 64 MB hold
+    step = max(1, values * maps.shape[1] // (len(maps) * parsing.size))      # rows of the maps
+    edges = np.flatnonzero(np.diff(y[0] // step, prepend=-1, append=-1))
+    for top, bottom in zip(edges[:-1], edges[1:]):
+        near = above[:, y[0][top]:y[1][bottom - 1] + 1].any(1)               # a pixel above theta is beside such a cell
+        some, cols = (np.flatnonzero(near.any(axis)) for axis in (1, 0))
+        if not len(some):
+            continue
+        left, right = np.searchsorted(x[1], cols[0]), np.searchsorted(x[0], cols[-1], side='right')
+        y0, y1, wy = (torch.from_numpy(tap[top:bottom]).to(maps.device) for tap in y)
+        x0, x1, wx = (torch.from_numpy(tap[left:right]).to(maps.device) for tap in x)
+        rows = torch.lerp(*(maps[some].index_select(1, tap) for tap in (y0, y1)), wy[:, None])
+        value, index = torch.lerp(*(rows.index_select(2, tap) for tap in (x0, x1)), wx).max(0)
+        parsing[top:bottom, left:right] = (names[some][index] * (value > theta)).cpu().numpy()

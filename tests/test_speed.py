@@ -8,20 +8,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torchvision.ops import deform_conv2d
 
 import data
 import infer
 import train
+import uniparser
 from data import network_input
 from tests.helpers import tiny_model
-from uniparser import decode
+from uniparser import UniParser, decode
 from util import benchmark, export, photos
 from util.datasets import open_dataset
 from util.deform import deform_conv2d_cpu
 from util.masks import flatten_people
 from util.run import Run
+from util.tensors import bilinear_taps
 
 torch.set_num_threads(1)
 HERE = Path(__file__).resolve().parent.parent
@@ -80,6 +83,64 @@ def test_normalized_images_are_those_of_arithmetic():
     image = np.random.default_rng(0).integers(0, 256, (9, 256, 3), np.uint8)[:, ::-1]
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (data.MEAN, data.STD))
     assert torch.equal(data.normalize(image), (torch.from_numpy(image.copy()).permute(2, 0, 1) / 255 - mean) / std)
+
+
+# ---- decoding --------------------------------------------------------------------------------------------------
+
+
+def paint_plainly(parsing, maps, classes, size, theta):
+    """Every class, enlarged to the whole photo."""
+    (y0, y1, wy), (x0, x1, wx) = ([torch.from_numpy(tap) for tap in bilinear_taps(cells, used / 4, pixels)]
+                                  for cells, used, pixels in zip(maps.shape[1:], size, parsing.shape))
+    rows = torch.lerp(maps[:, y0], maps[:, y1], wy[:, None])
+    value, index = torch.lerp(rows[..., x0], rows[..., x1], wx).max(0)
+    parsing[:] = torch.where(value > theta, classes[index] + 1, 0)
+
+
+@pytest.mark.parametrize('size', [(480, 640), (300, 400), (1000, 1300)])
+def test_labels_are_those_of_whole_maps(monkeypatch, size):
+    """Bit for bit, with the shipped weights."""
+    model = UniParser.from_pretrained(HERE / 'weights' / 'uniparser_ccp.pt', theta_center=0.02).fold()
+    photo = Image.open(HERE / 'assets' / 'street.jpg').convert('RGB').resize(size)
+    out = model.outputs(network_input(photo, model.config))
+    found = decode(out, 0, photo, model.config)
+    monkeypatch.setattr(uniparser, 'paint', paint_plainly)
+    plain = decode(out, 0, photo, model.config)
+    assert np.array_equal(found.parsing, plain.parsing) and np.array_equal(found.scores, plain.scores)
+    assert len(found.scores) > 0
+
+
+@pytest.mark.parametrize('seed', range(12))
+def test_any_maps_are_painted_as_whole_maps(seed):
+    """Ties, single cells, maps that are larger than the photo, and padding that no pixel depends on."""
+    rng = np.random.default_rng(seed)
+    count, height, width = rng.integers(1, [9, 30, 40])
+    maps = torch.from_numpy(rng.random((count, height, width), np.float32))
+    maps = (4 * maps).round() / 4 if seed % 3 == 0 else maps * (maps > rng.random())
+    used = [int(rng.integers(4 * side - 3, 4 * side + 1)) // (1 + seed % 2) for side in (height, width)]
+    fast, plain = np.zeros((2, *rng.integers(1, 300, 2)), np.uint8)
+    classes = torch.arange(1, 2 * count, 2)
+    uniparser.paint(fast, maps, classes, used, 0.5), paint_plainly(plain, maps, classes, used, 0.5)
+    assert np.array_equal(fast, plain) and (plain.any() or seed % 3)
+
+
+def test_maps_are_enlarged_as_torch_does():
+    """Except where rounding decides."""
+    maps, parsing = torch.rand(5, 20, 30, generator=torch.Generator().manual_seed(0)), np.zeros((200, 310), np.uint8)
+    uniparser.paint(parsing, maps, torch.arange(5), (80, 120), 0.5)
+    best, second = F.interpolate(maps[None], parsing.shape, mode='bilinear')[0].topk(2, dim=0)[0]
+    index = F.interpolate(maps[None], parsing.shape, mode='bilinear')[0].argmax(0)
+    clear = ((best - second > 1e-5) & ((best - 0.5).abs() > 1e-5)).numpy()
+    assert clear.mean() > 0.999
+    assert np.array_equal(parsing[clear], torch.where(best > 0.5, index + 1, 0).numpy()[clear])
+
+
+def test_a_person_in_the_padding_alone_has_no_pixels():
+    maps = torch.zeros(2, 8, 24)
+    maps[:, 2:5, 20:] = 0.9
+    parsing = np.zeros((32, 48), np.uint8)
+    uniparser.paint(parsing, maps, torch.tensor([0, 3]), (32, 48), 0.5)      # 12 columns of cells are of the photo
+    assert not parsing.any()
 
 
 # ---- folders ---------------------------------------------------------------------------------------------------

@@ -79,11 +79,13 @@ def encode_rle(mask, x, y, size):
     """COCO's compressed run lengths of a mask (h, w) at (x, y) of a photo of this size (H, W). Runs go down the columns
     and begin with zeros. Each is written as its difference to the run before the last, in groups of 5 bits, lowest
     first, as characters from '0' on."""
-    cols, rows = np.nonzero(mask.T)
-    pixels = (cols + x) * size[0] + rows + y                                 # of the mask, down the columns
-    first = np.flatnonzero(np.diff(pixels, prepend=-2) > 1)                  # of each run of ones
-    edges = np.stack([pixels[first], pixels[np.append(first[1:] - 1, -1)] + 1], 1) if len(first) else pixels
-    runs = np.diff(edges.ravel(), prepend=0, append=size[0] * size[1]).tolist()
+    columns = np.zeros((mask.shape[1], mask.shape[0] + 1), bool)             # each ends with a zero
+    columns[:, :-1] = mask.T
+    col, row = np.divmod(np.flatnonzero(np.diff(columns.ravel(), prepend=False)), columns.shape[1])
+    edges = (col + x) * size[0] + row + y                                    # of the runs of ones: first, end, first ..
+    joined = np.flatnonzero(np.diff(edges) == 0)                             # a run over the end of a column
+    edges = np.delete(edges, [joined, joined + 1])
+    runs = np.diff(edges, prepend=0, append=size[0] * size[1]).tolist()
     runs = runs[:-1] if len(runs) > 1 and runs[-1] == 0 else runs
     text = []
     for i, run in enumerate(runs):

@@ -3,7 +3,7 @@ import math
 from functools import lru_cache
 
 import numpy as np
-from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageOps
 
 from util.files import UNKNOWN
 from util.masks import box_of
@@ -52,13 +52,14 @@ def overlay(image, parsing, class_names=None, ignore=None, colors=None):
 
 def paint_person(canvas, labels, corner, width):
     """Paints a palette image of labels onto the canvas at the corner (x, y): its colors where it is not 0, and a white
-    line of that width inside its outline. Pillow's operations take a tenth of the time of numpy's on large photos."""
-    mask = Image.fromarray((np.asarray(labels) > 0) * np.uint8(255))
+    line of that width inside its outline. Pillow's operations take a tenth of the time of numpy's on large photos, and
+    a mask of bits a third of the time of a mask of bytes."""
+    some = np.asarray(labels) > 0
     below = canvas.crop((*corner, corner[0] + labels.width, corner[1] + labels.height))
-    canvas.paste(Image.blend(below, labels.convert('RGB'), 0.55), corner, mask)
-    blurred = ImageOps.expand(mask, width).filter(ImageFilter.BoxBlur(width))
-    core = blurred.point([0] * 255 + [255]).crop((width, width, width + mask.width, width + mask.height))
-    canvas.paste((255, 255, 255), corner, ImageChops.subtract(mask, core))
+    mask = ImageOps.expand(Image.fromarray(some * np.uint8(255)), width).filter(ImageFilter.BoxBlur(width))
+    core = mask.crop((width, width, width + labels.width, width + labels.height)).point([0] * 255 + [255], '1')
+    canvas.paste((255, 255, 255), corner, Image.fromarray(some))
+    canvas.paste(Image.blend(below, labels.convert('RGB'), 0.55), corner, core)
 
 
 def add_legend(image, colors, class_names, present):

@@ -22,13 +22,10 @@ def middle_and_extent(count):
     return middle, (len(index) - 1 - some.flip(-1).argmax(-1) - some.argmax(-1)).clamp(min=0)
 
 
-def bilinear_taps(cells, used, pixels, first, last, device):
-    """Bilinear weights along one axis, centers on centers, where `used` (real) of the map's `cells` cover `pixels`. For
-    the pixels that depend on cells first..last: (first pixel, lower cell, upper cell, weight of the upper)."""
+def bilinear_taps(cells, used, pixels):
+    """Bilinear weights along one axis, centers on centers, where `used` (real) of the map's `cells` cover `pixels`:
+    the lower cell of each pixel, the upper cell, and the weight of the upper, as arrays."""
     source = (np.arange(pixels) + 0.5) * (used / pixels) - 0.5
     source = source.clip(0, cells - 1)
     low = np.floor(source).astype(np.int64)
-    high = np.minimum(low + 1, cells - 1)
-    start, stop = np.searchsorted(high, first), np.searchsorted(low, last, side='right')
-    low, high, weight = low[start:stop], high[start:stop], (source - low)[start:stop].astype(np.float32)
-    return int(start), *(torch.from_numpy(a).to(device) for a in (low, high, weight))
+    return low, np.minimum(low + 1, cells - 1), (source - low).astype(np.float32)
