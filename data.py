@@ -6,7 +6,7 @@ All data sets, losses and metrics share two arrays. parsing: uint8 (N, H, W), on
 1..K = part, 255 = this person, part unknown. ignore: bool (H, W), pixels about which nothing is known. A person with a
 hat (1 in CIHP) and an unlabeled coat is a map of 0, 1 and 255. The data sets themselves are in util/datasets.py.
 """
-import argparse
+import preflight
 import atexit
 import os
 import re
@@ -22,6 +22,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageEnhance
 from tqdm import tqdm
+
+preflight.require('util')
 
 from util import released
 from util.beyond import degrade
@@ -353,7 +355,7 @@ def draw_samples(dataset, indices, out, columns=4, side=400):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description='Checks a data set: reads all files, counts, draws samples.')
+    parser = preflight.CommandParser('Checks a data set: reads all files, counts, draws samples.')
     parser.add_argument('--data', required=True, choices=list(DATASETS))
     parser.add_argument('--root', help='folder of the unpacked download')
     parser.add_argument('--split', default='val')
@@ -366,4 +368,4 @@ def main(argv=None):
 
 
 if __name__ == '__main__':
-    main()
+    preflight.start(main)

@@ -27,16 +27,19 @@ PCP), CIHP_PGN's test_inst_part_ap.py (AP^r), QANet's computeAPh (AP^h). n = num
 Pixels under `ignore` are left out, and so is a detection with more than half of its pixels there. The official
 evaluators of MHP and CIHP have no such pixels, so these two are scored without `ignore`.
 """
-import argparse
+import preflight
 import math
 import multiprocessing
 import os
+import signal
 import sys
 from collections import namedtuple
 from functools import cache
 
 import numpy as np
 from tqdm import tqdm
+
+preflight.require('util')
 
 from util.datasets import GroundTruth, open_dataset
 from util.files import user_errors, write_file, write_json
@@ -359,7 +362,8 @@ def evaluate(job, workers=1):
     if workers == 1:
         records.update(tqdm(map(job, indices), **progress))
         return job.metrics
-    with multiprocessing.Pool(workers) as pool:               # few chunks: each one pickles the job
+    ignore = signal.signal, (signal.SIGINT, signal.SIG_IGN)   # of Ctrl-C, which ends the main process
+    with multiprocessing.Pool(workers, *ignore) as pool:      # few chunks: each one pickles the job
         chunks = pool.imap_unordered(job, indices, chunksize=len(indices) // (32 * workers) + 1)
         records.update(list(tqdm(chunks, **progress)))        # a list first: meanwhile the job is pickled
     return job.metrics
@@ -403,15 +407,15 @@ def run(args):
 
 
 def parse_arguments(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = preflight.CommandParser(__doc__)
     parser.add_argument('--data', default='MHP', help='MHP, CIHP, DensePose, CCP or synthetic')
     parser.add_argument('--root', help='folder of the data set, as downloaded')
     parser.add_argument('--split', default='val')
     parser.add_argument('--predictions', required=True, help='folder of the predictions, or a COCO-style .json')
     parser.add_argument('--format', choices=FORMS, help='form of the predictions; default: guessed from the files')
-    parser.add_argument('--score-threshold', type=float, default=-math.inf, help='leave out people below this score')
-    parser.add_argument('--workers', type=int, default=min(8, os.cpu_count()), help='processes')
+    parser.add_argument('--score-threshold', type=preflight.Between(-math.inf, math.inf, float), default=-math.inf,
+                        help='leave out people below this score')
+    parser.add_argument('--workers', type=preflight.Between(1, 1000), default=min(8, os.cpu_count()), help='processes')
     parser.add_argument('--json', metavar='FILE', help='write all numbers')
     parser.add_argument('--per-class', action='store_true', help='print the numbers of each class')
     parser.add_argument('--per-image', metavar='FILE.csv', help='write the match of every detection')
@@ -426,4 +430,4 @@ def main(argv=None):
 
 
 if __name__ == '__main__':
-    main()
+    preflight.start(main)

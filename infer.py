@@ -8,6 +8,7 @@ Per photo NAME: NAME_parts.png (indexed; value = class id), NAME_people.png (ind
 NAME_overlay.png (a picture with a legend) and NAME.json (scores, boxes, areas, masks as COCO RLE). With --data: the
 predictions of a whole split, for evaluate.py.
 """
+import preflight
 import argparse
 import glob
 import json
@@ -21,8 +22,10 @@ import torch
 from scipy import ndimage
 from tqdm import tqdm
 
+preflight.require('data', 'uniparser', 'util')
+
 from data import input_size, network_input
-from uniparser import CHOICES, INFERENCE, Config, UniParser, correlate, decode
+from uniparser import CHOICES, INFERENCE, RANGES, Config, UniParser, correlate, decode
 from util.datasets import DATASETS, open_dataset
 from util.files import MARK, find_photos, is_ours, printable, user_errors, write_png, write_result
 from util.masks import box_of, encode_rle, flatten_people
@@ -39,16 +42,17 @@ def add_model_flags(parser):
     parser.add_argument('--weights', default=str(WEIGHTS),
                         help='a checkpoint of train.py or of the released code (default: weights/uniparser_ccp.pt)')
     parser.add_argument('--device', default='auto', choices=['auto', 'cpu', 'cuda', 'mps'])
-    add_settings(parser, Config, CHOICES, only=INFERENCE, default='those the weights were saved with')
+    add_settings(parser, Config, RANGES, CHOICES, only=INFERENCE, default='those the weights were saved with')
 
 
 def parse_arguments(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = preflight.CommandParser(__doc__)
     parser.add_argument('photos', nargs='*', help='files, folders (searched through) and globs')
     parser.add_argument('--out', default='results', help='folder for the results (default: results)')
     parser.add_argument('--only', metavar='NAMES', help='keep these parts, e.g. hair,dress')
     parser.add_argument('--cutouts', action='store_true', help='also write each person and part as an RGBA picture')
-    parser.add_argument('--max-size', type=int, metavar='PIXELS', help='reduce larger photos to this long side first')
+    parser.add_argument('--max-size', type=preflight.Between(1, 10 ** 6), metavar='PIXELS',
+                        help='reduce larger photos to this long side first')
     parser.add_argument('--maps', action='store_true',
                         help='also draw heat map and correlations of two people and a part, as Fig. 4')
     parser.add_argument('--data', choices=list(DATASETS), help='predict a split of this data set instead')
@@ -243,8 +247,6 @@ def open_split(args, model):
 
 
 def infer(args):
-    if args.max_size is not None and args.max_size < 1:
-        raise ValueError(f'--max-size is {args.max_size}; it is at least 1')
     if bool(args.photos) == bool(args.data):
         raise ValueError('give photos, or --data with a data set (python infer.py --help)')
     model = load_model(args, args.device)
@@ -266,5 +268,4 @@ def main(argv=None):
 
 
 if __name__ == '__main__':
-    sys.stdout.reconfigure(errors='backslashreplace')    # not every terminal can print every file name
-    main()
+    preflight.start(main)

@@ -23,6 +23,7 @@ episode leaves out; `classes` says which classes it keeps. Modules have the name
 released files are loaded as they are. POPNet, the predecessor (arXiv:2012.11810), is not built: it was released without
 weights, training script or schedule, and EOP-Net supersedes it.
 """
+import preflight
 import argparse
 import os
 import sys
@@ -31,6 +32,8 @@ from dataclasses import dataclass, replace
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+
+preflight.require('data', 'evaluate', 'infer', 'losses', 'train', 'uniparser', 'util')
 
 from train import STOPPED, Task, check_run, make_loader, read_resumed, run_command, train_task
 from util.checkpoints import (FORMAT, check_settings, load_strictly, name_command, read_checkpoint, reading,
@@ -442,18 +445,18 @@ def add_way(command, default):
 
 
 def parse_arguments(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = preflight.CommandParser(__doc__)
     commands = parser.add_subparsers(dest='command', required=True)
     command = commands.add_parser('train', help='train on ATR-OS, LIP-OS, CIHP-OS or CCP-OS')
     command.add_argument('--data', choices=NAMES, help='default: ATR')
     command.add_argument('--recipe', choices=CHOICES['recipe'], help='default: paper')
     add_run_flags(command)
-    add_settings(command, Config, CHOICES, skip=('data', 'recipe', 'num_labels', 'way'))
+    add_settings(command, Config, RANGES, CHOICES, skip=('data', 'recipe', 'num_labels', 'way'))
     add_way(command, argparse.SUPPRESS)
     command = commands.add_parser('evaluate', help='score the test episodes of a data set')
     command.add_argument('--data', choices=NAMES, default='ATR')
     command.add_argument('--root', help='folder of the data set')
-    command.add_argument('--fold', type=int, choices=(1, 2), default=1)
+    command.add_argument('--fold', type=preflight.Between(1, 2), default=1)
     add_way(command, 'kway')
     command.add_argument('--agm', action='store_true', help='score the AGM head, too')
     command.add_argument('--list', metavar='FILE', help='test episodes: read from it, or written if it does not exist')
@@ -479,5 +482,4 @@ def main(argv=None):
 
 
 if __name__ == '__main__':
-    sys.stdout.reconfigure(errors='backslashreplace')         # not every terminal can print every file name
-    main()
+    preflight.start(main)

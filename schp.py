@@ -19,7 +19,7 @@ Modules and parameters have the names of the released code (github.com/GoGoDuck9
 "fushion" included, so its checkpoints load as they are. The paper's text leaves details open; constants are the
 released code's. Images are BGR: `predict` takes RGB photos and turns the channels itself.
 """
-import argparse
+import preflight
 import copy
 import math
 import sys
@@ -30,6 +30,8 @@ import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+
+preflight.require('data', 'evaluate', 'infer', 'losses', 'segformer', 'train', 'uniparser', 'util')
 
 from data import read_batches
 from segformer import SegFormer
@@ -43,7 +45,7 @@ from util.mit_weights import load_mit
 from util.norms import MOMENTUM, InPlaceABN
 from util.parser import Parser
 from util.run import Run, add_run_flags, add_settings, find_device, given_settings
-from util.schp_config import CHOICES, SCHPConfig, preset
+from util.schp_config import CHOICES, RANGES, SCHPConfig, preset
 from util.semantic import compare_image, semantic_metrics
 from util.single_person import DATASETS, Samples, open_sets
 
@@ -446,7 +448,7 @@ def load_model(args, path=None):
 
 
 def parse_arguments(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = preflight.CommandParser(__doc__)
     commands = parser.add_subparsers(required=True, metavar='extract | evaluate | fuse | train | prepare')
     command = commands.add_parser('train', help='train a network through the cycles of self-correction')
     command.set_defaults(function=train)
@@ -455,7 +457,7 @@ def parse_arguments(argv=None):
     command.add_argument('--weights', help='begin with the weights and the cycle of this file')
     command.add_argument('--reset-cycle', action='store_true', help='with --weights: begin with cycle 0')
     add_run_flags(command)
-    add_settings(command, SCHPConfig, CHOICES, skip=('data', 'recipe'))
+    add_settings(command, SCHPConfig, RANGES, CHOICES, skip=('data', 'recipe'))
     command = commands.add_parser('prepare', help='write a set with merged labels, in the layout of LIP')
     command.set_defaults(function=preparation.command)
     preparation.add_flags(command)
@@ -476,5 +478,4 @@ def main(argv=None):
 
 
 if __name__ == '__main__':
-    sys.stdout.reconfigure(errors='backslashreplace')    # a terminal may lack the letters of a file's name
-    main()
+    preflight.start(main)

@@ -11,7 +11,7 @@ val/*.png; its last line is its metrics.
 
 `Trainer` is the loop, for any `Task`: a model, its data and its loss. UniParser's task is at the end.
 """
-import argparse
+import preflight
 import math
 import os
 import sys
@@ -23,10 +23,12 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
+preflight.require('data', 'evaluate', 'losses', 'uniparser', 'util')
+
 import data
 from evaluate import ParsingMetrics
 from losses import uniparser_loss
-from uniparser import CHOICES, PRESETS, Config, UniParser, get_config
+from uniparser import CHOICES, PRESETS, RANGES, Config, UniParser, get_config
 from util.checkpoints import FORMAT, PATHS, load_strictly, read_checkpoint, reading
 from util.datasets import DATASETS, open_dataset
 from util.files import write_png
@@ -338,15 +340,17 @@ def explain(error, stopped=STOPPED):
 
 
 def run_command(function, *arguments, stopped=STOPPED):
-    """function(*arguments) of a command; a user's mistake is one sentence and exit code 2."""
+    """function(*arguments) of a command; a user's mistake is one sentence and exit code 2, Ctrl-C the sentence
+    `stopped` and 130."""
     try:
         return function(*arguments)
     except (Exception, KeyboardInterrupt) as error:
         sentence = explain(error, stopped)
         if not sentence:
             raise
-        print(f'error: {sentence}', file=sys.stderr)
-        sys.exit(2)
+        stopped = isinstance(error, KeyboardInterrupt)
+        print(sentence if stopped else f'error: {sentence}', file=sys.stderr)
+        sys.exit(130 if stopped else 2)
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
@@ -397,11 +401,11 @@ class UniParserTask(Task):
 
 
 def parse_arguments(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = preflight.CommandParser(__doc__)
     parser.add_argument('--data', choices=list(DATASETS), help='default: synthetic')
     parser.add_argument('--recipe', choices=CHOICES['recipe'], help='default: paper')
     add_run_flags(parser)
-    add_settings(parser, Config, CHOICES, skip=('data', 'recipe', 'num_classes', 'pretrained_stages'))
+    add_settings(parser, Config, RANGES, CHOICES, skip=('data', 'recipe', 'num_classes', 'pretrained_stages'))
     return parser.parse_args(argv)
 
 
@@ -459,4 +463,4 @@ def main(argv=None):
 
 
 if __name__ == '__main__':
-    main()
+    preflight.start(main)

@@ -21,6 +21,7 @@ Labels: parsing (N,H,W) uint8, one map per person: 0 not this person, 1..K part,
 The defaults of `Config` are the paper's text on MHPv2.0. `recipe` decides between that text and the authors' released
 code (util/released.py) what no other field does; docs/differences.md lists every such place.
 """
+import preflight
 import difflib
 import math
 from dataclasses import dataclass, fields, replace
@@ -31,6 +32,8 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
+
+preflight.require('data', 'util')
 
 from data import input_size, network_input, to_photo
 from util import released
@@ -119,8 +122,8 @@ class Config:
 
     def __post_init__(self):
         check_ranges(self, RANGES, CHOICES)
-        if not self.short_side:
-            raise ValueError('--short-side is empty; give a range, such as 640 800, or some values')
+        if not self.short_side or len(self.short_side) == 2 and self.short_side[0] > self.short_side[1]:
+            raise ValueError(f'--short-side is {self.short_side}; give a range, such as 640 800, or some other values')
         if self.flip_test and self.fusion != 'index':
             raise ValueError(f'--flip-test is for --fusion index, not {self.fusion}')
 
@@ -340,10 +343,8 @@ class Fusion(nn.Module):
         q_ins = q_ins[:, None]
         if self.kind == 'index':
             return q_ins * q_cate                                            # (N, K, h, w)
-        if self.kind == 'convs':
-            x = torch.cat([f_cate.expand(len(q_ins), *f_cate.shape), q_ins], dim=1)
-        else:
-            x = q_ins * f_cate
+        convs = self.kind == 'convs'
+        x = torch.cat([f_cate.expand(len(q_ins), *f_cate.shape), q_ins], dim=1) if convs else q_ins * f_cate
         return self.out(self.conv(x)).sigmoid()                              # (N, K, h, w)
 
 

@@ -1,5 +1,4 @@
 """The documents agree with the code: their commands run, their names exist, their examples work. python -m pytest"""
-import argparse
 import contextlib
 import hashlib
 import importlib.util
@@ -17,6 +16,7 @@ import data
 import evaluate
 import infer
 import oneshot
+import preflight
 import schp
 import train
 from tests.helpers import HERE, SHORT, call, run, write_photo, write_tiny_mhp
@@ -172,7 +172,7 @@ def refuse(parser, message):
 @pytest.fixture
 def strict(monkeypatch):
     """Parsers that raise ValueError instead of ending the program, and know the data set of the worked example."""
-    monkeypatch.setattr(argparse.ArgumentParser, 'error', refuse)
+    monkeypatch.setattr(preflight.CommandParser, 'error', refuse)
     monkeypatch.setitem(DATASETS, 'MyData', datasets.MHP)
 
 

@@ -622,7 +622,7 @@ def test_a_stop_before_training_is_one_sentence(tmp_path, monkeypatch):
         raise KeyboardInterrupt
     monkeypatch.setattr(train, 'open_dataset', interrupt)
     done = call(train, *RUN, '--out', tmp_path / 'a')
-    assert done.returncode == 2 and done.stderr == 'error: stopped before training began\n'
+    assert done.returncode == 130 and done.stderr == 'stopped before training began\n'
 
 
 @pytest.mark.parametrize('how', ['system', 'torch'])

@@ -364,7 +364,8 @@ def test_photos_without_people_and_of_one_pixel_train(tmp_path):
 
 @pytest.mark.parametrize('flags, sentence', [
     (('--batch-size', '1'), 'two images at least'), (('--blocks', '1', '1'), 'give 4 numbers'),
-    (('--size', '0', '40'), 'give 2 numbers'), (('--cycle-epochs', '0'), 'at least 1')])
+    (('--size', '40'), 'give 2 numbers'), (('--size', '0', '40'), '--size is 0; give a value from 1 to 4096'),
+    (('--cycle-epochs', '0'), '--cycle-epochs is 0')])
 def test_impossible_settings_get_a_sentence(lip, tmp_path, flags, sentence):
     done = call(schp, 'train', '--data', 'LIP', '--root', lip, '--out', tmp_path / 'run', *SHORT, *flags)
     assert done.returncode == 2 and sentence in done.stderr and 'Traceback' not in done.stderr

@@ -11,6 +11,7 @@ Beside milliseconds stands the unit "ResNet-50": the time of one forward of torc
 an image of the same size, measured alternately with the rest; on a CPU the process time of all threads. The unit makes
 numbers of different machines comparable.
 """
+import preflight
 import argparse
 import itertools
 import math
@@ -27,15 +28,18 @@ import torchvision
 from PIL import Image, ImageDraw
 from torch.utils.flop_counter import FlopCounterMode
 
+preflight.require('data', 'evaluate', 'infer', 'losses', 'schp', 'segformer', 'train', 'uniparser', 'util')
+
 import data
 from evaluate import Job, evaluate
-from infer import add_model_flags, load_model, write_results
+from infer import add_model_flags, describe_people, load_model, write_results
 from schp import NETWORKS, build
 from train import CHOICES, UniParserTask, make_loader, open_sets, preset_of, train_step
-from uniparser import INFERENCE, PRESETS, Config, UniParser, decode, find_centers, get_config
+from uniparser import INFERENCE, PRESETS, RANGES, Config, UniParser, decode, find_centers, get_config
 from util.datasets import DATASETS, open_dataset
 from util.files import read_photo, read_prediction, user_errors
 from util.labels import LABEL_SETS
+from util.pictures import overlay
 from util.run import Run, add_settings, find_device, given_settings, memory, synchronize
 from util.schp_config import SCHPConfig
 from util.schp_config import preset as schp_preset
@@ -137,6 +141,8 @@ def time_steps(model, photo, people, session=None, repeats=10):
                 clock('ONNX Runtime', session.run, None, dict(image=images.cpu().numpy()))
             for n in planted:
                 found = clock(f'decode {n}', decode, planted[n], 0, photo, config)
+            clock('overlay', overlay, photo, found.parsing, model.class_names)
+            clock('JSON', describe_people, found, model.class_names)
             clock('save', write_results, Path(folder), 'photo', file, photo, found, model.class_names, False)
     return clock, images
 
@@ -157,8 +163,6 @@ def count_operations(model, images):
 @torch.inference_mode()
 def benchmark_inference(args):
     """Prints a table of the steps from reading a photo to writing its results."""
-    if args.decode < 1:
-        raise ValueError(f'--decode is {args.decode}; it is at least 1')
     model, photo = benchmarked_model(args), read_photo(args.photo)
     photo = photo.resize(args.size[::-1]) if args.size else photo
     clock, images = time_steps(model, photo, args.decode, start_onnx(args.onnx) if args.onnx else None)
@@ -336,7 +340,7 @@ def count_parameters(args):
 
 
 def parse_arguments(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = preflight.CommandParser(__doc__)
     commands = parser.add_subparsers(required=True, metavar='infer | schp | train | evaluate | parameters')
     infer = commands.add_parser('infer', help='from reading a photo to writing its results')
     infer.set_defaults(function=benchmark_inference)
@@ -344,15 +348,16 @@ def parse_arguments(argv=None):
     infer.add_argument('--preset', choices=list(PRESETS), help='an untrained network instead of weights')
     infer.add_argument('--backbone', help='with --preset: another backbone')
     infer.add_argument('--light', action='store_true', help='with --preset: UniParser_light')
-    infer.add_argument('--size', type=int, nargs=2, metavar=('H', 'W'), help='of the photo, in pixels')
-    infer.add_argument('--decode', type=int, default=10, help='people to decode (default: 10)')
+    infer.add_argument('--size', type=preflight.Between(1, 10000), nargs=2, metavar=('H', 'W'),
+                       help='of the photo, in pixels')
+    infer.add_argument('--decode', type=preflight.Between(1, 255), default=10, help='people to decode (default: 10)')
     infer.add_argument('--onnx', metavar='FILE', help='file of the same network (util.export), timed in ONNX Runtime')
     add_model_flags(infer)
     schp = commands.add_parser('schp', help="SCHP's network on a crop")
     schp.set_defaults(function=benchmark_schp)
     schp.add_argument('--network', choices=list(NETWORKS), default='ace2p')
     schp.add_argument('--labels', choices=list(LABEL_SETS), help='default: lip, of segformer merged')
-    schp.add_argument('--repeats', type=int, default=5)
+    schp.add_argument('--repeats', type=preflight.Between(1, 10 ** 6), default=5)
     schp.add_argument('--device', default='auto', choices=['auto', 'cpu', 'cuda', 'mps'])
     train = commands.add_parser('train', help='images/s of training; MHP without --root: on drawn files')
     train.set_defaults(function=benchmark_training)
@@ -361,10 +366,11 @@ def parse_arguments(argv=None):
     train.add_argument('--recipe', choices=CHOICES['recipe'])
     train.add_argument('--device', default='auto', choices=['auto', 'cpu', 'cuda', 'mps'])
     train.add_argument('--amp', action=argparse.BooleanOptionalAction, help='half precision; default: on CUDA')
-    add_settings(train, Config, CHOICES, skip=('data', 'recipe', 'num_classes', 'pretrained_stages'))
+    add_settings(train, Config, RANGES, CHOICES, skip=('data', 'recipe', 'num_classes', 'pretrained_stages'))
     evaluation = commands.add_parser('evaluate', help='evaluate.py on drawn people')
     evaluation.set_defaults(function=benchmark_evaluation)
-    evaluation.add_argument('--workers', type=int, default=min(8, os.cpu_count()), help='processes')
+    evaluation.add_argument('--workers', type=preflight.Between(1, 1000), default=min(8, os.cpu_count()),
+                            help='processes')
     commands.add_parser('parameters', help='of all presets').set_defaults(function=count_parameters)
     return parser.parse_args(argv)
 
@@ -376,4 +382,4 @@ def main(argv=None):
 
 
 if __name__ == '__main__':
-    main()
+    preflight.start(main)

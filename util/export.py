@@ -24,7 +24,7 @@ of a person are those with a mean q_cate above theta_part inside that mask (`uni
 pixel is the one of them with the largest q_cate, or 0 where that is not above theta_mask. Finally the labels are scaled
 to the photo's size (`uniparser.decode`).
 """
-import argparse
+import preflight
 import importlib
 import io
 import json
@@ -32,6 +32,8 @@ import os
 
 import torch
 import torch.nn as nn
+
+preflight.require('data', 'evaluate', 'infer', 'losses', 'schp', 'segformer', 'train', 'uniparser', 'util')
 
 from data import MEAN, STD
 from infer import WEIGHTS
@@ -111,7 +113,7 @@ def write_onnx(path, model, image, shapes, outputs, metadata):
 
 
 def parse_arguments(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = preflight.CommandParser(__doc__)
     parser.add_argument('--weights', default=str(WEIGHTS), help='a checkpoint of train.py or of the released code')
     parser.add_argument('--preset', choices=list(PRESETS), help='an untrained network instead of weights')
     parser.add_argument('--labels', choices=list(LABEL_SETS), help='SCHP with 20 classes: lip (default) or cihp')
@@ -143,4 +145,4 @@ def main(argv=None):
 
 
 if __name__ == '__main__':
-    main()
+    preflight.start(main)

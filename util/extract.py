@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from preflight import Between
 from util.files import find_photos, printable, read_list, write_file, write_png
 from util.labels import voc_palette
 from util.photos import PhotoPipeline, check_failures, name_jobs, share_of_process
@@ -32,8 +33,9 @@ def add_flags(parser):
     parser.add_argument('--logits', action='store_true', help='also write NAME.npy')
     parser.add_argument('--integratedpifu', metavar='DIR', help='parse the renderings of IntegratedPIFu in this folder')
     parser.add_argument('--flip', action='store_true', help='average with the mirrored photo')
-    parser.add_argument('--scales', type=float, nargs='+', default=[1.0], help='average over these scales')
-    parser.add_argument('--batch-size', type=int, default=4, help='photos at a time')
+    parser.add_argument('--scales', type=Between(0.1, 10, float), nargs='+', default=[1.0],
+                        help='average over these scales')
+    parser.add_argument('--batch-size', type=Between(1, 10 ** 6), default=4, help='photos at a time')
 
 
 class Extractor(PhotoPipeline):
@@ -97,8 +99,6 @@ def extract(args, load_model):
     """load_model(args) -> the Parser of --weights."""
     if bool(args.photos) == bool(args.integratedpifu):
         raise ValueError('give photos, or --integratedpifu with a folder (python schp.py extract --help)')
-    if args.batch_size < 1 or min(args.scales) <= 0:
-        raise ValueError('--batch-size is at least 1 and --scales are above 0')
     if args.integratedpifu:
         args.weights, make, out = args.weights or PASCAL, PIFuExtractor, args.out or 'render_human_parse_results'
         jobs = renderings(args.integratedpifu)

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from infer import WEIGHTS
+from preflight import Between
 from uniparser import UniParser
 from util.crowd import choose_people, fuse_logits, parse_people
 from util.datasets import DATASETS, open_dataset
@@ -36,7 +37,7 @@ def add_flags(parser):
     parser.add_argument('--people', metavar='DIR', help="instance masks of any model (default: UniParser's people)")
     parser.add_argument('--people-weights', default=str(WEIGHTS),
                         help="UniParser's (default: weights/uniparser_ccp.pt)")
-    parser.add_argument('--min-score', type=float, default=0.5, help='of people (default: 0.5)')
+    parser.add_argument('--min-score', type=Between(-1e6, 1e6, float), default=0.5, help='of people (default: 0.5)')
     parser.add_argument('--data', choices=list(DATASETS), help='predict a split of this data set instead')
     parser.add_argument('--root', help='with --data: its folder, as downloaded')
     parser.add_argument('--split', default='val', help='with --data: default val')

@@ -2,12 +2,14 @@
 
     python -m util.oracle people --data CCP --root DIR --out results/        # then evaluate.py as usual
 """
-import argparse
+import preflight
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+
+preflight.require('data', 'infer', 'losses', 'uniparser', 'util')
 
 from data import input_size, network_input, resize_sample
 from infer import add_model_flags, load_model, open_split, predict_split
@@ -43,7 +45,7 @@ def predict_with_truth(model, kind, image, parsing, ignore):
 
 
 def parse_arguments(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = preflight.CommandParser(__doc__)
     parser.add_argument('part', choices=['centers', 'people', 'classes'], help='what the ground truth replaces')
     parser.add_argument('--data', choices=list(DATASETS), required=True)
     parser.add_argument('--root', help='folder of the data set, as downloaded')
@@ -63,4 +65,4 @@ def main(argv=None):
 
 
 if __name__ == '__main__':
-    main()
+    preflight.start(main)

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from preflight import Between
 from util.files import index_folder, load_image, make_folder, read_labels, read_stored, writing
 from util.labelmaps import SCHEMES, SEGM, cihp_to_merged, deepfashion_to_merged, find_scheme, lip_to_merged
 from util.semantic import flatten
@@ -152,10 +153,11 @@ def add_flags(parser):
     parser.add_argument('--root', required=True, help='folder of the data set, as downloaded')
     parser.add_argument('--out', required=True, help='folder of the prepared set, which does not exist yet')
     parser.add_argument('--scheme', choices=list(SCHEMES), help='default: sep of DeepFashion, else sans_torso')
-    parser.add_argument('--samples', type=int, default=0,
+    parser.add_argument('--samples', type=Between(0, 10 ** 9), default=0,
                         help='training images; default: 2500 of DeepFashion, all of the others')
-    parser.add_argument('--val-samples', type=int, default=0, help='validation images; default: all that are left')
-    parser.add_argument('--seed', type=int, default=0, help="of DeepFashion's split")
+    parser.add_argument('--val-samples', type=Between(0, 10 ** 9), default=0,
+                        help='validation images; default: all that are left')
+    parser.add_argument('--seed', type=Between(0, 2 ** 32), default=0, help="of DeepFashion's split")
 
 
 def command(args):

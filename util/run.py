@@ -2,6 +2,7 @@
 import argparse
 import json
 import os
+import re
 import signal
 import sys
 from contextlib import contextmanager
@@ -13,14 +14,16 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
+from preflight import Between, flag, outside
 from util.files import MARK, is_ours, make_folder, remove_temporaries, write_file, writing
 
 
 # ---- settings ----------------------------------------------------------------------------------------------
 
 
-def add_settings(parser, config_class, choices, skip=(), only=None, default='those of the preset'):
-    """The fields of a config dataclass become flags: all except those in `skip`, or those in `only`."""
+def add_settings(parser, config_class, ranges, choices, skip=(), only=None, default='those of the preset'):
+    """The fields of a config dataclass become flags: all except those in `skip`, or those in `only`. Numbers have
+    ranges: {field: (low, high)}."""
     group = parser.add_argument_group(f'settings (default: {default})')
     for field in fields(config_class):
         if field.name in skip or only and field.name not in only:
@@ -29,9 +32,11 @@ def add_settings(parser, config_class, choices, skip=(), only=None, default='tho
         if kind is bool:
             group.add_argument(name, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS)
         elif kind is tuple:
-            group.add_argument(name, type=int, nargs='*', default=argparse.SUPPRESS, metavar='N')
+            group.add_argument(name, type=Between(*ranges[field.name]), nargs='*', default=argparse.SUPPRESS,
+                               metavar='N')
         else:
-            group.add_argument(name, type=kind, default=argparse.SUPPRESS, choices=choices.get(field.name),
+            limits = Between(*ranges[field.name], kind) if field.name in ranges else kind
+            group.add_argument(name, type=limits, default=argparse.SUPPRESS, choices=choices.get(field.name),
                                metavar=None if field.name in choices else kind.__name__.upper())
 
 
@@ -53,7 +58,7 @@ def given_settings(args, config_class, skip=('data', 'recipe')):
 
 def check_ranges(config, ranges, choices):
     """ValueError, naming the flag, where a setting is not one of its choices or not in its range (low, high); NaN is in
-    none. Each value of a tuple is checked; two values must ascend."""
+    none. Each value of a tuple is checked."""
     for name, allowed in choices.items():
         if getattr(config, name) not in allowed:
             raise ValueError(f'{flag(name)} is {getattr(config, name)!r}; choose one of {", ".join(map(str, allowed))}')
@@ -62,13 +67,7 @@ def check_ranges(config, ranges, choices):
         values = value if isinstance(value, tuple) else (value,)
         for number in values:
             if not low <= number <= high:
-                raise ValueError(f'{flag(name)} is {number}; give a value from {low} to {high}')
-        if len(values) == 2 and values[0] > values[1]:
-            raise ValueError(f'{flag(name)} is {values[0]} {values[1]}; give the smaller value first')
-
-
-def flag(name):
-    return '--' + name.replace('_', '-')
+                raise ValueError(outside(flag(name), number, low, high))
 
 
 def describe(config):
@@ -85,6 +84,8 @@ def find_device(name):
     if name == 'auto':
         return 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
     kind = str(name).partition(':')[0]
+    if not re.fullmatch(r'(cpu|cuda|mps)(:\d+)?', str(name)):
+        raise ValueError(f'--device is {name}; give auto, cpu, cuda, cuda:1 .. or mps')
     if kind == 'cuda' and not torch.cuda.is_available() or kind == 'mps' and not torch.backends.mps.is_available():
         raise ValueError(f'--device {name}: this machine or this torch has none; use --device cpu')
     return str(name)

@@ -1,6 +1,7 @@
 """Settings of SCHP's trainings: the defaults are the released training on LIP; presets are differences from it."""
 from dataclasses import dataclass
 
+from util.run import check_ranges
 from util.single_person import DATASETS
 
 
@@ -28,7 +29,7 @@ class SCHPConfig:
     lr: float = 7e-3                    # for the whole batch
     warmup: int = 10                    # epochs
     weight_decay: float = 5e-4
-    clip: float = 1e6                   # largest gradient norm; the released training does not clip
+    clip: float = 0.0                   # largest gradient norm; 0 = any, as released
     # cycles
     cycle_start: int = 100              # epochs before the first average; as many as `epochs`: no cycles
     cycle_epochs: int = 10
@@ -39,25 +40,20 @@ class SCHPConfig:
     seed: int = 0
 
     def __post_init__(self):
-        for name, allowed in CHOICES.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f'{name} is {getattr(self, name)!r}; choose one of {", ".join(allowed)}')
-        for name, count, most in ('size', 2, 4096), ('blocks', 4, 100):
-            values = getattr(self, name)
-            if len(values) != count or not all(type(v) is int and 1 <= v <= most for v in values):
-                raise ValueError(f'{name} is {values}; give {count} numbers from 1 to {most}')
-        for name in ('batch_size', 'accumulate', 'epochs', 'cycle_start', 'cycle_epochs', 'val_every', 'loss_stride'):
-            if getattr(self, name) < 1:
-                raise ValueError(f'{name} is {getattr(self, name)}; it is at least 1')
-        if self.samples < 0:
-            raise ValueError(f'samples is {self.samples}; it is at least 0, which means all')
-        if not 0 <= self.phase <= (2 if self.network == 'segformer' else 0):
-            raise ValueError(f'phase is {self.phase}; it is 0, and of the network segformer 0, 1 or 2')
-        if not 2 <= self.width <= 1024:
-            raise ValueError(f'width is {self.width}; it is between 2 and 1024')
+        check_ranges(self, RANGES, CHOICES)
+        for name, count in ('size', 2), ('blocks', 4):
+            if len(getattr(self, name)) != count:
+                raise ValueError(f'--{name} is {getattr(self, name)}; give {count} numbers')
+        if self.phase and self.network != 'segformer':
+            raise ValueError(f'--phase is {self.phase}; it is 0, and of the network segformer 0, 1 or 2')
 
 
 CHOICES = dict(recipe=('paper', 'released'), network=('ace2p', 'segformer'), data=tuple(DATASETS))
+RANGES = dict(
+    size=(1, 4096), scale=(0, 0.99), rotation=(0, 180), loss_stride=(1, 4096), blocks=(1, 100), width=(2, 1024),
+    phase=(0, 2), samples=(0, 10 ** 9), batch_size=(1, 10 ** 6), accumulate=(1, 10 ** 6), epochs=(1, 10 ** 6),
+    lr=(1e-12, 1000), warmup=(0, 10 ** 6), weight_decay=(0, 1000), clip=(0, 10 ** 9), cycle_start=(1, 10 ** 6),
+    cycle_epochs=(1, 10 ** 6), val_every=(1, 10 ** 6), val_images=(0, 10 ** 9), workers=(0, 1000), seed=(0, 2 ** 32))
 PRESETS = {
     'LIP': {}, 'ATR': dict(size=(512, 512)), 'Pascal': dict(size=(512, 512)), 'CIHP': {},
     'merged': dict(size=(512, 384)), 'merged-sep': dict(size=(512, 384)),

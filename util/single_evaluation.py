@@ -3,6 +3,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from preflight import Between
 from util.files import read_prediction, write_json
 from util.semantic import compare_image, semantic_metrics, semantic_table
 from util.single_person import DATASETS, open_dataset
@@ -14,7 +15,8 @@ def add_flags(parser):
     parser.add_argument('--split', default='val')
     parser.add_argument('--predictions', metavar='DIR', help='label maps DIR/ID.png of any model, instead of --weights')
     parser.add_argument('--flip', action='store_true', help='average with the mirrored photo')
-    parser.add_argument('--scales', type=float, nargs='+', default=[1.0], help='average over these scales')
+    parser.add_argument('--scales', type=Between(0.1, 10, float), nargs='+', default=[1.0],
+                        help='average over these scales')
     parser.add_argument('--centers', choices=['int', 'float'], default='float',
                         help='of the crops; int truncates them, as published numbers do')
     parser.add_argument('--json', metavar='FILE', help='write all numbers')
@@ -24,8 +26,6 @@ def evaluate(args, load_model):
     """load_model(args) -> the Parser of --weights."""
     if bool(args.weights) == bool(args.predictions):
         raise ValueError('give either --weights or --predictions')
-    if min(args.scales) <= 0:
-        raise ValueError(f'--scales has {min(args.scales)}; scales are above 0')
     dataset = open_dataset(args.data, args.root, args.split)
     predict = predictor(args, load_model(args), dataset) if args.weights else reader(Path(args.predictions), dataset)
     indices = tqdm(range(len(dataset)), desc='evaluate', unit='photo', disable=None)
