@@ -7,6 +7,8 @@ All data sets, losses and metrics share two arrays. parsing: uint8 (N, H, W), on
 hat (1 in CIHP) and an unlabeled coat is a map of 0, 1 and 255. The data sets themselves are in util/datasets.py.
 """
 import preflight
+preflight.require('util')
+
 import atexit
 import os
 import re
@@ -22,8 +24,6 @@ import numpy as np
 import torch
 from PIL import Image, ImageEnhance
 from tqdm import tqdm
-
-preflight.require('util')
 
 from util import released
 from util.beyond import degrade

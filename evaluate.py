@@ -28,6 +28,8 @@ Pixels under `ignore` are left out, and so is a detection with more than half of
 evaluators of MHP and CIHP have no such pixels, so these two are scored without `ignore`.
 """
 import preflight
+preflight.require('util')
+
 import math
 import multiprocessing
 import os
@@ -38,8 +40,6 @@ from functools import cache
 
 import numpy as np
 from tqdm import tqdm
-
-preflight.require('util')
 
 from util.datasets import GroundTruth, open_dataset
 from util.files import user_errors, write_file, write_json

@@ -9,6 +9,8 @@ NAME_overlay.png (a picture with a legend) and NAME.json (scores, boxes, areas, 
 predictions of a whole split, for evaluate.py.
 """
 import preflight
+preflight.require('data', 'uniparser', 'util')
+
 import argparse
 import glob
 import json
@@ -21,8 +23,6 @@ import numpy as np
 import torch
 from scipy import ndimage
 from tqdm import tqdm
-
-preflight.require('data', 'uniparser', 'util')
 
 from data import input_size, network_input
 from uniparser import CHOICES, INFERENCE, RANGES, Config, UniParser, correlate, decode

@@ -9,11 +9,11 @@ never built, no shape depends on the number of parts, and so the host never wait
 The functions of util/released.py stand in where `recipe` is `released`.
 """
 import preflight
+preflight.require('data', 'uniparser', 'util')
+
 import torch
 import torch.nn.functional as F
 from torchvision.ops import sigmoid_focal_loss
-
-preflight.require('data', 'uniparser', 'util')
 
 from uniparser import correlate
 from util import released

@@ -24,6 +24,8 @@ released files are loaded as they are. POPNet, the predecessor (arXiv:2012.11810
 weights, training script or schedule, and EOP-Net supersedes it.
 """
 import preflight
+preflight.require('data', 'evaluate', 'infer', 'losses', 'train', 'uniparser', 'util')
+
 import argparse
 import os
 import sys
@@ -32,8 +34,6 @@ from dataclasses import dataclass, replace
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-
-preflight.require('data', 'evaluate', 'infer', 'losses', 'train', 'uniparser', 'util')
 
 from train import STOPPED, Task, check_run, make_loader, read_resumed, run_command, train_task
 from util.checkpoints import (FORMAT, check_settings, load_strictly, name_command, read_checkpoint, reading,

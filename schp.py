@@ -20,6 +20,8 @@ Modules and parameters have the names of the released code (github.com/GoGoDuck9
 released code's. Images are BGR: `predict` takes RGB photos and turns the channels itself.
 """
 import preflight
+preflight.require('data', 'evaluate', 'infer', 'losses', 'segformer', 'train', 'uniparser', 'util')
+
 import copy
 import math
 import sys
@@ -30,8 +32,6 @@ import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-
-preflight.require('data', 'evaluate', 'infer', 'losses', 'segformer', 'train', 'uniparser', 'util')
 
 from data import read_batches
 from segformer import SegFormer

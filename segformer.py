@@ -11,13 +11,13 @@ checkpoints, so its files load as they are. The backbone is written from the pap
     fusion   fusion logits (C), those of inference       1/4
 """
 import preflight
+preflight.require('util')
+
 from collections import OrderedDict
 
 import torch.nn as nn
 import torch.nn.functional as F
 from torchvision.ops import StochasticDepth
-
-preflight.require('util')
 
 from util.ace2p import EdgeBranch, conv, convolve_stack, unit
 from util.parser import Parser

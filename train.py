@@ -12,6 +12,8 @@ val/*.png; its last line is its metrics.
 `Trainer` is the loop, for any `Task`: a model, its data and its loss. UniParser's task is at the end.
 """
 import preflight
+preflight.require('data', 'evaluate', 'losses', 'uniparser', 'util')
+
 import math
 import os
 import sys
@@ -22,8 +24,6 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from tqdm import tqdm
-
-preflight.require('data', 'evaluate', 'losses', 'uniparser', 'util')
 
 import data
 from evaluate import ParsingMetrics

@@ -22,6 +22,8 @@ The defaults of `Config` are the paper's text on MHPv2.0. `recipe` decides betwe
 code (util/released.py) what no other field does; docs/differences.md lists every such place.
 """
 import preflight
+preflight.require('data', 'util')
+
 import difflib
 import math
 from dataclasses import dataclass, fields, replace
@@ -32,8 +34,6 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
-
-preflight.require('data', 'util')
 
 from data import input_size, network_input, to_photo
 from util import released

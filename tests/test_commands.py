@@ -64,7 +64,7 @@ def test_ctrl_c_during_the_imports_is_one_word(tmp_path, name):
     process = start(*COMMANDS[name], path=[tmp_path])
     assert process.stdout.readline() == 'importing\n', process.stderr.read()
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=300)
     assert (process.returncode, out, err) == (130, '', 'stopped\n')
 
 
@@ -73,7 +73,7 @@ def test_who_imports_the_repository_keeps_its_own_ctrl_c(tmp_path):
     process = start('-c', 'import uniparser', cwd=tmp_path, path=[tmp_path, HERE])
     process.stdout.readline()
     process.send_signal(signal.SIGINT)
-    assert 'KeyboardInterrupt' in process.communicate(timeout=30)[1] and process.returncode != 130
+    assert 'KeyboardInterrupt' in process.communicate(timeout=300)[1] and process.returncode != 130
 
 
 def test_an_ignored_ctrl_c_stays_ignored(tmp_path):
@@ -83,7 +83,7 @@ def test_an_ignored_ctrl_c_stays_ignored(tmp_path):
     process = start('-c', code, path=[tmp_path])
     process.stdout.readline()
     process.send_signal(signal.SIGINT)
-    assert process.communicate(timeout=30)[0] == 'on\n' and process.returncode == 7
+    assert process.communicate(timeout=300)[0] == 'on\n' and process.returncode == 7
 
 
 @pytest.mark.parametrize('where', ['numpy', 'evaluation'])
@@ -98,7 +98,7 @@ def test_ctrl_c_is_one_sentence_until_the_end(tmp_path, where):
                                text=True, start_new_session=True)
     assert process.stdout.readline() == 'job\n', process.stderr.read()
     os.killpg(process.pid, signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=300)
     assert process.returncode == 130 and err.splitlines()[-1] == 'stopped' and 'Traceback' not in err, err
 
 
@@ -118,16 +118,13 @@ def test_start_gives_ctrl_c_back_and_ends_with_a_word(capsys, monkeypatch):
 
 @pytest.mark.parametrize('name', [name for name, tree in TREES.items() if '.' not in name or name in TOOLS])
 def test_every_file_at_the_top_requires_what_it_imports(name):
-    """Its own imports, and theirs: `require` comes before the first of them."""
+    """Its own imports, and theirs, before any other import: torch alone takes seconds."""
     if name == 'preflight':
         return
     needed = {other.split('.')[0] for other in reachable(name, graph())} - {'preflight'}
     calls = [node for node in TREES[name].body if isinstance(node, ast.Expr) and ast.unparse(node).startswith('preflight.require(')]
     assert len(calls) == 1 and [word.value for word in calls[0].value.args] == sorted(needed)
-    imports = [node for node in TREES[name].body if isinstance(node, (ast.Import, ast.ImportFrom))]
-    assert ast.unparse(imports[0]) == 'import preflight'
-    own = [node.lineno for node in imports[1:] if (getattr(node, 'module', None) or node.names[0].name).split('.')[0] in needed]
-    assert calls[0].lineno < min(own)
+    assert ast.unparse(TREES[name].body[1]) == 'import preflight' and calls[0] is TREES[name].body[2]
 
 
 @pytest.mark.parametrize('other, module', [
@@ -138,7 +135,7 @@ def test_a_file_of_the_same_name_is_named(tmp_path, other, module):
     (tmp_path / other).parent.mkdir(exist_ok=True)
     (tmp_path / other).write_text('open("ran", "w")')
     process = start('-c', f'import {module}', cwd=tmp_path, path=[HERE])
-    err = process.communicate(timeout=60)[1]
+    err = process.communicate(timeout=300)[1]
     own = HERE / ('util/__init__.py' if other.startswith('util') else f'{other.split("/")[0].removesuffix(".py")}.py')
     assert err.splitlines()[-1] == (f'ImportError: `import {own.parent.name if own.name == "__init__.py" else own.stem}` finds '
                                     f'{tmp_path / other} instead of {own}; rename the former, or put {HERE} before its '
@@ -150,14 +147,14 @@ def test_a_file_of_the_same_name_stops_a_command_with_one_sentence(tmp_path):
     (tmp_path / 'data.py').write_text('')
     for arguments in ['-P', HERE / 'infer.py'], ['-m', 'util.export']:
         process = start(*arguments, cwd=tmp_path, path=[tmp_path, HERE])
-        err = process.communicate(timeout=60)[1]
+        err = process.communicate(timeout=300)[1]
         assert process.returncode == 2 and err.startswith('error: `import data` finds ') and err.count('\n') == 1, err
 
 
 def test_a_module_that_is_imported_already_is_named(tmp_path):
     (tmp_path / 'data.py').write_text('')
     code = f'import data, sys; sys.path.insert(0, {str(HERE)!r}); import uniparser'
-    err = start('-c', code, cwd=tmp_path).communicate(timeout=60)[1]
+    err = start('-c', code, cwd=tmp_path).communicate(timeout=300)[1]
     assert f'finds {tmp_path / "data.py"} instead of' in err.splitlines()[-1]
 
 
@@ -166,7 +163,7 @@ def test_files_that_are_in_nobodys_way_are_left_alone(tmp_path):
     (tmp_path / 'train.py').write_text(''), (tmp_path / 'mine.py').write_text('')
     (tmp_path / 'data').mkdir(), (tmp_path / 'util').mkdir()
     process = start('-c', 'import uniparser, mine, train; print(train.__file__)', cwd=tmp_path, path=[HERE])
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=300)
     assert out.strip() == str(tmp_path / 'train.py'), err
 
 

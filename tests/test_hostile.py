@@ -25,7 +25,7 @@ from util import files
 from util.checkpoints import read_checkpoint
 from util.datasets import open_dataset
 from util.run import thread_advice
-from util.submissions import open_predictions
+from util.submissions import FORMS, PredictionWriter, open_predictions
 
 
 # ---- loss of data ------------------------------------------------------------------------------------------------------
@@ -51,6 +51,59 @@ def test_results_replace_results_and_nothing_else(tmp_path):
         with pytest.raises(ValueError, match=f'{name} exists and this program did not write it'):
             files.write_png(tmp_path / name, picture)
     assert (tmp_path / 'b.png').read_bytes() == before and not list(tmp_path.glob('.*'))
+
+
+def test_arrays_carry_the_mark_and_numpy_reads_them(tmp_path):
+    for shape in (3, 4), (2999, 40, 20), (1,), (100, 100):
+        array = np.random.default_rng(0).random(shape, np.float32)
+        for _ in range(2):                                                   # the second time it is ours
+            files.write_array(tmp_path / 'a.npy', array)
+        assert files.is_ours(tmp_path / 'a.npy') and (tmp_path / 'a.npy').stat().st_size == 128 + array.nbytes
+        assert np.array_equal(np.load(tmp_path / 'a.npy'), array)
+        assert np.array_equal(np.load(tmp_path / 'a.npy', mmap_mode='r'), array)
+    np.save(tmp_path / 'b.npy', array)
+    with pytest.raises(ValueError, match='b.npy exists and this program did not write it'):
+        files.write_array(tmp_path / 'b.npy', array)
+
+
+def test_a_text_beside_a_picture_is_replaced_where_the_picture_is_ours(tmp_path):
+    picture = Image.new('L', (3, 2))
+    for text in 'one', 'two':
+        files.write_pair(tmp_path / 'a.png', picture, text)
+    assert (tmp_path / 'a.txt').read_text() == 'two'
+    (tmp_path / 'b.txt').write_text('mine'), (tmp_path / 'c.txt').write_text('mine'), picture.save(tmp_path / 'c.png')
+    for name in 'b', 'c':
+        with pytest.raises(ValueError, match=f'{name}.txt exists and this program did not write it'):
+            files.write_pair(tmp_path / f'{name}.png', picture, 'ours')
+        assert (tmp_path / f'{name}.txt').read_text() == 'mine'
+    assert not (tmp_path / 'b.png').exists()
+
+
+@pytest.mark.parametrize('form', FORMS)
+def test_predictions_replace_predictions_and_nothing_else(tmp_path, form, monkeypatch):
+    """Half of a label map on a full disk leaves the former one."""
+    people = np.array([[[0, 1], [1, 1]], [[2, 0], [0, 0]]], np.uint8), [0.9, 0.5]
+    for k in range(2):
+        with PredictionWriter(tmp_path / 'a', form) as writer:
+            writer.add('7', (people[0][k:], people[1][k:]))
+    found = open_predictions(tmp_path / 'a', form, ['7']).read('7', (2, 2), 5)
+    assert len(found.parsing) == 1 and list(found.scores) == [0.5]
+    before = {p: p.read_bytes() for p in (tmp_path / 'a').rglob('*') if p.is_file()}
+    write = Path.write_bytes
+    monkeypatch.setattr(Path, 'write_bytes', lambda path, content: write(path, content[:9]) and path.rename('/no/where'))
+    with pytest.raises(OSError, match='cannot be written'), PredictionWriter(tmp_path / 'a', form) as writer:
+        writer.add('7', people)
+    monkeypatch.undo()
+    assert {p: p.read_bytes() for p in (tmp_path / 'a').rglob('*') if p.is_file()} == before
+    for path in before:                                                      # another program's folder of the same form
+        other = tmp_path / 'b' / path.relative_to(tmp_path / 'a')
+        other.parent.mkdir(parents=True, exist_ok=True)
+        Image.new('L', (2, 2)).save(other) if path.suffix == '.png' else other.write_text('mine')
+    theirs = {p: p.read_bytes() for p in (tmp_path / 'b').rglob('*') if p.is_file()}
+    with pytest.raises(ValueError, match='exists and this program did not write it'):
+        with PredictionWriter(tmp_path / 'b', form) as writer:
+            writer.add('7', people)
+    assert {p: p.read_bytes() for p in (tmp_path / 'b').rglob('*') if p.is_file()} == theirs
 
 
 TRAINING = '''

@@ -195,7 +195,7 @@ def test_extract_writes_palette_logits_and_overlay_and_goes_past_broken_photos(t
     expected = model.predict([Image.open(tmp_path / 'in' / 'a b.jpg')])[0]
     assert (np.asarray(labels) == expected).mean() > 0.99
     done = call(schp, 'extract', 'in/sub/thin.png', '--weights', trained / 'best.pt', '--out', 'in/sub', cwd=tmp_path)
-    assert done.returncode == 2 and 'is a photo, which the result would replace' in done.stderr
+    assert done.returncode == 2 and 'thin.png exists and this program did not write it' in done.stderr
 
 
 def test_processes_share_a_folder(trained, tmp_path):

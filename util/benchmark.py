@@ -12,6 +12,8 @@ an image of the same size, measured alternately with the rest; on a CPU the proc
 numbers of different machines comparable.
 """
 import preflight
+preflight.require('data', 'evaluate', 'infer', 'losses', 'schp', 'segformer', 'train', 'uniparser', 'util')
+
 import argparse
 import itertools
 import math
@@ -27,8 +29,6 @@ import torch
 import torchvision
 from PIL import Image, ImageDraw
 from torch.utils.flop_counter import FlopCounterMode
-
-preflight.require('data', 'evaluate', 'infer', 'losses', 'schp', 'segformer', 'train', 'uniparser', 'util')
 
 import data
 from evaluate import Job, evaluate

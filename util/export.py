@@ -25,6 +25,8 @@ pixel is the one of them with the largest q_cate, or 0 where that is not above t
 to the photo's size (`uniparser.decode`).
 """
 import preflight
+preflight.require('data', 'evaluate', 'infer', 'losses', 'schp', 'segformer', 'train', 'uniparser', 'util')
+
 import importlib
 import io
 import json
@@ -32,8 +34,6 @@ import os
 
 import torch
 import torch.nn as nn
-
-preflight.require('data', 'evaluate', 'infer', 'losses', 'schp', 'segformer', 'train', 'uniparser', 'util')
 
 from data import MEAN, STD
 from infer import WEIGHTS

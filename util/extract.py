@@ -7,7 +7,6 @@ For IntegratedPIFu: DIR/train_set_list.txt and test_set_list.txt name its subjec
 DIR/rendering_script/buffer_fixed_full_mesh/ID/*image* are parsed into OUT/ID/*parse*.npy, float32 (H, W), where the
 labels 0..6 of Pascal-Person-Part are 0, 0.5, 0.6 .. 1.
 """
-import io
 import os
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import numpy as np
 import torch
 
 from preflight import Between
-from util.files import find_photos, printable, read_list, write_file, write_png
+from util.files import find_photos, printable, read_list, write_array, write_png
 from util.labels import voc_palette
 from util.photos import PhotoPipeline, check_failures, name_jobs, share_of_process
 from util.pictures import overlay, palette_image
@@ -40,11 +39,14 @@ def add_flags(parser):
 
 class Extractor(PhotoPipeline):
     """Writes the results of photos. options: flip and scales of `Parser.crop_logits`."""
-    endings = ('.png',)
 
     def __init__(self, model, folder, logits=False, **options):
         super().__init__(folder, model.device)
         self.model, self.logits, self.options, self.colors = model, logits, options, voc_palette()
+
+    def targets(self, name):
+        logits = [self.folder / f'{name}.npy'] if self.logits else []
+        return [self.folder / f'{name}.png', self.folder / 'overlays' / f'{name}.png', *logits]
 
     def prepare(self, photo):
         matrix = crop_matrix(photo.size[::-1], self.model.size)
@@ -75,14 +77,11 @@ class Extractor(PhotoPipeline):
 
 
 class PIFuExtractor(Extractor):
+    def targets(self, name):
+        return [self.folder / f'{name}.npy']
+
     def write_files(self, name, photo, labels, logits):
         write_array(self.folder / f'{name}.npy', CODES[labels])
-
-
-def write_array(path, array):
-    data = io.BytesIO()
-    np.save(data, np.ascontiguousarray(array))
-    write_file(path, data.getvalue())
 
 
 def renderings(folder):
@@ -105,7 +104,6 @@ def extract(args, load_model):
     else:
         make, out = Extractor, args.out or 'results'
         jobs = name_jobs(find_photos(args.photos))
-        check_names(jobs, out)
     model = load_model(args)
     if args.integratedpifu and model.num_classes != len(CODES):
         raise ValueError(f'{args.weights} has {model.num_classes} classes, but IntegratedPIFu needs the {len(CODES)} '
@@ -115,12 +113,3 @@ def extract(args, load_model):
     failed = counts.count(None)
     print(f'{len(counts) - failed} of {len(counts)} photos -> {out}/')
     check_failures(sum_over_processes(failed))
-
-
-def check_names(jobs, out):
-    """ValueError where a result would replace a photo."""
-    photos = {os.path.realpath(path) for path, _ in jobs}
-    for path, name in jobs:
-        if os.path.realpath(os.path.join(out, f'{name}.png')) in photos:
-            raise ValueError(f'{os.path.join(out, name)}.png is a photo, which the result would replace; choose '
-                             'another --out')

@@ -351,6 +351,13 @@ def check_target(path, inputs=()):
         raise ValueError(f'{printable(path)} is an input and would be replaced by a result; choose another --out')
 
 
+def check_pair(path):
+    """ValueError where NAME.txt beside a result NAME.png is not ours: it cannot carry the mark, but the PNG does."""
+    lines = Path(path).with_suffix('.txt')
+    if os.path.lexists(lines) and not is_ours(path):
+        raise ValueError(f'{printable(lines)} exists and this program did not write it; choose another --out')
+
+
 def write_result(path, content):
     """write_file for a name that this program chose: only files with its mark are replaced."""
     check_target(path)
@@ -363,3 +370,18 @@ def write_png(path, image):
     info.add_text('Software', MARK)
     image.save(png, format='PNG', compress_level=1, pnginfo=info)            # a third of the time, 6 % more bytes
     write_result(path, png.getvalue())
+
+
+def write_pair(path, image, text):
+    """write_png, and NAME.txt beside it."""
+    check_pair(path)
+    write_png(path, image)
+    write_file(Path(path).with_suffix('.txt'), text)
+
+
+def write_array(path, array):
+    """Writes an array as a result, .npy. The mark is a comment in its header, which is a Python expression that ends in
+    spaces."""
+    npy, mark = io.BytesIO(), f'# {MARK}\n'.encode()
+    np.save(npy, np.ascontiguousarray(array))
+    write_result(path, npy.getvalue().replace(b' ' * (len(mark) - 1) + b'\n', mark, 1))

@@ -20,7 +20,8 @@ from preflight import Between
 from uniparser import UniParser
 from util.crowd import choose_people, fuse_logits, parse_people
 from util.datasets import DATASETS, open_dataset
-from util.files import find_photos, naming, printable, read_prediction, read_rows, write_file, write_png
+from util.files import (check_pair, find_photos, naming, printable, read_prediction, read_rows, write_pair,
+                        write_png)
 from util.labels import voc_palette
 from util.masks import as_label_maps
 from util.photos import PhotoPipeline, check_failures, name_jobs, share_of_process
@@ -51,6 +52,15 @@ class Fuser(PhotoPipeline):
         super().__init__(folder, models[1].device)
         self.models, self.find_people, self.min_score, self.dataset = models, find_people, min_score, dataset
         self.colors = voc_palette()
+
+    def targets(self, name):
+        kinds = 'global_parsing', 'instance_parsing', 'global_tag', 'overlays'
+        return [self.folder / kind / f'{name}.png' for kind in kinds]
+
+    def check(self, name):
+        super().check(name)
+        for kind in 'instance_parsing', 'global_tag':
+            check_pair(self.folder / kind / f'{name}.png')
 
     def read(self, job):
         if self.dataset is None:
@@ -88,14 +98,13 @@ class Fuser(PhotoPipeline):
         if out is None:
             return f'error: {photo}', None
         found, chosen = out
-        for kind, labels in dict(global_parsing=found.parsing, instance_parsing=found.parts,
-                                 global_tag=found.people).items():
-            image = palette_image(labels, self.colors) if labels.dtype == np.uint8 else Image.fromarray(labels)
-            write_png(self.folder / kind / f'{name}.png', image)
         people = [f'{score} {y0} {x0} {y1} {x1}\n' for score, (x0, y0, x1, y1), _ in chosen]
         parts = [f'{c} {confidence}\n' for c, confidence in zip(found.part_classes, found.confidences)]
-        write_file(self.folder / 'global_tag' / f'{name}.txt', ''.join(people))
-        write_file(self.folder / 'instance_parsing' / f'{name}.txt', ''.join(parts))
+        for kind, labels, lines in (('global_parsing', found.parsing, None), ('instance_parsing', found.parts, parts),
+                                    ('global_tag', found.people, people)):
+            image = palette_image(labels, self.colors) if labels.dtype == np.uint8 else Image.fromarray(labels)
+            path = self.folder / kind / f'{name}.png'
+            write_png(path, image) if lines is None else write_pair(path, image, ''.join(lines))
         maps = [found.parsing * (found.people == i) for i in range(1, len(chosen) + 1)]
         picture = overlay(photo, np.array(maps).reshape(-1, *found.parsing.shape), self.models[1].labels,
                           colors=self.colors)

@@ -3,13 +3,13 @@
     python -m util.oracle people --data CCP --root DIR --out results/        # then evaluate.py as usual
 """
 import preflight
+preflight.require('data', 'infer', 'losses', 'uniparser', 'util')
+
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-
-preflight.require('data', 'infer', 'losses', 'uniparser', 'util')
 
 from data import input_size, network_input, resize_sample
 from infer import add_model_flags, load_model, open_split, predict_split

@@ -39,13 +39,22 @@ def name_jobs(paths):
 
 class PhotoPipeline:
     """Photos through a network into a folder. A job is (path, name of the results). A subclass defines the network's
-    input (`prepare`), its output (`outputs`), the results (`write`) and the endings of their names. max_size: larger
-    photos are reduced to this long side."""
+    input (`prepare`), its output (`outputs`), the results (`write`) and the endings of their names, or their paths
+    (`targets`). max_size: larger photos are reduced to this long side."""
     endings = ()
 
     def __init__(self, folder, device, max_size=None):
         self.folder, self.max_size, self.inputs = Path(folder), max_size, set()
         self.turn = threading.Lock() if device.type == 'mps' else nullcontext()             # MPS is single-threaded
+
+    def targets(self, name):
+        """Paths of the results of this name."""
+        return [self.folder / (name + ending) for ending in self.endings]
+
+    def check(self, name):
+        """ValueError where a result would replace a file of the user's."""
+        for path in self.targets(name):
+            check_target(path, self.inputs)
 
     def prepare(self, photo):
         """Pillow photo -> the network's input."""
@@ -64,8 +73,7 @@ class PhotoPipeline:
         """-> job, photo, network input; or job, error, None if the photo cannot be read or its results would replace
         other files."""
         try:
-            for ending in self.endings:
-                check_target(self.folder / (job[1] + ending), self.inputs)
+            self.check(job[1])
             photo = read_photo(job[0])
             if self.max_size:
                 photo.thumbnail((self.max_size,) * 2, Image.BILINEAR)

@@ -13,14 +13,14 @@ All runs have equally many epochs and images:
 FOLDER/results.json gets the mIoU of every run; a second call goes on with the runs that it lacks.
 """
 import preflight
+preflight.require('data', 'evaluate', 'infer', 'losses', 'schp', 'segformer', 'train', 'uniparser', 'util')
+
 import json
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
-
-preflight.require('data', 'evaluate', 'infer', 'losses', 'schp', 'segformer', 'train', 'uniparser', 'util')
 
 from schp import SCHPTask, build
 from train import make_loader, run_command, train_task

@@ -12,10 +12,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from util.files import is_ours, make_folder, read_prediction, read_rows, short, write_file, writing
+from util.files import is_ours, read_prediction, read_rows, short, write_file, write_pair, write_png
 from util.masks import CroppedMap, as_label_maps, split_map
 
 FORMS = 'instances', 'mhp', 'cihp', 'coco'
+INDICES = dict(instances=('instances.json', 'instances'), coco=('parsing.json', 'instances'),
+               mhp=('results.txt', 'global_seg'))        # which carry no mark, and the pictures that do
 
 # parsing: label maps (H, W) uint8, 0..K, one per person; scores (N,). A folder may also hold semantic, a class map
 # (H, W); parts and humans, (cropped maps, scores) each. lost: the number of listed people and parts without pixels.
@@ -165,6 +167,9 @@ class PredictionWriter:
         if form not in FORMS:
             raise ValueError(f'there is no format {form!r} of predictions; choose one of {", ".join(FORMS)}')
         self.folder, self.form, self.index = Path(folder), form, {}
+        index, pictures = INDICES.get(form, ('', ''))
+        if index and (self.folder / index).exists() and not any(map(is_ours, (self.folder / pictures).glob('*.png'))):
+            raise ValueError(f'{self.folder / index} exists and this program did not write it; choose another --out')
 
     def __enter__(self):
         return self
@@ -173,11 +178,9 @@ class PredictionWriter:
         if error is None:
             self.close()
 
-    def save(self, name, labels):
-        make_folder((self.folder / name).parent)
-        labels = labels.astype(np.uint16 if labels.max() > 255 else np.uint8)
-        with writing(self.folder / name):
-            Image.fromarray(labels).save(self.folder / name, compress_level=3)
+    def save(self, name, labels, text=None):
+        image = Image.fromarray(labels.astype(np.uint16 if labels.max() > 255 else np.uint8))
+        write_png(self.folder / name, image) if text is None else write_pair(self.folder / name, image, text)
 
     def add(self, image, prediction):
         parsing, scores = as_pair(prediction)
@@ -206,8 +209,7 @@ class PredictionWriter:
         self.save(f'global_parsing/{image}.png', classes)
         for name, rows in (('instance_segmentation', humans), ('instance_parsing', parts)):
             ids = sum((i * mask for i, (mask, _) in enumerate(rows, 1)), np.zeros(classes.shape, np.uint16))
-            self.save(f'{name}/{image}.png', ids)
-            write_file(self.folder / name / f'{image}.txt', ''.join(line for _, line in rows))
+            self.save(f'{name}/{image}.png', ids, ''.join(line for _, line in rows))
 
     def close(self):
         """Writes the index, without which a folder holds no predictions."""
