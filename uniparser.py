@@ -335,16 +335,14 @@ class Fusion(nn.Module):
         super().__init__()
         self.kind = config.fusion
         if self.kind != 'index':
-            extra = int(self.kind == 'convs')
-            self.conv = ConvModule(config.channels + extra, config.channels)
+            self.conv = ConvModule(config.channels + (self.kind == 'convs'), config.channels)
             self.out = nn.Conv2d(config.channels, config.num_classes, 3, padding=1)
 
     def forward(self, q_ins, q_cate, f_cate):                                # (N, h, w), (K, h, w), (C, h, w)
         q_ins = q_ins[:, None]
         if self.kind == 'index':
             return q_ins * q_cate                                            # (N, K, h, w)
-        convs = self.kind == 'convs'
-        x = torch.cat([f_cate.expand(len(q_ins), *f_cate.shape), q_ins], dim=1) if convs else q_ins * f_cate
+        x = torch.cat([f_cate.expand(len(q_ins), *f_cate.shape), q_ins], 1) if self.kind == 'convs' else q_ins * f_cate
         return self.out(self.conv(x)).sigmoid()                              # (N, K, h, w)
 
 
