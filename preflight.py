@@ -101,6 +101,12 @@ class CommandParser(argparse.ArgumentParser):
     def __init__(self, description=None, **options):
         super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
 
+    def parse_known_args(self, args=None, namespace=None):
+        for word in sys.argv[1:] if args is None else args:
+            if word.startswith('--') and word.endswith('=--'):       # Python 3.11 takes it for an empty list
+                self.error(f'argument {word[:-3]}: -- is no value')
+        return super().parse_known_args(args, namespace)
+
     def error(self, message):
         name, _, reason = message.removeprefix('argument ').partition(': ')
         fail(f'{name}{reason}' if reason.startswith(' is ') else f'{message}; see {self.prog} --help')

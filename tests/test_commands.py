@@ -222,7 +222,7 @@ def test_every_number_among_the_flags_of_all_commands_has_a_range():
     for program, arguments in BASES.values():
         for parser in parsers(program, arguments):
             assert isinstance(parser, preflight.CommandParser)
-            plain = [a.option_strings for a in parser._actions if a.type in (int, float)]
+            plain = [a.option_strings for a in parser._actions if a.type in (int, float) and not a.choices]
             assert not plain, (program.__name__, plain)
             found += len(numbers(parser))
     assert found > 200 and {program for program, _ in BASES.values()} == {*PROGRAMS.values(), *TOOLS.values()}

@@ -9,7 +9,6 @@ mask has an IoU of at least --iou with the person's. A detection that lies mostl
 import preflight
 preflight.require('data', 'infer', 'uniparser', 'util')
 
-
 import numpy as np
 from tqdm import tqdm
 
