@@ -5,7 +5,6 @@ ignored one, sums for categories and parts no 255 either. A term with nothing to
 
 Dice needs three sums, of p*t, p*p and t*t. Each is a matrix product here: the N times K maps of people and parts are
 never built, no shape depends on the number of parts, and so the host never waits for the device.
-
 The functions of util/released.py stand in where `recipe` is `released`.
 """
 import preflight
