@@ -290,7 +290,24 @@ def test_fused_people_go_into_evaluate_unchanged(crowd, trained, tmp_path):
     assert len((tmp_path / 'again' / 'global_tag' / 'a.txt').read_text().splitlines()) == len(np.unique(people)) - 1
 
 
-def test_fuse_takes_uniparsers_people_and_splits(trained, checkpoint, tmp_path):
+def test_fuse_parses_a_split_as_its_photos(crowd, trained, tmp_path):
+    common = ['--weights', trained / 'best.pt', '--people', crowd / 'people', '--device', 'cpu', '--out']
+    photo = call(schp, 'fuse', crowd / 'Validation' / 'Images' / 'a.jpg', *common, tmp_path / 'photo')
+    split = call(schp, 'fuse', '--data', 'CIHP', '--root', crowd, *common, tmp_path / 'split')
+    assert photo.returncode == split.returncode == 0, photo.stderr + split.stderr
+    files = sorted(p.relative_to(tmp_path / 'photo') for p in (tmp_path / 'photo').rglob('*.*'))
+    assert len(files) == 6
+    assert all((tmp_path / 'split' / f).read_bytes() == (tmp_path / 'photo' / f).read_bytes() for f in files)
+    again = call(schp, 'fuse', '--data', 'CIHP', '--root', crowd, *common, tmp_path / 'split')
+    assert again.returncode == 0, again.stderr                # its own results are replaced
+    (crowd / 'Validation' / 'Images' / 'a.jpg').rename(crowd / 'kept')
+    (crowd / 'Validation' / 'Images' / 'a.jpg').write_text('no photo')
+    broken = call(schp, 'fuse', '--data', 'CIHP', '--root', crowd, *common, tmp_path / 'split')
+    (crowd / 'kept').replace(crowd / 'Validation' / 'Images' / 'a.jpg')
+    assert broken.returncode == 2 and 'a.jpg cannot be read' in broken.stderr
+
+
+def test_fuse_takes_uniparsers_people(trained, checkpoint, tmp_path):
     write_photo(tmp_path / 'a.png')
     done = call(schp, 'fuse', tmp_path / 'a.png', '--local-weights', trained / 'best.pt', '--people-weights', checkpoint,
                 '--min-score', '0', '--out', tmp_path / 'out', '--device', 'cpu')

@@ -46,11 +46,12 @@ def add_flags(parser):
 
 class Fuser(PhotoPipeline):
     """models: for whole photos (or None) and for the crops of people. find_people(name, photo) -> masks bool (N,H,W)
-    and scores (N,). dataset: the jobs are its images, by position."""
+    and scores (N,). dataset: the jobs are its images, (id, id)."""
 
     def __init__(self, folder, models, find_people, min_score, dataset=None):
         super().__init__(folder, models[1].device)
         self.models, self.find_people, self.min_score, self.dataset = models, find_people, min_score, dataset
+        self.positions = {name: i for i, name in enumerate(dataset.ids)} if dataset else {}
         self.colors = voc_palette()
 
     def targets(self, name):
@@ -62,10 +63,8 @@ class Fuser(PhotoPipeline):
         for kind in 'instance_parsing', 'global_tag':
             check_pair(self.folder / kind / f'{name}.png')
 
-    def read(self, job):
-        if self.dataset is None:
-            return super().read(job)
-        return job, Image.fromarray(self.dataset.read(job[0])[0]), job
+    def open(self, path):
+        return Image.fromarray(self.dataset.read(self.positions[path])[0]) if self.dataset else super().open(path)
 
     def prepare(self, photo):
         return photo                                         # the crops are known when the people are
@@ -185,7 +184,7 @@ def fuse(args, load_model):
     if dataset and len(dataset.class_names) != local.num_classes:
         raise ValueError(f'{args.weights} has {local.num_classes} classes, {args.data} has {len(dataset.class_names)}')
     find_people = people_of_folder(args.people) if args.people else uniparser_people(args.people_weights, local.device)
-    jobs = list(enumerate(dataset.ids)) if dataset else name_jobs(find_photos(args.photos))
+    jobs = [(name, name) for name in dataset.ids] if dataset else name_jobs(find_photos(args.photos))
     with torch.inference_mode():
         counts = Fuser(args.out, (model, local), find_people, args.min_score, dataset).run(share_of_process(jobs))
     good = [number for number in counts if number is not None]

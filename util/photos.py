@@ -56,6 +56,10 @@ class PhotoPipeline:
         for path in self.targets(name):
             check_target(path, self.inputs)
 
+    def open(self, path):
+        """-> Pillow photo."""
+        return read_photo(path)
+
     def prepare(self, photo):
         """Pillow photo -> the network's input."""
         raise NotImplementedError
@@ -74,7 +78,7 @@ class PhotoPipeline:
         other files."""
         try:
             self.check(job[1])
-            photo = read_photo(job[0])
+            photo = self.open(job[0])
             if self.max_size:
                 photo.thumbnail((self.max_size,) * 2, Image.BILINEAR)
             return job, photo, self.prepare(photo)
