@@ -44,6 +44,7 @@ from util.datasets import open_dataset
 from util.files import (find_photos, printable, read_labels, read_photo, read_prediction, result_names, stored_size,
                         to_rgb)
 from util.masks import decode_rle, flatten_people
+from util.results import describe_people
 from evaluate import ParsingMetrics
 from losses import uniparser_loss
 from tests.helpers import SHORT, call, run, tiny_config, tiny_model, weights, write_photo, write_tiny_mhp
@@ -780,7 +781,7 @@ def photo_to_metric(image, changes):
     metrics.add(0, found, (parsing, ignore)), metrics.add(1, (parsing % 255, np.ones(len(parsing))), (parsing, ignore))
     values = metrics.result()
     assert all(0 <= values[name] <= 1 or np.isnan(values[name]) for name in train.UniParserTask.reported)
-    for person in infer.describe_people(found.visible(), model.class_names):
+    for person in describe_people(found.visible(), model.class_names):
         for part in person['parts']:
             mask = decode_rle(part['rle']['counts'], *ignore.shape[::-1])
             assert mask.sum() == part['area']

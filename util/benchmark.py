@@ -32,7 +32,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import data
 from evaluate import Job, evaluate
-from infer import add_model_flags, describe_people, load_model, write_results
+from infer import add_model_flags, load_model
 from schp import NETWORKS, build
 from train import CHOICES, UniParserTask, make_loader, open_sets, preset_of, train_step
 from uniparser import INFERENCE, PRESETS, RANGES, Config, UniParser, decode, find_centers, get_config
@@ -40,6 +40,7 @@ from util.datasets import DATASETS, open_dataset
 from util.files import read_photo, read_prediction, user_errors
 from util.labels import LABEL_SETS
 from util.pictures import overlay
+from util.results import describe_people, write_results
 from util.run import Run, add_settings, find_device, given_settings, memory, synchronize
 from util.schp_config import SCHPConfig
 from util.schp_config import preset as schp_preset
