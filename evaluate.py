@@ -43,6 +43,7 @@ from tqdm import tqdm
 
 from util.datasets import GroundTruth, open_dataset
 from util.files import user_errors, write_file, write_json
+from util.labelmaps import SOURCES, TARGETS, ConvertedPredictions, ConvertedSet
 from util.masks import CroppedMap, as_label_maps
 from util.reports import per_image, plot, table
 from util.submissions import FORMS, Prediction, as_pair, open_predictions
@@ -375,8 +376,13 @@ def warn(images, what):
 
 
 def run(args):
+    if args.predicted_labels and not args.labels:
+        raise ValueError('--predicted-labels is converted to --labels; give both')
     dataset = open_dataset(args.data, args.root, args.split)
     predictions = open_predictions(args.predictions, args.format, dataset.ids)
+    if args.labels:
+        dataset = ConvertedSet(dataset, args.labels)
+        predictions = ConvertedPredictions(predictions, args.predicted_labels or args.labels, args.labels)
     listed = set(dataset.ids)
     if not listed & predictions.ids:
         raise ValueError(f'{args.predictions} has none of the {len(listed)} images of {args.data} '
@@ -413,6 +419,9 @@ def parse_arguments(argv=None):
     parser.add_argument('--split', default='val')
     parser.add_argument('--predictions', required=True, help='folder of the predictions, or a COCO-style .json')
     parser.add_argument('--format', choices=FORMS, help='form of the predictions; default: guessed from the files')
+    parser.add_argument('--labels', choices=TARGETS, help='compare in this label set, see docs/labels.md')
+    parser.add_argument('--predicted-labels', choices=SOURCES,
+                        help='with --labels: the set of the predictions; default: --labels, as infer.py writes them')
     parser.add_argument('--score-threshold', type=preflight.Between(-math.inf, math.inf, float), default=-math.inf,
                         help='leave out people below this score')
     parser.add_argument('--workers', type=preflight.Between(1, 1000), default=min(8, os.cpu_count()), help='processes')

@@ -2,6 +2,8 @@
 
     python infer.py photo.jpg holiday/ 'more/*.png' --out results/
     python infer.py photo.jpg --only hair,dress --cutouts
+    python infer.py photo.jpg --labels atr                 # the ids, names and colors of another label set
+    python infer.py --list --weights runs/MHP/best.pt      # ids, colors and names of a weights file
     python infer.py --data MHP --root data/LV-MHP-v2 --split val --weights runs/MHP/best.pt --out results/
 
 Per photo NAME: NAME_parts.png (indexed; value = class id), NAME_people.png (indexed; value = person id, best first),
@@ -22,11 +24,16 @@ from tqdm import tqdm
 
 from data import input_size, network_input
 from uniparser import CHOICES, INFERENCE, RANGES, Config, UniParser, correlate, decode
+from util import released
+from util.checkpoints import SIGNS, find_system, read_checkpoint, reading
 from util.datasets import DATASETS, open_dataset
-from util.files import find_photos, printable, user_errors, write_png
+from util.episodes import FOLDS
+from util.files import find_photos, printable, short, user_errors, write_png
+from util.labelmaps import TARGETS, find_set, find_tables, names_of
+from util.labels import choose_labels, voc_palette
 from util.photos import PhotoPipeline, check_failures, name_jobs, share_of_process
-from util.pictures import heat_picture, overlay, titled_row
-from util.results import keep_parts, write_results
+from util.pictures import heat_picture, overlay, palette, titled_row
+from util.results import keep_parts
 from util.run import add_settings, find_device, sum_over_processes
 from util.submissions import FORMS, PredictionWriter
 
@@ -46,6 +53,8 @@ def parse_arguments(argv=None):
     parser.add_argument('photos', nargs='*', help='files, folders (searched through) and globs')
     parser.add_argument('--out', default='results', help='folder for the results (default: results)')
     parser.add_argument('--only', metavar='NAMES', help='keep these parts, e.g. hair,dress')
+    parser.add_argument('--labels', choices=TARGETS, help='give the results in this label set, see docs/labels.md')
+    parser.add_argument('--list', action='store_true', help='print ids, colors and names of --weights or --labels')
     parser.add_argument('--cutouts', action='store_true', help='also write each person and part as an RGBA picture')
     parser.add_argument('--max-size', type=preflight.Between(1, 10 ** 6), metavar='PIXELS',
                         help='reduce larger photos to this long side first')
@@ -101,6 +110,10 @@ class PhotoParser(PhotoPipeline):
     def __init__(self, model, args):
         super().__init__(args.out, model.device, getattr(args, 'max_size', None))
         self.model, self.args, self.class_names = model, args, model.class_names
+        self.labels = getattr(args, 'labels', None)
+        if self.labels:
+            find_set(self.class_names, self.labels)                                         # refuses other classes
+            self.class_names = list(names_of(self.labels))
         if args.only:
             keep_parts(np.zeros((0, 1, 1), np.uint8), self.class_names, args.only)          # refuses unknown names
 
@@ -119,13 +132,15 @@ class PhotoParser(PhotoPipeline):
         if out is None:
             return f'error: {photo}', None
         with self.turn:
-            found = self.decode(out, photo)
+            found = self.decode(out, photo).attach(photo, self.model.class_names, path)
+            if self.labels:
+                found = found.convert(self.labels)
             if args.only:
                 found = found._replace(parsing=keep_parts(found.parsing, self.class_names, args.only))
             found = found.visible()
             if args.maps:
                 write_png(self.folder / f'{name}_maps.png', draw_maps(self.model, out, photo, found))
-        write_results(self.folder, name, path, photo, found, self.class_names, args.cutouts)
+        found.save(self.folder, name, args.cutouts)
         return f'{printable(path)}: {self.message(found)}', len(found.scores)
 
     def message(self, found):
@@ -154,27 +169,76 @@ def predict_split(args, dataset, predict):
     with PredictionWriter(args.out, args.format) as writer:
         for i in tqdm(range(len(dataset)), unit='photo'):
             writer.add(dataset.ids[i], predict(*dataset.read(i)))
-    root = f'--root {args.root} ' if args.root else ''
-    print(f'{len(dataset)} images -> {args.out}/; next: python evaluate.py --data {args.data} {root}--split '
+    root, labels = (f'--{flag} {value} ' if (value := getattr(args, flag)) else '' for flag in ('root', 'labels'))
+    print(f'{len(dataset)} images -> {args.out}/; next: python evaluate.py --data {args.data} {root}{labels}--split '
           f'{args.split} --predictions {args.out}')
 
 
+def parse_image(model, image, labels):
+    found = model.predict(image)[0]
+    return found.convert(labels) if labels else found
+
+
 def open_split(args, model):
-    """The data set of the arguments; ValueError where the model has other classes."""
+    """The data set of the arguments; ValueError where the model has other classes, or with --labels where no table
+    leads from one of them to that set."""
     if int(os.environ.get('WORLD_SIZE', 1)) > 1:
         raise ValueError('--data is for one process; start it without torchrun')
     dataset = open_dataset(args.data, args.root, args.split)
-    if list(dataset.class_names) != list(model.class_names):
+    if args.labels:
+        find_set(dataset.class_names, args.labels), find_set(model.class_names, args.labels)
+    elif list(dataset.class_names) != list(model.class_names):
         raise ValueError(f'{args.weights} was trained for other classes than {args.data} has; use weights of that set')
     return dataset
 
 
+# ---------------------------------------------------------------------------------------------------------------
+# Classes
+
+
+def read_classes(path):
+    """Class names, the background first, and colors (256, 3) of a weights file of any of the three systems."""
+    state = read_checkpoint(path)
+    system, names = find_system(state), state.get('class_names')
+    with reading(path):
+        if names is None and system:
+            weights = {str(key).removeprefix('module.'): value for key, value in state.get('state_dict', state).items()}
+            if system == 'uniparser':
+                names = released.convert(state, path)[2]
+            elif system == 'schp':
+                names = choose_labels(len(next(weights[sign] for sign in SIGNS if sign in weights))).names
+            else:
+                fold = FOLDS['lip' if len(weights['prototype']) == 20 else 'atr', 1]
+                names = [fold.names.get(i, '') for i in range(fold.num_labels)]
+    if not names:
+        raise ValueError(f'{path} names no classes; give a weights file of UniParser, SCHP or one-shot parsing')
+    return [short(name) for name in names], voc_palette() if system == 'schp' else palette(256)
+
+
+def list_classes(path, labels=None):
+    """Prints id, color and name of the classes of a weights file; or of the set `labels`, with the file's classes that
+    go there."""
+    names, colors = read_classes(path)
+    origins = [''] * len(names)
+    if labels:
+        own, names, colors = names, names_of(labels), voc_palette()
+        tables = find_tables(find_set(own, labels), labels)
+        origins = [', '.join(n for n, *ids in zip(own, *tables) if c in ids) for c in range(len(names))]
+    for c, (name, origin) in enumerate(zip(names, origins)):
+        if name:
+            print(f'{c:3}  #{bytes(colors[c]).hex()}  {name:24}{origin}'.rstrip())
+
+
 def infer(args):
+    if args.list:
+        return list_classes(args.weights, args.labels)
     if bool(args.photos) == bool(args.data):
         raise ValueError('give photos, or --data with a data set (python infer.py --help)')
+    if args.maps and args.labels:
+        raise ValueError('--maps draws categories of the network itself; leave out --labels')
     model = load_model(args, args.device)
     if args.data:
-        return predict_split(args, open_split(args, model), lambda image, *_: model.predict(image)[0])
+        return predict_split(args, open_split(args, model), lambda image, *_: parse_image(model, image, args.labels))
     jobs = share_of_process(name_jobs(find_photos(args.photos)))
     check_failures(sum_over_processes(PhotoParser(model, args).run(jobs)))
 

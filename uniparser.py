@@ -26,8 +26,8 @@ preflight.require('data', 'util')
 
 import difflib
 import math
+import os
 from dataclasses import dataclass, fields, replace
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -41,6 +41,7 @@ from util.backbone import Backbone
 from util.beyond import averaged, distinct, parsing_quality
 from util.checkpoints import (FORMAT, check_settings, load_pretrained, load_strictly, name_command, read_checkpoint,
                               reading, write_checkpoint)
+from util.results import Parsing
 from util.run import check_ranges, find_device
 from util.tensors import bilinear_taps, resize_map
 
@@ -445,7 +446,8 @@ class UniParser(nn.Module):
 
     @torch.no_grad()
     def predict(self, photos, batch_size=8):
-        """People of one photo or of a list of photos -> list of Parsing, each at its photo's own size.
+        """People of one photo or of a list of photos -> list of Parsing, each at its photo's own size, with the photo and
+        the class names attached (util/results.py).
 
         A photo is a path, a PIL image, an RGB array (H, W, 3) or (H, W) uint8, or a tensor (3, H, W), uint8 or float in
         0..1; four dimensions are a list of photos. Only photos of the same padded size share a batch, so that no result
@@ -454,7 +456,8 @@ class UniParser(nn.Module):
         if batch_size < 1:
             raise ValueError(f'batch_size is {batch_size}; it is at least 1')
         single = not isinstance(photos, (list, tuple)) and getattr(photos, 'ndim', 0) < 4
-        photos = [to_photo(photo) for photo in ([photos] if single else photos)]
+        given = [photos] if single else photos
+        photos = [to_photo(photo) for photo in given]
         groups, results = {}, [None] * len(photos)
         for i, photo in enumerate(photos):
             groups.setdefault(input_size(photo, self.config)[0], []).append(i)
@@ -464,7 +467,9 @@ class UniParser(nn.Module):
                 out = self.outputs(torch.cat([network_input(photos[i], self.config) for i in chunk]))
                 with torch.autocast(self.device.type, enabled=False):        # the caller's is for the network alone
                     for k, i in enumerate(chunk):
-                        results[i] = decode(out, k, photos[i], self.config, self.fusion)
+                        found = decode(out, k, photos[i], self.config, self.fusion)
+                        path = given[i] if isinstance(given[i], (str, os.PathLike)) else None
+                        results[i] = found.attach(photos[i], self.class_names, path)
         return results
 
     def save(self, path, **more):
@@ -502,18 +507,6 @@ class UniParser(nn.Module):
 
 # ---------------------------------------------------------------------------------------------------------------
 # From outputs to people
-
-
-class Parsing(NamedTuple):
-    """People of one photo, best first. parsing (N, H0, W0) uint8, scores (N,) in 0..1, centers (N, 2) pixels (x, y)."""
-    parsing: np.ndarray
-    scores: np.ndarray
-    centers: np.ndarray
-
-    def visible(self):
-        """The people with visible pixels."""
-        some = self.parsing.any((1, 2))
-        return self if some.all() else Parsing(*(field[some] for field in self))           # no copy if not needed
 
 
 def decode(out, i, photo, config, fusion=None):
