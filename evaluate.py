@@ -1,6 +1,7 @@
 """The numbers of multi-human parsing: AP^p, PCP, mIoU and, for CIHP, AP^r and AP^h. Needs no torch.
 
     python evaluate.py --data MHP --root data/LV-MHP-v2 --split val --predictions results/
+    python evaluate.py --data CIHP --root DIR --labels atr --predictions results/         # in another label set
     python -m util.benchmark evaluate                                      # its speed on this machine
 
     metrics = parsing_metrics(predictions, ground_truths, num_classes)     # arrays in memory

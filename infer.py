@@ -199,20 +199,26 @@ def open_split(args, model):
 def read_classes(path):
     """Class names, the background first, and colors (256, 3) of a weights file of any of the three systems."""
     state = read_checkpoint(path)
-    system, names = find_system(state), state.get('class_names')
+    system = find_system(state)
     with reading(path):
-        if names is None and system:
+        if 'class_names' in state:
+            names = state['class_names']
+        elif system == 'uniparser':
+            names = released.convert(state, path)[2]
+        elif system:
             weights = {str(key).removeprefix('module.'): value for key, value in state.get('state_dict', state).items()}
-            if system == 'uniparser':
-                names = released.convert(state, path)[2]
-            elif system == 'schp':
-                names = choose_labels(len(next(weights[sign] for sign in SIGNS if sign in weights))).names
-            else:
-                fold = FOLDS['lip' if len(weights['prototype']) == 20 else 'atr', 1]
-                names = [fold.names.get(i, '') for i in range(fold.num_labels)]
-    if not names:
-        raise ValueError(f'{path} names no classes; give a weights file of UniParser, SCHP or one-shot parsing')
-    return [short(name) for name in names], voc_palette() if system == 'schp' else palette(256)
+            names = released_names(system, weights)
+        else:
+            raise ValueError(f'{path} is no weights file of UniParser, SCHP or one-shot parsing; give one of these')
+        return [short(name) for name in names], voc_palette() if system == 'schp' else palette(256)
+
+
+def released_names(system, weights):
+    """Class names of a released file of SCHP or EOP-Net, which does not hold them, by the number of its classes."""
+    if system == 'schp':
+        return choose_labels(next(len(weights[sign]) for sign in SIGNS if sign in weights)).names
+    fold = FOLDS['lip' if len(weights['prototype']) == 20 else 'atr', 1]
+    return [fold.names.get(i, '') for i in range(fold.num_labels)]
 
 
 def list_classes(path, labels=None):

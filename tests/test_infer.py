@@ -34,10 +34,10 @@ def test_a_folder_is_parsed_and_a_broken_photo_is_reported(checkpoint, tmp_path)
     records = {p.stem: json.loads(p.read_text()) for p in out.glob('*.json')}
     assert len(records) == 4 and 'é' in records and len({r['photo'] for r in records.values()}) == 4
     for name, record in records.items():
-        check_results(out, name, record)
+        check_pixels(out, name, record, datasets.Synthetic.class_names)
 
 
-def check_results(out, name, record):
+def check_pixels(out, name, record, class_names):
     """Pictures, boxes and run lengths tell the same story."""
     parts, people = (np.asarray(Image.open(out / f'{name}_{kind}.png')) for kind in ('parts', 'people'))
     assert parts.shape == people.shape == (record['height'], record['width'])
@@ -50,7 +50,7 @@ def check_results(out, name, record):
             rows, cols = np.nonzero(mask)
             assert part['rle']['size'] == [record['height'], record['width']] and part['area'] == mask.sum()
             assert part['box'] == [cols.min(), rows.min(), np.ptp(cols) + 1, np.ptp(rows) + 1]
-            assert part['name'] == datasets.Synthetic.class_names[part['id']]
+            assert part['name'] == class_names[part['id']]
             whole[mask] = part['id']
         mine = people == person['id']
         assert (parts[mine] == whole[mine]).all() and person['area'] == (whole > 0).sum()

@@ -142,7 +142,8 @@ class ConvertedSet:
 
 
 class ConvertedPredictions:
-    """Predictions (see `submissions.open_predictions`) in the set `source`, read in the classes of `target`."""
+    """Predictions (see `submissions.open_predictions`) in the set `source`, read in the classes of `target`, without
+    people who have no pixel there."""
 
     def __init__(self, predictions, source, target):
         self.predictions, self.tables = predictions, (source, target)
@@ -158,7 +159,8 @@ class ConvertedPredictions:
             return found
         semantic = None if found.semantic is None else convert_any(found.semantic, source, target)
         maps = [convert_any(m, source, target) for m in found.parsing]
-        return Prediction(maps, found.scores, semantic, lost=found.lost)
+        kept = [i for i, m in enumerate(maps) if (m.area if isinstance(m, CroppedMap) else m.any())]
+        return Prediction([maps[i] for i in kept], [found.scores[i] for i in kept], semantic, lost=found.lost)
 
 
 # ---- merged labels -----------------------------------------------------------------------------------------

@@ -1,0 +1,237 @@
+"""The results of `predict` in Python and as JSON, and torch.hub."""
+import contextlib
+import copy
+import json
+import os
+import pickle
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import infer
+import schp
+from tests.helpers import HERE, call, write_photo
+from tests.test_docs import DOCS, link_project
+from uniparser import UniParser, decode
+from util.masks import decode_rle
+from util.pictures import palette
+from util.results import Parsing
+
+PAGE = DOCS['docs/python.md']
+SCHEMA, = [json.loads(block) for block in re.findall(r'```json\n(.*?)```', PAGE, re.S)]
+
+
+@pytest.fixture
+def model(checkpoint):
+    return UniParser.from_pretrained(checkpoint).fold()
+
+
+@pytest.fixture
+def result(model, tmp_path):
+    write_photo(tmp_path / 'a b.png', size=(90, 60))
+    return model.predict(tmp_path / 'a b.png')[0]
+
+
+# ---- people and parts ------------------------------------------------------------------------------------------
+
+
+def test_people_and_parts_agree_with_the_arrays(model, result):
+    parsing, scores, centers = result
+    assert len(result) == 3 and len(result.people) == len(scores) > 1 and result.class_names == model.class_names
+    for n, person in enumerate(result.people):
+        assert (person.id, person.score, person.center) == (n + 1, float(scores[n]), tuple(centers[n]))
+        assert person.mask.dtype == bool and np.array_equal(person.mask, parsing[n] > 0)
+        assert person.area == person.mask.sum() == sum(part.area for part in person.parts.values())
+        assert {part.id for part in person.parts.values()} == set(np.unique(parsing[n])) - {0}
+        for name, part in person.parts.items():
+            assert name == part.name == model.class_names[part.id]
+            assert part.mask.dtype == bool and np.array_equal(part.mask, parsing[n] == part.id)
+            rows, cols = np.nonzero(part.mask)
+            assert part.box == [cols.min(), rows.min(), np.ptp(cols) + 1, np.ptp(rows) + 1] and part.area == len(rows)
+            assert np.array_equal(decode_rle(part.rle['counts'], 90, 60), part.mask) and part.rle['size'] == [60, 90]
+        rows, cols = np.nonzero(person.mask)
+        assert person.box == [cols.min(), rows.min(), np.ptp(cols) + 1, np.ptp(rows) + 1]
+    assert 'nose' not in result.people[0].parts and 'labels' not in repr(person) + repr(part)
+
+
+def test_people_without_pixels_and_unknown_parts_do_no_harm():
+    parsing = np.zeros((2, 4, 6), np.uint8)
+    parsing[0, 1:3, 2:5] = 255
+    found = Parsing(parsing, np.array([0.5, 0.4]), np.zeros((2, 2)))
+    unknown, empty = found.people
+    assert unknown.parts['part unknown'].area == unknown.area == 6 and unknown.box == [2, 1, 3, 2]
+    assert empty.box == [0, 0, 0, 0] and empty.area == 0 and empty.parts == {} and not empty.mask.any()
+    assert len(found.visible().people) == 1 and len(found.select([1, 0]).people) == 2
+
+
+def test_copies_keep_the_photo_and_the_names(result):
+    fewer = result.select([0])
+    for other in (fewer, result.visible(), result._replace(scores=result.scores), copy.deepcopy(result),
+                  pickle.loads(pickle.dumps(result))):
+        assert other.path == result.path and other.class_names == result.class_names and other.photo.size == (90, 60)
+        assert [p.area for p in other.people] == [p.area for p in result.people][:len(other.scores)]
+    assert len(fewer.people) == 1 and type(fewer) is Parsing and fewer.parsing.shape == (1, 60, 90)
+
+
+def test_predict_attaches_the_photo_as_it_is_shown(model, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6                                     # turn by 90 degrees
+    Image.new('RGB', (80, 50), 'red').save(tmp_path / 'turned.jpg', exif=exif)
+    array = np.zeros((50, 80, 3), np.uint8)
+    turned, drawn = model.predict([tmp_path / 'turned.jpg', array])
+    assert turned.photo.size == (50, 80) and turned.parsing.shape[1:] == (80, 50) and turned.path == tmp_path / 'turned.jpg'
+    assert drawn.path is None and drawn.photo.size == (80, 50)
+    drawn.save(tmp_path / 'out')
+    assert sorted(path.name for path in (tmp_path / 'out').iterdir()) == [
+        'photo.json', 'photo_overlay.png', 'photo_parts.png', 'photo_people.png']
+    raw = decode(model.outputs(torch.zeros(1, 3, 64, 64)), 0, Image.new('RGB', (64, 64)), model.config, model.fusion)
+    assert raw.photo is None and isinstance(raw.people, list)
+
+
+def test_save_writes_what_infer_writes(checkpoint, result, tmp_path):
+    done = call(infer, result.path, '--weights', checkpoint, '--out', tmp_path / 'infer', '--cutouts')
+    assert done.returncode == 0, done.stderr
+    result.save(tmp_path / 'save', cutouts=True)
+    files = {folder: {p.name: p.read_bytes() for p in (tmp_path / folder).iterdir()} for folder in ('infer', 'save')}
+    assert files['infer'] == files['save'] and len(files['save']) > 6
+    picture = np.asarray(result.overlay())
+    assert np.array_equal(picture, np.asarray(Image.open(tmp_path / 'save' / 'a b_overlay.png')))
+    assert (picture[60:] != 255).any() and picture.shape[0] > 60              # a legend below
+    result.save(str(tmp_path / 'save'), 'anna')
+    assert (tmp_path / 'save' / 'anna.json').exists()
+    (tmp_path / 'mine').mkdir(), (tmp_path / 'mine' / 'a b.json').write_text('{}')
+    with pytest.raises(ValueError, match='a b.json exists and this program did not write it'):
+        result.save(tmp_path / 'mine')
+
+
+def test_colors_of_the_overlay_are_those_of_the_ids(result):
+    """Away from outlines, the overlay is 0.45 of the photo and 0.55 of the color of the class of the topmost person."""
+    person = result.select([0])
+    picture, photo = np.asarray(person.overlay())[:60].astype(float), np.asarray(result.photo)
+    labels = person.parsing[0]
+    expected = 0.45 * photo + 0.55 * palette(256)[labels]
+    close = np.abs(picture - expected).max(2) < 2
+    assert (close | (picture == 255).all(2))[labels > 0].all() and close[labels > 0].mean() > 0.3
+
+
+# ---- the documents ---------------------------------------------------------------------------------------------
+
+
+def test_the_snippets_of_the_page_run(tmp_path, monkeypatch):
+    link_project(tmp_path)
+    hub = torch.hub.load
+    monkeypatch.setattr(torch.hub, 'load', lambda repo, *args: hub(str(HERE), *args, source='local'))
+    found, (first, second) = {}, re.findall(r'```python\n(.*?)```', PAGE, re.S)
+    with contextlib.chdir(tmp_path):
+        exec(first, found), exec(second, found)
+    assert found['pixels'].shape == (640, 480) and found['hair'].area == found['pixels'].sum() > 0
+    assert found['person'].score == max(found['scores']) and len(found['parsing']) == 3
+    assert (tmp_path / 'results' / 'street.json').exists() and list((tmp_path / 'results').glob('street_person1_hair.png'))
+    names = [part['name'] for part in json.loads((tmp_path / 'atr' / 'street.json').read_text())['people'][0]['parts']]
+    assert 'Hair' in names
+    done = call(infer, 'assets/street.jpg', '--out', tmp_path / 'again', cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    check_schema(json.loads((tmp_path / 'again' / 'street.json').read_text()), SCHEMA)
+
+
+def check_schema(value, schema, at='$'):
+    """ValueError where a value breaks a JSON Schema made of the words that docs/python.md uses."""
+    if '$ref' in schema:
+        return check_schema(value, SCHEMA['$defs'][schema['$ref'].removeprefix('#/$defs/')], at)
+    kinds = dict(object=dict, array=list, string=str, integer=int, number=(int, float))
+    known = {'$schema', '$defs', 'type', 'required', 'additionalProperties', 'properties', 'items', 'minItems', 'maxItems',
+             'minimum', 'maximum', 'const', 'description'}
+    fails = [not schema.keys() <= known, 'const' in schema and value != schema['const'],
+             'type' in schema and not isinstance(value, kinds[schema['type']])]
+    if not any(fails) and isinstance(value, dict):
+        fails += [not set(schema['required']) <= value.keys(), not value.keys() <= schema['properties'].keys()]
+    elif not any(fails) and isinstance(value, list):
+        fails += [not schema.get('minItems', 0) <= len(value) <= schema.get('maxItems', len(value))]
+    elif not any(fails) and isinstance(value, (int, float)):
+        fails += [not schema.get('minimum', value) <= value <= schema.get('maximum', value)]
+    if any(fails):
+        raise ValueError(f'{at} is {str(value)[:60]}')
+    for key, item in value.items() if isinstance(value, dict) else ():
+        check_schema(item, schema['properties'][key], f'{at}.{key}')
+    for i, item in enumerate(value) if isinstance(value, list) else ():
+        check_schema(item, schema['items'], f'{at}[{i}]')
+
+
+def test_real_results_follow_the_schema(result, model, tmp_path):
+    result.save(tmp_path)
+    record = json.loads((tmp_path / 'a b.json').read_text())
+    check_schema(record, SCHEMA)
+    assert record['people'] and record['photo'] == str(result.path)
+    result.select([]).save(tmp_path, 'nobody')
+    check_schema(json.loads((tmp_path / 'nobody.json').read_text()), SCHEMA)
+    for change in (dict(width=0), dict(more=1), dict(people=[{}]), dict(software='another'), dict(photo=None)):
+        with pytest.raises(ValueError):
+            check_schema({**record, **change}, SCHEMA)
+    record['people'][0]['parts'][0]['rle']['counts'] = [1, 2]
+    with pytest.raises(ValueError, match=r'people\[0\].parts\[0\].rle.counts'):
+        check_schema(record, SCHEMA)
+
+
+# ---- torch.hub -------------------------------------------------------------------------------------------------
+
+HUB = '''
+import sys
+{before}
+import torch
+path = list(sys.path)
+model = torch.hub.load({repo!r}, 'uniparser', source='local')
+assert sys.path == path and not model.training and model.folded
+found = model.predict({photo!r})[0]
+print(len(found.people), found.people[0].parts['hair'].area)
+found.overlay(), found.save('out', cutouts=True), found.convert('atr').save('out')
+{after}
+'''
+CLASH = '''
+import data, util, util.files
+assert (data.mine, util.mine, util.files.mine) == (1, 2, 3)
+'''
+
+
+def hub(folder, before='', after=''):
+    """The script in a process of its own, started in the folder, with nothing of the project on the path."""
+    code = HUB.format(before=before, after=after, repo=str(HERE), photo=str(HERE / 'assets' / 'street.jpg'))
+    environment = {k: v for k, v in os.environ.items() if k != 'PYTHONPATH'}
+    done = subprocess.run([sys.executable, '-c', code], cwd=folder, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    people, hair = map(int, done.stdout.split())
+    assert people == 3 and hair > 100 and (folder / 'out' / 'street.json').exists()
+
+
+def test_hub_loads_the_shipped_model_into_an_empty_folder(tmp_path):
+    hub(tmp_path, after='import pickle; assert len(pickle.loads(pickle.dumps(found)).people) == 3\n'
+                        'import copy; copy.deepcopy(model)')
+
+
+def test_hub_leaves_a_programs_own_modules_alone(tmp_path):
+    """Those imported before (util), and those imported afterwards (data)."""
+    (tmp_path / 'data.py').write_text('mine = 1'), (tmp_path / 'util').mkdir()
+    (tmp_path / 'util' / '__init__.py').write_text('mine = 2'), (tmp_path / 'util' / 'files.py').write_text('mine = 3')
+    (tmp_path / 'train').mkdir()                         # a folder is no module
+    hub(tmp_path, 'import util, util.files', CLASH)
+
+
+def test_hub_loads_the_neighbors(tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    network = schp.SCHP([f'part {i}' for i in range(18)], (64, 48), blocks=(1, 1, 1, 1), width=8)
+    torch.save({f'module.{k}': v for k, v in network.state_dict().items()}, tmp_path / 'atr.pth')
+    model = torch.hub.load(str(HERE), 'schp', str(tmp_path / 'atr.pth'), source='local')
+    assert model.labels[16] == 'Bag' and not model.training
+    assert model.predict([Image.new('RGB', (40, 60))])[0].shape == (60, 40)
+    model = torch.hub.load(str(HERE), 'oneshot', source='local')
+    assert model.learn([Image.new('RGB', (40, 60))], [np.ones((60, 40), np.uint8)]).shape[0] == 256
+    with pytest.raises(FileNotFoundError, match='no.pt does not exist'):
+        torch.hub.load(str(HERE), 'oneshot', 'no.pt', source='local')
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.hub, '_get_cache_or_reload', lambda *args, **options: str(HERE))           # list has no source
+        assert torch.hub.list('OWNER/NAME') == ['oneshot', 'schp', 'uniparser']
+        assert all('Args:' in torch.hub.help('OWNER/NAME', name) for name in ('uniparser', 'schp', 'oneshot'))
