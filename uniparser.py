@@ -446,8 +446,8 @@ class UniParser(nn.Module):
 
     @torch.no_grad()
     def predict(self, photos, batch_size=8):
-        """People of one photo or of a list of photos -> list of Parsing, each at its photo's own size, with the photo and
-        the class names attached (util/results.py).
+        """People of one photo or of a list of photos -> list of Parsing, each at its photo's own size and with the
+        photo and the class names attached (util/results.py).
 
         A photo is a path, a PIL image, an RGB array (H, W, 3) or (H, W) uint8, or a tensor (3, H, W), uint8 or float in
         0..1; four dimensions are a list of photos. Only photos of the same padded size share a batch, so that no result

@@ -143,7 +143,7 @@ class ConvertedSet:
 
 class ConvertedPredictions:
     """Predictions (see `submissions.open_predictions`) in the set `source`, read in the classes of `target`, without
-    people who have no pixel there."""
+    people without pixels there."""
 
     def __init__(self, predictions, source, target):
         self.predictions, self.tables = predictions, (source, target)

@@ -123,8 +123,8 @@ class Parsing(namedtuple('Parsing', 'parsing scores centers')):
         return list_people(self, self.class_names or ())
 
     def convert(self, labels):
-        """The same people in another label set, one of `labelmaps.TARGETS` such as 'atr' or 'lip', without those who
-        have no pixel there. Needs class_names; ValueError where no table leads there."""
+        """The same people in another label set, one of `labelmaps.TARGETS` such as 'atr' or 'lip', without those
+        without pixels there. Needs class_names; ValueError where no table leads there."""
         source = find_set(self.class_names, labels)
         parsing = np.array([convert(person, source, labels) for person in self.parsing], np.uint8)
         found = self._replace(parsing=parsing.reshape(self.parsing.shape))
