@@ -169,7 +169,7 @@ def predict_split(args, dataset, predict):
     with PredictionWriter(args.out, args.format) as writer:
         for i in tqdm(range(len(dataset)), unit='photo'):
             writer.add(dataset.ids[i], predict(*dataset.read(i)))
-    root, labels = (f'--{flag} {value} ' if (value := getattr(args, flag)) else '' for flag in ('root', 'labels'))
+    root, labels = (f'--{flag} {value} ' if (value := getattr(args, flag, None)) else '' for flag in ('root', 'labels'))
     print(f'{len(dataset)} images -> {args.out}/; next: python evaluate.py --data {args.data} {root}{labels}--split '
           f'{args.split} --predictions {args.out}')
 
@@ -185,7 +185,7 @@ def open_split(args, model):
     if int(os.environ.get('WORLD_SIZE', 1)) > 1:
         raise ValueError('--data is for one process; start it without torchrun')
     dataset = open_dataset(args.data, args.root, args.split)
-    if args.labels:
+    if getattr(args, 'labels', None):
         find_set(dataset.class_names, args.labels), find_set(model.class_names, args.labels)
     elif list(dataset.class_names) != list(model.class_names):
         raise ValueError(f'{args.weights} was trained for other classes than {args.data} has; use weights of that set')
@@ -210,7 +210,7 @@ def read_classes(path):
             names = released_names(system, weights)
         else:
             raise ValueError(f'{path} is no weights file of UniParser, SCHP or one-shot parsing; give one of these')
-        return [short(name) for name in names], voc_palette() if system == 'schp' else palette(256)
+        return [short(name) for name in names[:256]], voc_palette() if system == 'schp' else palette(256)
 
 
 def released_names(system, weights):
