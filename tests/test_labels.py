@@ -227,6 +227,9 @@ def test_converted_predictions_score_as_if_written_in_that_set(tmp_path, monkeyp
         assert done.returncode == 0, done.stderr
         results.append(json.loads((tmp_path / 'm.json').read_text()))
     truths = [np.array([convert(p, 'cihp', labels) for p in maps]) for maps in dataset.maps]
+    done = call(evaluate, '--data', 'Drawn', '--root', tmp_path, '--predictions', tmp_path / 'raw', '--labels', 'pascal',
+                '--workers', '1')
+    assert done.returncode == 2 and '--predicted-labels names another set' in done.stderr
     expected = parsing_metrics(pairs, truths, len(names_of(labels)) - 1)
     for result in results:
         assert result['class_names'] == list(names_of(labels))

@@ -154,7 +154,10 @@ class ConvertedPredictions:
 
     def read(self, image, shape, num_classes):
         source, target = self.tables
-        found = self.predictions.read(image, shape, len(names_of(source)) - 1)
+        try:
+            found = self.predictions.read(image, shape, len(names_of(source)) - 1)
+        except ValueError as error:
+            raise ValueError(f'{error} (read as labels of {source}; --predicted-labels names another set)') from None
         if source == target:
             return found
         semantic = None if found.semantic is None else convert_any(found.semantic, source, target)
