@@ -79,7 +79,7 @@ class Person:
         x, y, w, h = self.box
         crop, parts = self.labels[y:y + h, x:x + w], []
         areas = np.bincount(crop.ravel()).tolist()
-        for c, place in enumerate(ndimage.find_objects(crop), 1):
+        for c, place in enumerate(ndimage.find_objects(crop) if crop.size else (), 1):
             if place:
                 (top, bottom), (left, right) = ((side.start, side.stop) for side in place)
                 name = self.class_names[c] if c < len(self.class_names) else 'part unknown'
