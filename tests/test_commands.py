@@ -53,7 +53,8 @@ except BaseException:                         # as a library that tries several 
 
 def test_all_commands_are_known():
     """Every file with a main starts it the same way."""
-    starts = {name for name, path in MODULES.items() if "if __name__ == '__main__':\n    preflight.start(main)" in path.read_text()}
+    start = "if __name__ == '__main__':\n    preflight.start(main)"
+    starts = {name for name, path in MODULES.items() if start in path.read_text()}
     assert starts == set(COMMANDS) == {name for name, path in MODULES.items() if '__main__\'' in path.read_text()} - {'preflight'}
 
 
@@ -124,7 +125,8 @@ def test_every_file_at_the_top_requires_what_it_imports(name):
     if name in ('preflight', 'hubconf'):
         return
     needed = {other.split('.')[0] for other in reachable(name, graph())} - {'preflight'}
-    calls = [node for node in TREES[name].body if isinstance(node, ast.Expr) and ast.unparse(node).startswith('preflight.require(')]
+    calls = [node for node in TREES[name].body
+             if isinstance(node, ast.Expr) and ast.unparse(node).startswith('preflight.require(')]
     assert len(calls) == 1 and [word.value for word in calls[0].value.args] == sorted(needed)
     assert ast.unparse(TREES[name].body[1]) == 'import preflight' and calls[0] is TREES[name].body[2]
 
@@ -291,7 +293,8 @@ def test_too_many_values_and_unknown_flags_are_one_sentence(tmp_path, name):
 
 @pytest.mark.parametrize('arguments, sentence', [
     (['--lr', 'nan'], '--lr is nan; give a value from 1e-12 to 1000'), (['--workers', '-1'], '--workers is -1; give a value'),
-    (['--seed', '-1'], '--seed is -1'), (['--clip', 'nan'], '--clip is nan'), (['--size', '48'], '--size is (48,); give 2 numbers'),
+    (['--seed', '-1'], '--seed is -1'), (['--clip', 'nan'], '--clip is nan'),
+    (['--size', '48'], '--size is (48,); give 2 numbers'),
     (['--blocks', '1', '1', '1', '1', '1'], '--blocks is (1, 1, 1, 1, 1); give 4 numbers'),
     (['--phase', '1'], '--phase is 1; it is 0, and of the network segformer'), (['--size'], '--size is (); give 2'),
     (['--network', 'vgg'], "argument --network: invalid choice: 'vgg'"), (['--lr', '1', '2'], 'unrecognized arguments: 2')])

@@ -737,10 +737,12 @@ SETTINGS = st.fixed_dictionaries(dict(
     recipe=st.sampled_from(['paper', 'released']), space=st.sampled_from(uniparser.CHOICES['space']),
     fusion=st.sampled_from(uniparser.CHOICES['fusion']), light=st.booleans(), dcn=st.booleans(), grid=st.integers(2, 20),
     center_radius=st.integers(0, 2), sigma=st.sampled_from([0.0, 0.2, 3.0]), crop=st.sampled_from([0.0, 1.0]),
-    color_jitter=st.sampled_from([0.0, 0.5]), short_side=st.sampled_from([(8,), (1, 40), (16, 32, 48)]),
+    crop_min=st.sampled_from([0.0, 0.5]), color_jitter=st.sampled_from([0.0, 0.5]), degrade=st.sampled_from([0.0, 1.0]),
+   
+    score=st.sampled_from(uniparser.CHOICES['score']), flip_test=st.booleans(), short_side=st.sampled_from([(8,), (1, 40), (16, 32, 48)]),
     long_side=st.integers(1, 90), test_short_side=st.integers(1, 60), max_people=st.integers(1, 20),
     theta_center=st.sampled_from([0.0, 0.1, 1.0]), theta_mask=st.sampled_from([0.0, 0.3, 1.0]),
-    theta_part=st.sampled_from([0.0, 0.3]), theta_same=st.sampled_from([0.0, 0.6, 1.0]),
+    theta_paint=st.sampled_from([0.0, 0.2]), theta_part=st.sampled_from([0.0, 0.3]), theta_same=st.sampled_from([0.0, 0.6, 1.0]),
     category_coords=st.booleans(), share_compression=st.booleans(),
     compress_kernel=st.sampled_from([1, 3]), neck_channels=st.sampled_from([8, 16]), channels=st.sampled_from([4, 8]),
     depth=st.integers(1, 3), center_depth=st.integers(1, 3), flip=st.sampled_from([0.0, 0.5, 1.0]),
@@ -796,7 +798,7 @@ def fuzz(count):
     @given(images(), SETTINGS)
     def check(image, changes):
         ran.append(1)
-        photo_to_metric(image, changes)
+        photo_to_metric(image, dict(changes, flip_test=changes['flip_test'] and changes['fusion'] == 'index'))
     check()
     return len(ran)
 
