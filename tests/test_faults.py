@@ -738,8 +738,8 @@ SETTINGS = st.fixed_dictionaries(dict(
     fusion=st.sampled_from(uniparser.CHOICES['fusion']), light=st.booleans(), dcn=st.booleans(), grid=st.integers(2, 20),
     center_radius=st.integers(0, 2), sigma=st.sampled_from([0.0, 0.2, 3.0]), crop=st.sampled_from([0.0, 1.0]),
     crop_min=st.sampled_from([0.0, 0.5]), color_jitter=st.sampled_from([0.0, 0.5]), degrade=st.sampled_from([0.0, 1.0]),
-   
-    score=st.sampled_from(uniparser.CHOICES['score']), flip_test=st.booleans(), short_side=st.sampled_from([(8,), (1, 40), (16, 32, 48)]),
+    score=st.sampled_from(uniparser.CHOICES['score']), flip_test=st.booleans(),
+    short_side=st.sampled_from([(8,), (1, 40), (16, 32, 48)]),
     long_side=st.integers(1, 90), test_short_side=st.integers(1, 60), max_people=st.integers(1, 20),
     theta_center=st.sampled_from([0.0, 0.1, 1.0]), theta_mask=st.sampled_from([0.0, 0.3, 1.0]),
     theta_paint=st.sampled_from([0.0, 0.2]), theta_part=st.sampled_from([0.0, 0.3]), theta_same=st.sampled_from([0.0, 0.6, 1.0]),
