@@ -4,11 +4,13 @@
     python infer.py photo.jpg --only hair,dress --cutouts
     python infer.py photo.jpg --labels atr                 # the ids, names and colors of another label set
     python infer.py --list --weights runs/MHP/best.pt      # ids, colors and names of a weights file
+    python infer.py video.mp4 --fps 10
     python infer.py --data MHP --root data/LV-MHP-v2 --split val --weights runs/MHP/best.pt --out results/
 
 Per photo NAME: NAME_parts.png (indexed; value = class id), NAME_people.png (indexed; value = person id, best first),
-NAME_overlay.png (a picture with a legend) and NAME.json (scores, boxes, areas, masks as COCO RLE). With --data: the
-predictions of a whole split, for evaluate.py.
+NAME_overlay.png (a picture with a legend) and NAME.json (scores, boxes, areas, masks as COCO RLE). Per video (with
+pip install av): NAME_overlay.mp4 and NAME.jsonl, one line per frame. With --data: the predictions of a whole split,
+for evaluate.py.
 """
 import preflight
 preflight.require('data', 'uniparser', 'util')
@@ -36,6 +38,7 @@ from util.pictures import heat_picture, overlay, palette, titled_row
 from util.results import keep_parts
 from util.run import add_settings, find_device, sum_over_processes
 from util.submissions import FORMS, PredictionWriter
+from util.video import VIDEOS, parse_videos
 
 WEIGHTS = Path(__file__).parent / 'weights' / 'uniparser_ccp.pt'
 
@@ -50,7 +53,7 @@ def add_model_flags(parser):
 
 def parse_arguments(argv=None):
     parser = preflight.CommandParser(__doc__)
-    parser.add_argument('photos', nargs='*', help='files, folders (searched through) and globs')
+    parser.add_argument('photos', nargs='*', help='files, folders (searched for photos) and globs')
     parser.add_argument('--out', default='results', help='folder for the results (default: results)')
     parser.add_argument('--only', metavar='NAMES', help='keep these parts, e.g. hair,dress')
     parser.add_argument('--labels', choices=TARGETS, help='give the results in this label set, see docs/labels.md')
@@ -60,6 +63,8 @@ def parse_arguments(argv=None):
                         help='reduce larger photos to this long side first')
     parser.add_argument('--maps', action='store_true',
                         help='also draw heat map and correlations of two people and a part, as Fig. 4')
+    parser.add_argument('--fps', type=preflight.Between(0.01, 1000, float), metavar='N',
+                        help='parse N frames per second of videos (default: theirs)')
     parser.add_argument('--data', choices=list(DATASETS), help='predict a split of this data set instead')
     parser.add_argument('--root', help='with --data: its folder, as downloaded')
     parser.add_argument('--split', default='val', help='with --data: default val')
@@ -114,8 +119,9 @@ class PhotoParser(PhotoPipeline):
         if self.labels:
             find_set(self.class_names, self.labels)                                         # refuses other classes
             self.class_names = list(names_of(self.labels))
+        self.kept = np.array([c for c, name in enumerate(self.class_names) if c and name], np.uint8)   # ids in legends
         if args.only:
-            keep_parts(np.zeros((0, 1, 1), np.uint8), self.class_names, args.only)          # refuses unknown names
+            self.kept = np.setdiff1d(keep_parts(self.kept, self.class_names, args.only), 0)  # refuses unknown names
 
     def prepare(self, photo):
         return network_input(photo, self.model.config)
@@ -127,17 +133,21 @@ class PhotoParser(PhotoPipeline):
         """The network's outputs -> Parsing."""
         return decode(out, 0, photo, self.model.config, self.model.fusion)
 
+    def find(self, out, photo, path=None):
+        """The network's outputs -> Parsing in the classes of --labels, of people with visible parts of --only."""
+        found = self.decode(out, photo).attach(photo, self.model.class_names, path)
+        if self.labels:
+            found = found.convert(self.labels)
+        if self.args.only:
+            found = found._replace(parsing=keep_parts(found.parsing, self.class_names, self.args.only))
+        return found.visible()
+
     def write(self, result):
         ((path, name), photo, out), args = result, self.args
         if out is None:
             return f'error: {photo}', None
         with self.turn:
-            found = self.decode(out, photo).attach(photo, self.model.class_names, path)
-            if self.labels:
-                found = found.convert(self.labels)
-            if args.only:
-                found = found._replace(parsing=keep_parts(found.parsing, self.class_names, args.only))
-            found = found.visible()
+            found = self.find(out, photo, path)
             if args.maps:
                 write_png(self.folder / f'{name}_maps.png', draw_maps(self.model, out, photo, found))
         found.save(self.folder, name, args.cutouts)
@@ -246,7 +256,12 @@ def infer(args):
     if args.data:
         return predict_split(args, open_split(args, model), lambda image, *_: parse_image(model, image, args.labels))
     jobs = share_of_process(name_jobs(find_photos(args.photos)))
-    check_failures(sum_over_processes(PhotoParser(model, args).run(jobs)))
+    videos = [job for job in jobs if Path(job[0]).suffix.lower() in VIDEOS]
+    photos, parser = [job for job in jobs if job not in videos], PhotoParser(model, args)
+    failed = parser.run(photos) if photos or not videos else 0
+    parser.inputs = {os.path.realpath(path) for path, _ in jobs}
+    failed += parse_videos(parser, videos, args.fps)
+    check_failures(sum_over_processes(failed), 'file' if videos else 'photo')
 
 
 def main(argv=None):
@@ -255,7 +270,8 @@ def main(argv=None):
         with user_errors():
             infer(args)
     except KeyboardInterrupt:
-        done = 'the predictions are incomplete' if args.data else f'every photo with a .json in {args.out} is done'
+        done = 'the predictions are incomplete' if args.data else \
+            f'every photo with a .json in {args.out} is done, and of a video the frames in its .jsonl'
         print(f'stopped; {done}', file=sys.stderr)
         sys.exit(130)
 

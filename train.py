@@ -33,7 +33,8 @@ from util.checkpoints import FORMAT, PATHS, load_strictly, read_checkpoint, read
 from util.datasets import DATASETS, open_dataset
 from util.files import write_png
 from util.pictures import compare_labels
-from util.run import Run, add_run_flags, add_settings, describe, given_settings, memory, thread_advice
+from util.run import (Run, add_run_flags, add_settings, catching_signals, describe, given_settings, memory,
+                      thread_advice)
 
 LOG_SECONDS, SAVE_SECONDS, PICTURES = 10, 600, 8
 STATE = 'format', 'config', 'model', 'optimizer', 'scaler', 'root', 'paths', 'world', 'amp', 'best', 'epoch', 'position'
@@ -185,7 +186,7 @@ class Trainer:
     def fit(self):
         """-> the metrics of the last validation; {} where a signal ended the run."""
         result = {}
-        with self.run.catching_signals(), data.workers_of(self.task.loader):
+        with catching_signals() as self.run.seen, data.workers_of(self.task.loader):
             for self.epoch in range(self.epoch, self.config.epochs):
                 stopped = not self.train_epoch()
                 if not stopped and self.is_validated():

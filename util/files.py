@@ -3,6 +3,7 @@ import glob
 import io
 import json
 import os
+import re
 import sys
 import unicodedata
 import warnings
@@ -119,9 +120,15 @@ def inside(root, name):
     return os.path.join(root, name) if os.path.isdir(os.path.join(root, name)) else root
 
 
+def by_number(path):
+    """Sorting key of a path by which frame_2.png comes before frame_10.png."""
+    words = [re.split(r'(\d+)', part) for part in path.parts]                # every second word is a number
+    return [[int(word) if i % 2 else word for i, word in enumerate(part)] for part in words], path
+
+
 def find_photos(arguments):
-    """Files, folders (without the results of earlier runs in them) and globs -> list of paths without repeats, in a
-    stable order."""
+    """Files, folders (without the results of earlier runs in them) and globs -> list of paths without repeats, in the
+    order of the arguments; those of a folder or glob in the order of their names, numbers by value."""
     paths = []
     unreadable = []                               # photos in formats for which a package is missing
     for argument in arguments:
@@ -135,7 +142,7 @@ def find_photos(arguments):
             found = [Path(argument)]
         else:
             found = [Path(p) for p in glob.glob(argument, recursive=True) if not os.path.isdir(p)]
-        paths += sorted(found) or [Path(argument)]            # a missing file is reported later, with the others
+        paths += sorted(found, key=by_number) or [Path(argument)]            # a missing file is reported later
     if unreadable:
         print(f'skipped: {len(unreadable)} photos such as {printable(unreadable[0])}; HEIC needs pip install '
               'pillow-heif, AVIF a newer Pillow', file=sys.stderr)
@@ -334,9 +341,11 @@ def write_json(path, content):
 
 
 def is_ours(path):
-    """Whether a file carries the mark that `write_result` and `write_png` leave."""
+    """Whether a file carries the mark that `write_result`, `write_png` and, at its end, an MP4 file leave."""
     try:
         with open(path, 'rb') as file:
+            if str(path).endswith('.mp4'):
+                file.seek(max(0, os.path.getsize(path) - 2048))
             return MARK.encode() in file.read(2048)
     except OSError:                                           # reading it as a photo reports what is wrong
         return False

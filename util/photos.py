@@ -78,12 +78,16 @@ class PhotoPipeline:
         other files."""
         try:
             self.check(job[1])
-            photo = self.open(job[0])
-            if self.max_size:
-                photo.thumbnail((self.max_size,) * 2, Image.BILINEAR)
+            photo = self.fit(self.open(job[0]))
             return job, photo, self.prepare(photo)
         except (OSError, ValueError) as error:
             return job, error, None
+
+    def fit(self, photo):
+        """Reduces a photo to max_size, in place."""
+        if self.max_size:
+            photo.thumbnail((self.max_size,) * 2, Image.BILINEAR)
+        return photo
 
     def parse(self, photos, batch_size=1):
         batch = []
@@ -114,7 +118,7 @@ class PhotoPipeline:
         return counts
 
 
-def check_failures(failed):
-    """ValueError where photos could not be read, after all others are done."""
+def check_failures(failed, kind='photo'):
+    """ValueError where photos, or files of another kind, could not be read, after all others are done."""
     if failed:
-        raise ValueError(f'{failed} photo{"s" * (failed > 1)} could not be read')
+        raise ValueError(f'{failed} {kind}{"s" * (failed > 1)} could not be read')

@@ -121,6 +121,18 @@ def thread_advice(device):
             'continue with OMP_NUM_THREADS=1')
 
 
+@contextmanager
+def catching_signals():
+    """Inside, SIGINT and SIGTERM are collected in a list, which this yields, and end nothing."""
+    seen = []
+    former = {n: signal.signal(n, lambda *_: seen.append(n)) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield seen
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
 def sum_over_processes(number):
     """The sum of a number over torchrun's processes. torchrun ends all processes as soon as one exits with an error, so
     they wait for each other here."""
@@ -207,16 +219,6 @@ class Run:
         if record:
             with writing(self.folder / 'log.jsonl'), open(self.folder / 'log.jsonl', 'a') as f:
                 f.write(json.dumps(record) + '\n')
-
-    @contextmanager
-    def catching_signals(self):
-        """Inside, SIGINT and SIGTERM are collected in `seen` and end nothing."""
-        former = {n: signal.signal(n, lambda *_: self.seen.append(n)) for n in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in former.items():
-                signal.signal(number, handler)
 
     def told_to_stop(self, position):
         """Whether any process received a signal. All must stop after the same step: they ask at every fifth."""
