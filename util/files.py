@@ -22,6 +22,7 @@ ENDINGS = {*PHOTOS, '.webp', '.bmp', '.gif', '.tif', '.tiff'}                # o
 FORMATS = 'JPEG', 'PNG', 'WEBP', 'BMP', 'GIF', 'TIFF'         # Pillow knows more, and starts Ghostscript for one
 MODERN = {'.avif': 'AVIF', '.heic': 'HEIF', '.heif': 'HEIF'}  # read where this Pillow or a plugin can
 EXHAUSTED = "can't start new thread", 'DefaultCPUAllocator'   # in messages of Python and torch
+USER_ERRORS = OSError, ValueError, ModuleNotFoundError, MemoryError, RuntimeError
 MARK = 'UniParser in pure PyTorch'                            # in every result: other files are never replaced
 warnings.filterwarnings('ignore', module='PIL')               # about files that are odd but readable
 
@@ -31,13 +32,18 @@ def user_errors():
     """In a command: a user's mistake becomes one sentence on stderr and exit code 2, without a traceback."""
     try:
         yield
-    except (OSError, ValueError, ModuleNotFoundError, MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not any(text in str(error) for text in EXHAUSTED):
-            raise                                             # a bug
-        if isinstance(error, (MemoryError, RuntimeError)):
-            error = 'the memory or the threads of this machine are used up; end other programs'
-        print(f'error: {error}', file=sys.stderr)
+    except USER_ERRORS as error:
+        print(f'error: {explain(error)}', file=sys.stderr)
         sys.exit(2)
+
+
+def explain(error):
+    """One of USER_ERRORS as a sentence; a bug is raised again."""
+    if isinstance(error, RuntimeError) and not any(text in str(error) for text in EXHAUSTED):
+        raise error
+    if isinstance(error, (MemoryError, RuntimeError)):
+        return 'the memory or the threads of this machine are used up; end other programs'
+    return str(error)
 
 
 def add_modern_formats():

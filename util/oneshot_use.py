@@ -21,6 +21,15 @@ class Example(NamedTuple):
     fine: torch.Tensor                       # (1,K-1,C)
 
 
+def as_one_person(labels, probability):
+    """Label map and probability of people (H,W) -> Parsing of one person, whose score is the mean probability in its
+    pixels; of none where no pixel has a label."""
+    ys, xs = np.nonzero(labels)
+    center = [xs.mean() + 0.5, ys.mean() + 0.5] if len(xs) else [0, 0]
+    score = probability[labels > 0].mean() if len(xs) else 0
+    return Parsing(labels[None], np.array([score]), np.array([center])).visible()
+
+
 class ByExample:
     """Methods of `oneshot.EOPNet`."""
 
@@ -72,11 +81,7 @@ class ByExample:
     def people(self, features, photo, example):
         """Features of a photo -> Parsing: all of its people as one, because EOP-Net does not separate them. Its score
         is the mean probability of people in its pixels."""
-        labels, probability = self.label_map(features, photo.size[::-1], example)
-        ys, xs = np.nonzero(labels)
-        center = [xs.mean() + 0.5, ys.mean() + 0.5] if len(xs) else [0, 0]
-        score = probability[labels > 0].mean() if len(xs) else 0
-        return Parsing(labels[None], np.array([score]), np.array([center])).visible()
+        return as_one_person(*self.label_map(features, photo.size[::-1], example))
 
     def support_prototypes(self, photo, mask, long_side=None):
         """Static prototypes of a photo with a mask of rows: people (1,1,C) and classes (1,K-1,C)."""

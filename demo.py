@@ -1,0 +1,78 @@
+"""A page on this computer: drop a photo, see its people and parts, download cut-outs, masks and JSON.
+
+    python demo.py                                       # then open http://127.0.0.1:7860
+    python demo.py --weights weights/uniparser_ccp.pt exp-schp-201908261155-lip.pth --port 8000
+
+The page serves this computer alone, asks nothing of the internet, and removes photos and results when it ends.
+It needs Gradio: pip install gradio"""
+import argparse
+import tempfile
+from functools import partial
+from pathlib import Path
+
+from infer import WEIGHTS
+from util.files import user_errors
+from util.labels import LABEL_SETS
+from util.page import SCRIPT, answer, by_example, file_input, import_gradio, load_models, serve
+from util.photos import check_size
+
+ASSETS = Path(__file__).parent / 'assets'
+NAMES = 'hair,face,top,skirt,arms,legs,shoes'              # of the classes of example_mask.png
+
+
+def parse_arguments(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--weights', nargs='+', default=[str(WEIGHTS)], metavar='FILE',
+                        help='of UniParser, SCHP, SegFormer or EOP-Net (default: weights/uniparser_ccp.pt)')
+    parser.add_argument('--labels', choices=list(LABEL_SETS), help='of SCHP files with 20 or 9 classes, as for schp.py')
+    parser.add_argument('--device', default='auto', choices=['auto', 'cpu', 'cuda', 'mps'])
+    parser.add_argument('--max-size', type=int, metavar='PIXELS', help='reduce larger photos to this long side first')
+    parser.add_argument('--port', type=int, default=7860)
+    return parser.parse_args(argv)
+
+
+def build(gr, models, parse):
+    """The page. models: {name: network}; parse: `answer` with its first arguments."""
+    def choose(event: gr.EventData):
+        return event.part
+
+    with gr.Blocks(title='Multi-human parsing', analytics_enabled=False, delete_cache=(600, 3600)) as blocks:
+        cutouts = gr.State({})
+        with gr.Row():
+            with gr.Column(scale=2):
+                photo = file_input(gr, label='photo', height=360)
+                gr.Examples([str(ASSETS / 'street.jpg'), str(ASSETS / 'example.jpg')], photo, label='samples')
+                weights = gr.Dropdown(list(models), value=next(iter(models)), label='weights')
+                with gr.Accordion('by example', **by_example(models[weights.value])) as example:
+                    support = file_input(gr, label='support photo')
+                    mask = file_input(gr, label='its mask (PNG: ids or colors)')
+                    names = gr.Textbox(label='names of the classes, such as hair,dress')
+                    gr.Examples([[str(ASSETS / 'example.jpg'), str(ASSETS / 'example_mask.png'), NAMES]],
+                                [support, mask, names], label='samples')
+                button = gr.Button('Parse', variant='primary')
+            with gr.Column(scale=3):
+                picture = gr.HTML(js_on_load=SCRIPT)
+        with gr.Row():
+            with gr.Column(scale=2):
+                part = gr.Dropdown([], label='person or part')
+                files = gr.File(label='files', file_count='multiple', interactive=False)
+            with gr.Column(scale=3):
+                cutout = gr.Image(label='cut-out', interactive=False, height=400, buttons=['download', 'fullscreen'])
+        given, shown = [weights, photo, support, mask, names], [picture, part, files, cutouts]
+        gr.on([photo.change, button.click], parse, given, shown)
+        weights.change(lambda name: gr.Accordion(**by_example(models[name])), weights, example)
+        picture.click(choose, None, part)
+        part.change(lambda name, paths: paths.get(name), [part, cutouts], cutout)
+    return blocks
+
+
+def main(argv=None):
+    args = parse_arguments(argv)
+    with user_errors(), tempfile.TemporaryDirectory(prefix='parsing-') as folder:
+        check_size(args.max_size)
+        gr, models = import_gradio(folder), load_models(args.weights, args.device, args.labels)
+        serve(gr, build(gr, models, partial(answer, gr, models, folder, args.max_size)), args.port)
+
+
+if __name__ == '__main__':
+    main()
