@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 import data
+import demo
 import evaluate
 import infer
 import oneshot
@@ -31,7 +32,7 @@ DOCS = {str(path.relative_to(HERE)): path.read_text() for path in PATHS}
 README = DOCS['README.md']
 CODE = {str(path.relative_to(HERE)): path.read_text() for path in [*HERE.glob('*.py'), *HERE.glob('util/*.py')]}
 PROGRAMS = {'train.py': train, 'infer.py': infer, 'data.py': data, 'evaluate.py': evaluate, 'util.benchmark': benchmark,
-            'util.export': export, 'util.oracle': oracle, 'oneshot.py': oneshot, 'schp.py': schp,
+            'util.export': export, 'util.oracle': oracle, 'oneshot.py': oneshot, 'schp.py': schp, 'demo.py': demo,
             'util.self_correction': self_correction}
 TINY = [*SHORT, '--pretrained', '', '--no-dcn', '--epochs', '1', '--grid', '8', '--short-side', '64', '--test-short-side', '64',
         '--workers', '0']
@@ -277,7 +278,7 @@ def test_the_results_of_the_readme_are_those_of_the_tables():
 
 def test_the_tables_of_files_name_every_file_once_or_more():
     tables = section(README, '## Paper and code') + ''.join(section(DOCS[f'docs/{name}.md'], '## Files')
-                                                            for name in ('schp', 'oneshot'))
+                                                            for name in ('schp', 'oneshot', 'demo'))
     lines = [line for line in tables.splitlines() if line.startswith('|')]
     named = {path.split('/')[-1] for path in re.findall(r'`([\w/]+\.py)`', '\n'.join(lines))}
     assert named == {path.name for pattern in ('*.py', 'util/*.py') for path in HERE.glob(pattern)} - {'__init__.py'}
