@@ -1,6 +1,5 @@
 """A page on this computer: drop a photo, see its people and parts, download cut-outs, masks and JSON.
 
-    python demo.py                                       # then open http://127.0.0.1:7860
     python demo.py --weights weights/uniparser_ccp.pt exp-schp-201908261155-lip.pth --port 8000
 
 The page serves this computer alone, asks nothing of the internet, and removes photos and results when it ends.
@@ -13,7 +12,7 @@ from pathlib import Path
 from infer import WEIGHTS
 from util.files import user_errors
 from util.labels import LABEL_SETS
-from util.page import SCRIPT, answer, by_example, file_input, import_gradio, load_models, serve
+from util.page import SCRIPT, answer, by_example, import_gradio, load_models, serve
 from util.photos import check_size
 
 ASSETS = Path(__file__).parent / 'assets'
@@ -33,6 +32,9 @@ def parse_arguments(argv=None):
 
 def build(gr, models, parse):
     """The page. models: {name: network}; parse: `answer` with its first arguments."""
+    gr.Image.preprocess = lambda self, payload: payload and payload.path     # util/files.py reads the dropped file
+    drop = partial(gr.Image, sources=['upload', 'clipboard'])
+
     def choose(event: gr.EventData):
         return event.part
 
@@ -40,12 +42,12 @@ def build(gr, models, parse):
         cutouts = gr.State({})
         with gr.Row():
             with gr.Column(scale=2):
-                photo = file_input(gr, label='photo', height=360)
+                photo = drop(label='photo', height=360)
                 gr.Examples([str(ASSETS / 'street.jpg'), str(ASSETS / 'example.jpg')], photo, label='samples')
                 weights = gr.Dropdown(list(models), value=next(iter(models)), label='weights')
                 with gr.Accordion('by example', **by_example(models[weights.value])) as example:
-                    support = file_input(gr, label='support photo')
-                    mask = file_input(gr, label='its mask (PNG: ids or colors)')
+                    support = drop(label='support photo')
+                    mask = drop(label='its mask (PNG: ids or colors)')
                     names = gr.Textbox(label='names of the classes, such as hair,dress')
                     gr.Examples([[str(ASSETS / 'example.jpg'), str(ASSETS / 'example_mask.png'), NAMES]],
                                 [support, mask, names], label='samples')
@@ -58,8 +60,8 @@ def build(gr, models, parse):
                 files = gr.File(label='files', file_count='multiple', interactive=False)
             with gr.Column(scale=3):
                 cutout = gr.Image(label='cut-out', interactive=False, height=400, buttons=['download', 'fullscreen'])
-        given, shown = [weights, photo, support, mask, names], [picture, part, files, cutouts]
-        gr.on([photo.change, button.click], parse, given, shown)
+        given = weights, photo, support, mask, names
+        gr.on([photo.change, button.click], parse, list(given), [picture, part, files, cutouts])
         weights.change(lambda name: gr.Accordion(**by_example(models[name])), weights, example)
         picture.click(choose, None, part)
         part.change(lambda name, paths: paths.get(name), [part, cutouts], cutout)

@@ -57,14 +57,6 @@ def import_gradio(folder):
     return gradio
 
 
-def file_input(gr, **options):
-    """Gradio's image, which hands on the file as it was dropped: util/files.py reads it. (Of a class derived from it,
-    Gradio would write a .pyi file beside this one.)"""
-    image = gr.Image(sources=['upload', 'clipboard'], **options)
-    image.preprocess = lambda payload: payload and payload.path
-    return image
-
-
 def serve(gr, blocks, port):
     """Shows the page to this computer until Ctrl-C."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
