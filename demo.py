@@ -4,7 +4,9 @@
 
 The page serves this computer alone, asks nothing of the internet, and removes photos and results when it ends.
 It needs Gradio: pip install gradio"""
-import argparse
+import preflight
+preflight.require('data', 'evaluate', 'infer', 'losses', 'oneshot', 'schp', 'segformer', 'train', 'uniparser', 'util')
+
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -13,20 +15,19 @@ from infer import WEIGHTS
 from util.files import user_errors
 from util.labels import LABEL_SETS
 from util.page import SCRIPT, answer, by_example, import_gradio, load_models, serve
-from util.photos import check_size
 
 ASSETS = Path(__file__).parent / 'assets'
 NAMES = 'hair,face,top,skirt,arms,legs,shoes'              # of the classes of example_mask.png
 
 
 def parse_arguments(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--weights', nargs='+', default=[str(WEIGHTS)], metavar='FILE',
-                        help='of UniParser, SCHP, SegFormer or EOP-Net (default: weights/uniparser_ccp.pt)')
+    parser = preflight.CommandParser(__doc__)
+    parser.add_argument('--weights', nargs='+', default=[str(WEIGHTS)], metavar='FILE', help='of any of the systems')
     parser.add_argument('--labels', choices=list(LABEL_SETS), help='of SCHP files with 20 or 9 classes, as for schp.py')
     parser.add_argument('--device', default='auto', choices=['auto', 'cpu', 'cuda', 'mps'])
-    parser.add_argument('--max-size', type=int, metavar='PIXELS', help='reduce larger photos to this long side first')
-    parser.add_argument('--port', type=int, default=7860)
+    parser.add_argument('--max-size', type=preflight.Between(1, 10 ** 6), metavar='PIXELS',
+                        help='reduce larger photos to this long side first')
+    parser.add_argument('--port', type=preflight.Between(1, 65535), default=7860)
     return parser.parse_args(argv)
 
 
@@ -71,10 +72,9 @@ def build(gr, models, parse):
 def main(argv=None):
     args = parse_arguments(argv)
     with user_errors(), tempfile.TemporaryDirectory(prefix='parsing-') as folder:
-        check_size(args.max_size)
-        gr, models = import_gradio(folder), load_models(args.weights, args.device, args.labels)
+        models, gr = load_models(args.weights, args.device, args.labels), import_gradio(folder)
         serve(gr, build(gr, models, partial(answer, gr, models, folder, args.max_size)), args.port)
 
 
 if __name__ == '__main__':
-    main()
+    preflight.start(main)

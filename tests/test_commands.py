@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import data
+import demo
 import evaluate
 import infer
 import oneshot
@@ -26,7 +27,7 @@ from uniparser import Config
 from util import benchmark, checkpoints, count_people, export, oracle, run, self_correction
 from util.schp_config import RANGES, SCHPConfig
 
-PROGRAMS = dict(data=data, evaluate=evaluate, infer=infer, oneshot=oneshot, schp=schp, train=train)
+PROGRAMS = dict(data=data, demo=demo, evaluate=evaluate, infer=infer, oneshot=oneshot, schp=schp, train=train)
 TOOLS = {'util.benchmark': benchmark, 'util.export': export, 'util.oracle': oracle, 'util.self_correction': self_correction,
          'util.count_people': count_people}
 COMMANDS = {**{name: [HERE / f'{name}.py'] for name in PROGRAMS}, **{name: ['-m', name] for name in TOOLS}}
@@ -192,6 +193,7 @@ BASES = {                                         # arguments with which a comma
     'benchmark schp': (benchmark, ['schp']), 'benchmark evaluate': (benchmark, ['evaluate']),
     'export': (export, ['--weights', 'no.pt', '--out', 'new.pt']),
     'oracle': (oracle, ['people', '--data', 'MHP', '--weights', 'no.pt', '--out', 'new']),
+    'demo': (demo, ['--weights', 'no.pt']),
     'self_correction': (self_correction, NOWHERE), 'count_people': (count_people, ['no', '--weights', 'no.pt'])}
 RUNS_WITHOUT_FILES = 'benchmark schp', 'benchmark evaluate'
 

@@ -137,7 +137,7 @@ def test_a_large_photo_is_shown_smaller_and_nobody_is_a_picture_too():
 
 
 @pytest.mark.parametrize('arguments, message', [
-    (['--weights', 'no.pt'], 'no.pt does not exist'), (['--max-size', '0'], '--max-size is 0')])
+    (['--weights', 'no.pt'], 'no.pt does not exist'), (['--max-size', '0'], '--max-size is 0'), (['--port', '0'], '--port is 0')])
 def test_mistakes_in_the_command_get_one_sentence(tmp_path, monkeypatch, arguments, message):
     monkeypatch.setitem(sys.modules, 'gradio', SimpleNamespace(__version__='6.0.0'))
     done = call(demo, *arguments, '--device', 'cpu', cwd=tmp_path)
