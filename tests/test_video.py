@@ -13,7 +13,9 @@ from PIL import Image
 import infer
 from tests.helpers import call, tiny_model, write_photo
 from util import files, video
+from util.datasets import CIHP
 from util.files import MARK
+from util.labels import LABEL_SETS
 
 av = pytest.importorskip('av', reason='videos need PyAV: pip install av')
 SIZE = 64, 48
@@ -171,6 +173,17 @@ def test_max_size_and_only_work_for_videos(checkpoint, tmp_path):
     assert (lines[0]['width'], lines[0]['height']) == (50, 38) and frames[0][1].width == 50
     parts = {part['name'] for line in lines for person in line['people'] for part in person['parts']}
     assert parts and parts <= {'head', 'left-arm'}
+
+
+def test_other_label_sets_work_for_videos(tmp_path):
+    model = tiny_model('cihp', theta_center=0.0, theta_part=0.0, theta_mask=0.1, theta_same=1.0, max_people=4, test_short_side=48)
+    model.class_names = list(CIHP.class_names)
+    model.save(tmp_path / 'cihp.pt')
+    write_video(tmp_path / 'a.mp4', ticks=range(3))
+    assert parse(tmp_path / 'cihp.pt', tmp_path, 'a.mp4', '--labels', 'atr').returncode == 0
+    parts = {(part['id'], part['name']) for line in read_lines(tmp_path / 'out' / 'a.jsonl') for person in line['people']
+             for part in person['parts']}
+    assert parts and parts <= set(enumerate(LABEL_SETS['atr'].names))
 
 
 def test_odd_sides_and_builds_without_h264_get_a_video_too(checkpoint, tmp_path, monkeypatch):

@@ -2,7 +2,6 @@
 import base64
 import html
 import io
-import json
 import os
 import shutil
 import signal
@@ -16,7 +15,7 @@ from PIL import Image
 import infer
 import oneshot
 import schp
-from infer import PhotoParser, file_part, write_results
+from infer import PhotoParser
 from uniparser import UniParser
 from util.checkpoints import find_system, read_checkpoint
 from util.files import USER_ERRORS, explain
@@ -25,6 +24,7 @@ from util.oneshot_uniparser import UniParserByExample
 from util.oneshot_use import as_one_person
 from util.parser import Parser
 from util.pictures import overlay, palette
+from util.results import describe_people, file_part
 
 SHOWN = 900                                               # pixels of the long side of the picture
 STYLE = """
@@ -162,9 +162,9 @@ def parse_photo(parser, path):
         raise photo                                       # an error
     (_, _, out), = parser.parse([(job, photo, image)])
     with parser.turn:
-        found = parser.find(out, photo)
-    write_results(folder, name, Path(path).name, photo, found, parser.class_names, True)
-    people = json.loads((folder / f'{name}.json').read_text())['people']
+        found = parser.find(out, photo, Path(path).name)
+    found.save(folder, name, cutouts=True)
+    people = describe_people(found, parser.class_names)
     cutouts = {}
     for person in people:
         stem = f'{name}_person{person["id"]}'
@@ -183,7 +183,7 @@ def title(person, part=None):
 
 def draw_picture(photo, parsing, people, class_names, message):
     """HTML: the message, which names and areas of the colored parts replace under the mouse, the photo, and a legend.
-    people: as in the JSON file, in the order of parsing (N, H, W)."""
+    people: those of `describe_people`, in the order of parsing (N, H, W)."""
     scale = min(1, SHOWN / max(photo.size))
     width, height = size = [max(1, round(side * scale)) for side in photo.size]
     maps = np.stack([np.asarray(Image.fromarray(labels).resize(size, Image.NEAREST)) for labels in parsing]
