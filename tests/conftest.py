@@ -1,4 +1,5 @@
 """Finds the project and the shared helpers, however pytest is started."""
+import signal
 import sys
 from pathlib import Path
 
@@ -7,6 +8,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import pytest  # noqa: E402
 
 from tests.helpers import tiny_model  # noqa: E402
+
+# A shell starts background jobs with Ctrl-C ignored. The commands under test would inherit that and never stop.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope='session')
