@@ -30,7 +30,7 @@ from evaluate import ParsingMetrics
 from losses import uniparser_loss
 from uniparser import CHOICES, PRESETS, RANGES, Config, UniParser, get_config
 from util.checkpoints import FORMAT, PATHS, load_strictly, read_checkpoint, reading
-from util.datasets import DATASETS, open_dataset
+from util.datasets import DATASETS, DRAWN, open_dataset
 from util.files import write_png
 from util.pictures import compare_labels
 from util.run import (Run, add_run_flags, add_settings, catching_signals, describe, given_settings, memory,
@@ -422,7 +422,7 @@ def preset_of(name, recipe):
 
 def open_sets(config, root, skip_bad):
     """Training and validation set of a config."""
-    drawn = dict(long_side=config.long_side, samples=config.samples) if config.data in ('CCP', 'synthetic') else {}
+    drawn = dict(long_side=config.long_side, samples=config.samples) if config.data in ('CCP', *DRAWN) else {}
     if config.data == 'CCP':
         drawn.update(backgrounds=config.backgrounds, people=config.people)
     train_set = open_dataset(config.data, root, 'train', **drawn)

@@ -98,6 +98,7 @@ class Config:
     theta_paint: float = 0.0            # correlation a pixel's class must reach; 0 = theta_mask
     theta_part: float = 0.3             # mean correlation a part must reach; from the released code
     theta_same: float = 0.6             # mask IoU above which two detections are the same person; 1 = never
+    peaks: int = 5                      # a center is the maximum of this many cells squared; 1 = every cell
     max_people: int = 100
     score: str = 'center'               # center | parsing: of a person, see `parsing_quality`
     flip_test: bool = False             # average the photo with its mirror image: twice the time
@@ -130,11 +131,10 @@ class Config:
 
 
 THETAS = 'theta_center', 'theta_mask', 'theta_paint', 'theta_part', 'theta_same'
-INFERENCE = *THETAS, 'max_people', 'score', 'flip_test', 'test_short_side', 'long_side'
+INFERENCE = *THETAS, 'peaks', 'max_people', 'score', 'flip_test', 'test_short_side', 'long_side'
 CHOICES = dict(recipe=('paper', 'released'), space=('cosine', 'inner', 'sigmoid_after', 'sigmoid_before'),
                fusion=('index', 'convs', 'multi'), score=('center', 'parsing'), optimizer=('sgd', 'adamw'),
-               schedule=('step', 'cosine'), compress_kernel=(1, 3, 5, 7))
-SCALES = (640, 672, 704, 736, 768, 800)
+               schedule=('step', 'cosine'), compress_kernel=(1, 3, 5, 7), peaks=(1, 3, 5, 7))
 RANGES = dict(
     num_classes=(1, 254), short_side=(1, 10000), long_side=(1, 10000), test_short_side=(1, 10000),
     pretrained_stages=(0, 4), neck_channels=(1, 4096), channels=(1, 4096), center_depth=(1, 50), depth=(1, 50),
@@ -144,24 +144,24 @@ RANGES = dict(
     val_images=(0, 10 ** 9), workers=(0, 1000), seed=(0, 2 ** 32),
     **dict.fromkeys((*THETAS, 'flip', 'crop', 'crop_min', 'color_jitter', 'degrade'), (0, 1)),
     **{f.name: (0, 10 ** 6) for f in fields(Config) if f.name.startswith('lambda_')})
-RELEASED = dict(recipe='released', short_side=SCALES, compress_kernel=3, share_compression=False, depth=4,
-                category_coords=True, center_radius=1, lambda_neg=2.0, theta_same=1.0)
-CIHP = dict(data='CIHP', num_classes=19, epochs=75, milestones=(50, 65), lambda_neg=0.0, lambda_pull=1.0)
+RELEASED = dict(recipe='released', short_side=(640, 672, 704, 736, 768, 800), compress_kernel=3, depth=4,
+                share_compression=False, category_coords=True, center_radius=1, lambda_neg=2.0, theta_same=1.0)
+SYNTHETIC = dict(data='synthetic', num_classes=6, short_side=(96,), long_side=128, test_short_side=96, workers=0,
+                 backbone='resnet10', pretrained='', dcn=False, neck_channels=64, channels=32, depth=3, center_depth=3,
+                 center_radius=1, epochs=2, optimizer='adamw', lr=3.75e-4, schedule='cosine', warmup=50, samples=1600)
+CROWD = dict(SYNTHETIC, data='crowd', num_classes=12, center_radius=0, epochs=1, batch_size=4, lr=7.5e-4, samples=1200)
+CIHP = dict(data='CIHP', num_classes=19, epochs=75, milestones=(50, 65), lambda_neg=0.0, lambda_pull=1.0)   # Sec. 6.5
 PRESETS = {
-    'mhp': {},
-    'cihp': CIHP,                                                                          # Secs. 4.2, 6.5
+    'mhp': {}, 'cihp': CIHP, 'synthetic': SYNTHETIC, 'crowd': CROWD,
     'densepose': dict(data='DensePose', num_classes=14),
     'mhp_released': dict(RELEASED, epochs=36, theta_center=0.2),
     'cihp_released': dict(CIHP, **dict(RELEASED, lambda_neg=0.0), backbone='resnet101', light=True, lambda_center=0.2,
                           lr=2.25e-4, warmup=0, theta_part=0.275),
-    'ccp': dict(data='CCP', num_classes=19, short_side=(240, 320), long_side=320, test_short_side=320,
-                color_jitter=0.3, backbone='resnet18', dcn=False, neck_channels=128, channels=64, depth=3,
-                center_depth=3, center_radius=1, epochs=20, optimizer='adamw', lr=1.25e-4, backbone_lr=0.3,
-                schedule='cosine', warmup=100, val_every=5, workers=1),
-    'synthetic': dict(data='synthetic', num_classes=6, short_side=(96,), long_side=128, test_short_side=96,
-                      backbone='resnet10', pretrained='', dcn=False, neck_channels=64, channels=32, depth=3,
-                      center_depth=3, center_radius=1, epochs=2, optimizer='adamw', lr=3.75e-4, schedule='cosine',
-                      warmup=50, workers=0, samples=1600),
+    'ccp': dict(data='CCP', num_classes=19, short_side=(240, 320), long_side=320, test_short_side=320, color_jitter=0.3,
+                backbone='resnet18', dcn=False, neck_channels=128, channels=64, depth=3, center_depth=3, center_radius=1,
+                epochs=20, optimizer='adamw', lr=1.25e-4, backbone_lr=0.3, schedule='cosine', warmup=100, val_every=5,
+                workers=1),
+    'crowd_released': dict(CROWD, **dict(RELEASED, short_side=(96,), depth=3)),
 }
 
 
@@ -556,11 +556,12 @@ def find_centers(heatmap, config):
 
 
 def keep_peaks(heatmap, config):
-    """Logits (S, S) -> the same, -inf where they are not the maximum of 5x5 cells. Logits, because the sigmoid of
-    confident cells saturates: a plateau of 1.0 would be many people."""
+    """Logits (S, S) -> the same, -inf where they are not the maximum of 5x5 cells (config.peaks). Logits, because the
+    sigmoid of confident cells saturates: a plateau of 1.0 would be many people."""
     if config.recipe == 'released':
         heatmap = heatmap.masked_fill(~released.is_corner_peak(heatmap), -torch.inf)
-    return heatmap.masked_fill(heatmap != F.max_pool2d(heatmap[None], 5, 1, 2)[0], -torch.inf)
+    highest = F.max_pool2d(heatmap[None], config.peaks, 1, config.peaks // 2)[0]
+    return heatmap.masked_fill(heatmap != highest, -torch.inf)
 
 
 def part_scores(gate, q, theta):

@@ -324,7 +324,7 @@ class Synthetic(Photos):
     """
     class_names = 'background', 'head', 'torso', 'left-arm', 'right-arm', 'left-leg', 'right-leg'
     flip_pairs = (3, 4), (5, 6)
-    splits = 'train', 'val'
+    splits, crowd = ('train', 'val'), False
 
     def __init__(self, root=None, split='train', long_side=128, samples=0):
         self.val, self.long_side = split == 'val', long_side
@@ -338,8 +338,17 @@ class Synthetic(Photos):
 
     def read(self, i, seed=0, epoch=0):
         rng = np.random.default_rng((3, i, 0, 0) if self.val else (2, seed, epoch, i))
-        image, people, ignore = scenes.draw(*self.size(i), rng)
+        image, people, ignore = scenes.draw(*self.size(i), rng, self.crowd)
         return image, stack_people(people, ignore.shape[::-1]), ignore
+
+
+class Crowd(Synthetic):
+    """Drawn crowds for the twins of the paper's tables (util/ablate.py): 4 to 8 small people who overlap, in 12
+    classes. Left arms are on the right."""
+    class_names = tuple('''background hat hair upper-clothes pants skirt left-arm right-arm left-leg right-leg left-shoe
+        right-shoe face'''.split())
+    flip_pairs = (6, 7), (8, 9), (10, 11)
+    crowd = True
 
 
 def swap_sides(parsing, flip_pairs):
@@ -350,7 +359,8 @@ def swap_sides(parsing, flip_pairs):
     return table.take(parsing)
 
 
-DATASETS = {'MHP': MHP, 'CIHP': CIHP, 'DensePose': DensePose, 'CCP': CCP, 'synthetic': Synthetic}
+DATASETS = {'MHP': MHP, 'CIHP': CIHP, 'DensePose': DensePose, 'CCP': CCP, 'synthetic': Synthetic, 'crowd': Crowd}
+DRAWN = 'synthetic', 'crowd'                      # need no files
 
 
 def open_dataset(name, root=None, split='train', sets=DATASETS, **options):
@@ -359,9 +369,9 @@ def open_dataset(name, root=None, split='train', sets=DATASETS, **options):
         raise ValueError(f'unknown data set {name!r}; choose one of {", ".join(sets)}')
     if split not in sets[name].splits:
         raise ValueError(f'{name} has no split {split!r}; choose one of {", ".join(sets[name].splits)}')
-    if name != 'synthetic' and not root:
+    if name not in DRAWN and not root:
         raise ValueError(f'{name} is read from files; give the folder of the unpacked download with --root')
-    if name != 'synthetic' and not os.path.isdir(root):
+    if name not in DRAWN and not os.path.isdir(root):
         raise FileNotFoundError(f'{root} is no folder; --root is the folder of the unpacked download')
     dataset = sets[name](root, split, **options)
     if not len(dataset):

@@ -212,8 +212,9 @@ def flatten_layers(layers, ignore):
     return people, ignore
 
 
-def draw(width, height, rng):
-    """Drawn people on a textured background -> image, list of label maps, ignore, as `compose` returns them."""
+def draw(width, height, rng, crowd=False):
+    """Drawn people on a textured background -> image, list of label maps, ignore, as `compose` returns them. crowd: 4
+    to 8 dressed people, near and far, instead of 1 to 3."""
     coarse = rng.integers(30, 226, (*rng.integers(2, 9, 2), 3), np.uint8)
     image = Image.fromarray(coarse).resize((width, height), Image.BICUBIC)
     draw = ImageDraw.Draw(image)
@@ -221,32 +222,70 @@ def draw(width, height, rng):
         corner, color = rng.uniform(0, 1, 2) * (width, height), tuple(rng.integers(0, 256, 3).tolist())
         shape = draw.ellipse if rng.random() < 0.5 else draw.rectangle
         shape([*corner, *(corner + rng.uniform(0.05, 0.4, 2) * height)], color)
-    count = rng.integers(1, 4)
-    layers = [draw_person((k + rng.uniform(0.1, 0.9)) * width / count, height, rng) for k in range(count)]
+    count, person = (rng.integers(4, 9), draw_dressed) if crowd else (rng.integers(1, 4), draw_person)
+    layers = [person((k + rng.uniform(0.1, 0.9)) * width / count, height, rng) for k in range(count)]
     layers.sort(key=lambda layer: layer.feet)
     image = paint_layers(image, layers) + rng.integers(-14, 15, (height, width, 3), np.int16)
     return image.clip(0, 255).astype(np.uint8), *flatten_layers(layers, np.zeros((height, width), bool))
 
 
+class Figure:
+    """The label map of a person in the making. Lengths are in heights of the person, x counts from the middle."""
+
+    def __init__(self, tall):
+        self.tall, self.label = tall, Image.new('L', (int(1.1 * tall), int(tall)))
+        self.draw, self.middle = ImageDraw.Draw(self.label), self.label.width / 2
+
+    def limb(self, part, x, y, angle, length, thickness):
+        x, y, length = self.middle + x * self.tall, y * self.tall, length * self.tall
+        end = x + np.sin(angle) * length, y + np.cos(angle) * length
+        self.draw.line([x, y, *end], part, round(thickness * self.tall))
+
+    def oval(self, part, left, top, right, bottom):
+        left, right = (self.middle + x * self.tall for x in (left, right))
+        self.draw.ellipse([left, top * self.tall, right, bottom * self.tall], part)
+
+    def stand(self, colors, x, feet):
+        """The Layer of the person around column x, in the colors (number of parts + 1, 3)."""
+        label = np.asarray(self.label)
+        alpha, image = Image.fromarray((label > 0) * np.uint8(255)), Image.fromarray(colors.astype(np.uint8)[label])
+        return Layer(label, alpha, image, round(x - self.middle), round(feet - self.tall), feet, False)
+
+
 def draw_person(x, height, rng):
     """A Layer: a person around column x, in plain colors, arms and legs at random angles."""
     tall = rng.uniform(0.6, 0.95) * height
-    label = Image.new('L', (int(1.1 * tall), int(tall)))
-    draw, middle = ImageDraw.Draw(label), label.width / 2
-
-    def limb(part, x, y, angle, length, thickness):   # lengths in heights of the person, x from the middle
-        x, y, length = middle + x * tall, y * tall, length * tall
-        end = x + np.sin(angle) * length, y + np.cos(angle) * length
-        draw.line([x, y, *end], part, round(thickness * tall))
-
+    figure = Figure(tall)
     for side, leg, arm in (1, 5, 3), (-1, 6, 4):
-        limb(leg, side * 0.075, 0.55, side * rng.uniform(0, 0.35), 0.45, 0.13)
-        limb(arm, side * 0.14, 0.25, side * rng.uniform(0, 1.4), 0.32, 0.11)
-    limb(2, 0, 0.2, 0, 0.4, 0.27)
-    draw.ellipse([middle - 0.09 * tall, 0, middle + 0.09 * tall, 0.2 * tall], 1)
+        figure.limb(leg, side * 0.075, 0.55, side * rng.uniform(0, 0.35), 0.45, 0.13)
+        figure.limb(arm, side * 0.14, 0.25, side * rng.uniform(0, 1.4), 0.32, 0.11)
+    figure.limb(2, 0, 0.2, 0, 0.4, 0.27)
+    figure.oval(1, -0.09, 0, 0.09, 0.2)
     skin, (shirt, legs) = rng.integers(90, 230) * np.array([1, 0.8, 0.65]), rng.integers(0, 256, (2, 3))
     arms = skin if rng.random() < 0.5 else shirt * 0.8
-    colors = np.array([shirt, skin, shirt, arms, arms, legs, legs]).astype(np.uint8)
-    label, feet = np.asarray(label), rng.uniform(0.75, 1.05) * height + 0.1 * (tall - height)
-    alpha, image = Image.fromarray((label > 0) * np.uint8(255)), Image.fromarray(colors[label])
-    return Layer(label, alpha, image, round(x - middle), round(feet - tall), feet, False)
+    colors = np.array([shirt, skin, shirt, arms, arms, legs, legs])
+    return figure.stand(colors, x, rng.uniform(0.75, 1.05) * height + 0.1 * (tall - height))
+
+
+def draw_dressed(x, height, rng):
+    """A Layer: a smaller person in the clothes of `datasets.Crowd`. The farther away, the smaller and the higher."""
+    near = rng.random()
+    figure, feet = Figure((0.5 + 0.3 * near) * height), (0.65 + 0.35 * near) * height
+    hat, skirt = rng.random() < 0.2, rng.random() < 0.3
+    for side, leg, arm in (1, 8, 6), (-1, 9, 7):
+        x0, lean, lift = side * 0.09, side * rng.uniform(0, 0.25), side * rng.uniform(0, 1.2)
+        figure.limb(leg if skirt else 4, x0, 0.55, lean, 0.42, 0.15)
+        foot = x0 + np.sin(lean) * 0.38
+        figure.oval(leg + 2, foot - 0.09, 0.87, foot + 0.09, 1)
+        figure.limb(arm, side * 0.15, 0.27, lift, 0.34, 0.13)
+    figure.limb(3, 0, 0.22, 0, 0.38, 0.3)
+    if skirt:
+        figure.limb(5, 0, 0.53, 0, 0.2, 0.38)
+    figure.oval(2, -0.13, 0, 0.13, 0.24)
+    figure.oval(12, -0.08, 0.08, 0.08, 0.24)
+    if hat:
+        figure.oval(1, -0.16, 0, 0.16, 0.11)
+    skin, colors = rng.integers(90, 230) * np.array([1, 0.8, 0.65]), rng.integers(0, 256, (13, 3))
+    colors[[8, 9, 12]], colors[11] = skin, colors[10]
+    colors[6:8] = skin if rng.random() < 0.5 else colors[3] * 0.8
+    return figure.stand(colors, x, feet)
