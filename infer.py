@@ -24,17 +24,18 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from data import input_size, network_input
-from uniparser import CHOICES, INFERENCE, RANGES, Config, UniParser, correlate, decode
+from data import network_input
+from uniparser import CHOICES, INFERENCE, RANGES, Config, UniParser, decode
 from util import released
 from util.checkpoints import SIGNS, find_system, read_checkpoint, reading
 from util.datasets import DATASETS, open_dataset
 from util.episodes import FOLDS
-from util.files import find_photos, printable, short, user_errors, write_png
+from util.files import find_photos, printable, read_photo, short, user_errors, write_png
 from util.labelmaps import TARGETS, find_set, find_tables, names_of
 from util.labels import choose_labels, voc_palette
+from util.maps import draw_maps, read_points
 from util.photos import PhotoPipeline, check_failures, name_jobs, share_of_process
-from util.pictures import heat_picture, overlay, palette, titled_row
+from util.pictures import palette
 from util.results import keep_parts
 from util.run import add_settings, find_device, sum_over_processes
 from util.submissions import FORMS, PredictionWriter
@@ -62,7 +63,9 @@ def parse_arguments(argv=None):
     parser.add_argument('--max-size', type=preflight.Between(1, 10 ** 6), metavar='PIXELS',
                         help='reduce larger photos to this long side first')
     parser.add_argument('--maps', action='store_true',
-                        help='also draw heat map and correlations of two people and a part, as Fig. 4')
+                        help='also draw heat map and correlations of people and parts, as Fig. 4')
+    parser.add_argument('--at', action='append', default=[], metavar='X,Y',
+                        help='with --maps and one photo: also draw the correlations with this pixel; may be repeated')
     parser.add_argument('--fps', type=preflight.Between(0.01, 1000, float), metavar='N',
                         help='parse N frames per second of videos (default: theirs)')
     parser.add_argument('--data', choices=list(DATASETS), help='predict a split of this data set instead')
@@ -88,33 +91,14 @@ def load_model(args, device):
 # Photos
 
 
-@torch.no_grad()
-def draw_maps(model, out, photo, found, height=400):
-    """Photo, heat map (Eq. 1), q_ins of the best two people (Eq. 2), q_cate of their largest part (Eq. 3), parsing."""
-    padded, size = input_size(photo, model.config)
-    grid = model.config.grid * found.centers[:2] * (size[::-1] / np.array(photo.size) / padded[::-1])
-    cells = grid.astype(int) @ (1, model.config.grid)                        # of these people: row * S + column
-    q_ins = correlate(out['k_ins'][0].flatten(1).T[cells], out['f_ins'][0], model.config.space)
-    areas = np.bincount(found.parsing[:2].ravel(), minlength=256)[1:len(model.class_names)]
-    largest = int(areas.argmax())
-    q_cate = correlate(out['k_cate'][largest:largest + 1], out['f_cate'][0], model.config.space)
-    names = ['heat map', *[f'person {n + 1}' for n in range(len(q_ins))], model.class_names[largest + 1]]
-    panels = [('photo', photo)]
-    for name, values in zip(names, [out['heatmap'][0, 0].sigmoid(), *q_ins, *q_cate]):
-        picture = heat_picture(values.clamp(0, 1).cpu().numpy(), padded[::-1])
-        panels.append((name, picture.crop((0, 0, size[1], size[0]))))
-    panels.append(('parsing', overlay(photo, found.parsing)))
-    return titled_row(panels, (min(max(1, round(photo.width * height / photo.height)), 10 * height), height))
-
-
 class PhotoParser(PhotoPipeline):
-    """Parses photos into args.out. Another system overrides `prepare`, `decode` and `message`; its model has device,
-    class_names and outputs(input)."""
+    """Parses photos into args.out; points: those of --at. Another system overrides `prepare`, `decode` and `message`;
+    its model has device, class_names and outputs(input)."""
     endings = '_parts.png', '_people.png', '_overlay.png', '_maps.png', '.json'
 
-    def __init__(self, model, args):
+    def __init__(self, model, args, points=()):
         super().__init__(args.out, model.device, getattr(args, 'max_size', None))
-        self.model, self.args, self.class_names = model, args, model.class_names
+        self.model, self.args, self.class_names, self.points = model, args, model.class_names, points
         self.labels = getattr(args, 'labels', None)
         if self.labels:
             find_set(self.class_names, self.labels)                                         # refuses other classes
@@ -149,7 +133,7 @@ class PhotoParser(PhotoPipeline):
         with self.turn:
             found = self.find(out, photo, path)
             if args.maps:
-                write_png(self.folder / f'{name}_maps.png', draw_maps(self.model, out, photo, found))
+                write_png(self.folder / f'{name}_maps.png', draw_maps(self.model, out, photo, found, self.points))
         found.save(self.folder, name, args.cutouts)
         return f'{printable(path)}: {self.message(found)}', len(found.scores)
 
@@ -245,6 +229,14 @@ def list_classes(path, labels=None):
             print(f'{c:3}  #{bytes(colors[c]).hex()}  {name:24}{origin}'.rstrip())
 
 
+def open_points(args, photos):
+    """The points of --at in the one photo, in pixels of the photo that --max-size leaves."""
+    if len(photos) != 1:
+        raise ValueError(f'--at is for one photo, not for {len(photos)}')
+    size = read_photo(photos[0]).size
+    return read_points(args.at, size, min(1, (args.max_size or max(size)) / max(size)))
+
+
 def infer(args):
     if args.list:
         return list_classes(args.weights, args.labels)
@@ -252,12 +244,16 @@ def infer(args):
         raise ValueError('give photos, or --data with a data set (python infer.py --help)')
     if args.maps and args.labels:
         raise ValueError('--maps draws categories of the network itself; leave out --labels')
+    if args.at and not args.maps:
+        raise ValueError('--at adds maps to the page of --maps; give that flag too')
+    photos = find_photos(args.photos) if args.photos else []
+    points = open_points(args, photos) if args.at else ()
     model = load_model(args, args.device)
     if args.data:
         return predict_split(args, open_split(args, model), lambda image, *_: parse_image(model, image, args.labels))
-    jobs = share_of_process(name_jobs(find_photos(args.photos)))
+    jobs = share_of_process(name_jobs(photos))
     videos = [job for job in jobs if Path(job[0]).suffix.lower() in VIDEOS]
-    photos, parser = [job for job in jobs if job not in videos], PhotoParser(model, args)
+    photos, parser = [job for job in jobs if job not in videos], PhotoParser(model, args, points)
     failed = parser.run(photos) if photos or not videos else 0
     parser.inputs = {os.path.realpath(path) for path, _ in jobs}
     failed += parse_videos(parser, videos, args.fps)

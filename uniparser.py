@@ -153,14 +153,13 @@ CROWD = dict(SYNTHETIC, data='crowd', num_classes=12, center_radius=0, epochs=1,
 CIHP = dict(data='CIHP', num_classes=19, epochs=75, milestones=(50, 65), lambda_neg=0.0, lambda_pull=1.0)   # Sec. 6.5
 PRESETS = {
     'mhp': {}, 'cihp': CIHP, 'synthetic': SYNTHETIC, 'crowd': CROWD,
-    'densepose': dict(data='DensePose', num_classes=14),
-    'mhp_released': dict(RELEASED, epochs=36, theta_center=0.2),
+    'densepose': dict(data='DensePose', num_classes=14), 'mhp_released': dict(RELEASED, epochs=36, theta_center=0.2),
     'cihp_released': dict(CIHP, **dict(RELEASED, lambda_neg=0.0), backbone='resnet101', light=True, lambda_center=0.2,
                           lr=2.25e-4, warmup=0, theta_part=0.275),
-    'ccp': dict(data='CCP', num_classes=19, short_side=(240, 320), long_side=320, test_short_side=320, color_jitter=0.3,
-                backbone='resnet18', dcn=False, neck_channels=128, channels=64, depth=3, center_depth=3, center_radius=1,
-                epochs=20, optimizer='adamw', lr=1.25e-4, backbone_lr=0.3, schedule='cosine', warmup=100, val_every=5,
-                workers=1),
+    'ccp': dict(data='CCP', num_classes=19, short_side=(240, 320), long_side=320, test_short_side=320,
+                color_jitter=0.3, backbone='resnet18', dcn=False, neck_channels=128, channels=64, depth=3,
+                center_depth=3, center_radius=1, epochs=20, optimizer='adamw', lr=1.25e-4, backbone_lr=0.3,
+                schedule='cosine', warmup=100, val_every=5, workers=1),
     'crowd_released': dict(CROWD, **dict(RELEASED, short_side=(96,), depth=3)),
 }
 

@@ -11,7 +11,6 @@ rows and resumes the others. Rows of one training, such as thresholds, share its
 """
 import argparse
 import json
-import math
 import os
 import time
 from datetime import date
@@ -22,12 +21,13 @@ import numpy as np
 import torch
 
 import train
-from uniparser import CHOICES, Config, UniParser, get_config
+from uniparser import CHOICES, PRESETS, Config, UniParser, get_config
 from util.checkpoints import read_checkpoint
 from util.datasets import DATASETS, DRAWN
 from util.files import write_file, write_json
 from util.photos import share_of_process
-from util.run import Run, add_settings, describe, find_device, given_settings
+from util.reports import mean_and_spread
+from util.run import Run, add_settings, as_flags, describe, find_device, given_settings
 
 NAMES = dict(AP50='AP^p_50', APvol='AP^p_vol', PCP50='PCP_50', mIoU='mIoU')
 # What a training changes in the base; the recipe is the preset's.
@@ -38,7 +38,6 @@ TRAININGS = dict(
     multi=dict(fusion='multi'), no_parsing=dict(lambda_par=0.0), grid_20=dict(grid=20), grid_80=dict(grid=80),
     sigma_01=dict(sigma=0.1), sigma_01_grid_20=dict(sigma=0.1, grid=20), sigma_01_grid_80=dict(sigma=0.1, grid=80),
     light=dict(light=True), released=dict(recipe='released'), released_time=dict(recipe='released', samples=800))
-DRAWN_ONLY = 'released_time',                        # `samples` counts drawn images
 NO_NMS, EVERY_CELL = dict(theta_same=1.0), dict(theta_same=1.0, peaks=1)
 
 
@@ -56,6 +55,12 @@ class Row(NamedTuple):
         """Names folders: the training, then what inference changes."""
         words = [f'{k}={v}' for k, v in self.test.items()] + ([f'{self.nms}-nms'] if self.nms else [])
         return '+'.join([self.training, *words])
+
+    @property
+    def flags(self):
+        """What the row adds to train.py and infer.py."""
+        flags = as_flags({**TRAININGS[self.training], **self.test})
+        return f'`{flags}`' if flags else ''
 
 
 def thresholds(published):
@@ -130,8 +135,7 @@ def matrix_nms(masks, scores, kernel='gaussian', sigma=2.0):
 
 
 class SuppressingParser(UniParser):
-    """UniParser with Matrix NMS: people below theta_center after the decay are left out."""
-    kernel = 'gaussian'
+    """UniParser with Matrix NMS (`kernel`): people below theta_center after the decay are left out."""
 
     def predict(self, photos, batch_size=8):
         return [self.suppress(found) for found in super().predict(photos, batch_size)]
@@ -152,13 +156,13 @@ class Study:
 
     def __init__(self, args):
         self.args, self.folder = args, Path(args.out, args.data)
-        names = list(TABLES) if args.table == 'all' else [args.table]
-        known = [t for t in TRAININGS if args.data in DRAWN or t not in DRAWN_ONLY]
+        preset, names = train.preset_of(args.data, None), list(TABLES) if args.table == 'all' else [args.table]
+        known = [t for t, changes in TRAININGS.items() if ('samples' not in changes or args.data in DRAWN)
+                 and ('recipe' not in changes or f'{preset}_released' in PRESETS)]
         self.tables = {n: (TABLES[n][0], [r for r in TABLES[n][1] if r.training in known]) for n in names}
         rows = {row.name: row for _, rows in self.tables.values() for row in rows}
         self.trainings = {t: [r for r in rows.values() if r.training == t] for t in known}
-        preset = train.preset_of(args.data, None)
-        given = dict(epochs=get_config(preset).epochs, **given_settings(args, Config))
+        given = {'epochs': get_config(preset).epochs, **given_settings(args, Config)}
         self.given = {**given, 'val_every': given['epochs']}
 
     def path(self, name, seed):
@@ -176,21 +180,16 @@ class Study:
 
     def run(self):
         """Trains and measures what is missing: all trainings with the first seed, then with the second, .."""
-        jobs = [(t, seed) for seed in self.args.seeds for t, rows in self.trainings.items() if rows]
-        jobs = share_of_process(jobs)
+        jobs = share_of_process([(t, seed) for seed in self.args.seeds for t, rows in self.trainings.items() if rows])
         if os.environ.pop('RANK', None) and torch.cuda.is_available():           # each training has one process
             torch.cuda.set_device(int(os.environ['LOCAL_RANK']))
         for training, seed in jobs:
-            rows = self.trainings[training]
-            if all(self.finished(row.name, seed) for row in rows):
-                continue
             if not self.finished(training, seed):
                 self.train(training, seed)
-            for row in rows:
+            for row in self.trainings[training]:
                 if not self.finished(row.name, seed):
                     self.write(row.name, seed, self.measure(row, seed))
             self.report()
-        self.report()
 
     def train(self, training, seed):
         """Trains, or resumes, and writes the metrics of the last epoch, with the time of this process in seconds."""
@@ -241,11 +240,11 @@ class Study:
     def report(self):
         """Writes results.json and results.md, and the numbers into --json too, under `ablation` and the data set."""
         args, found = self.args, self.results()
-        flags = ''.join(f' --{k.replace("_", "-")} {v}' for k, v in given_settings(args, Config).items())
-        command = f'python -m util.ablate --table {args.table} --data {args.data}{flags} --seeds '
-        config = get_config(train.preset_of(args.data, None), **given_settings(args, Config))
-        section = dict(command=command + ' '.join(map(str, args.seeds)), measured=str(date.today()),
-                       settings=describe(config), torch=torch.__version__, device=find_device(args.device),
+        given = given_settings(args, Config)
+        flags = as_flags({'table': args.table, 'data': args.data, **given, 'seeds': tuple(args.seeds)})
+        section = dict(command=f'python -m util.ablate {flags}',
+                       settings=describe(get_config(train.preset_of(args.data, None), **given)),
+                       measured=str(date.today()), torch=torch.__version__, device=find_device(args.device),
                        threads=torch.get_num_threads(), rows=found)
         write_json(self.folder / 'results.json', section)
         write_file(self.folder / 'results.md', '\n\n'.join(markdown(n, found, self.tables) for n in self.tables) + '\n')
@@ -259,23 +258,17 @@ class Study:
 # Tables
 
 
-def mean_and_spread(values):
-    """'31.4 +- 0.8': mean and standard deviation (of a sample); of one value the value."""
-    mean = sum(values) / len(values)
-    spread = math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1)) if len(values) > 1 else None
-    return f'{mean:.1f}' + ('' if spread is None else f' \N{PLUS-MINUS SIGN} {spread:.1f}')
-
-
 def markdown(name, found, tables=TABLES):
     """One table: the paper's numbers beside the mean and the spread over the seeds. found: as Study.results."""
     title, rows = tables[name]
-    lines = [f'**{title}**', '', '| row | paper | ' + ' | '.join(NAMES.values()) + ' | seeds |', '| --- ' * 7 + '|']
+    head = ['row', 'flags', 'paper', *NAMES.values(), 'seeds']
+    lines = [f'**{title}**', '', f'| {" | ".join(head)} |', '| --- ' * len(head) + '|']
     for row in rows:
         paper = ' / '.join(f'{v:.1f}' for v in row.paper) or 'not published'
         seeds = list(found.get(row.name, {}).values())
         cells = [mean_and_spread([s[k] for s in seeds]) if seeds else 'not run' for k in NAMES]
         diverged = sum(s.get('diverged', False) for s in seeds)
-        lines.append(f'| {row.text} | {paper} | ' + ' | '.join(cells) + f' | {len(seeds)}'
+        lines.append(f'| {row.text} | {row.flags} | {paper} | ' + ' | '.join(cells) + f' | {len(seeds)}'
                      + (f', {diverged} diverged' if diverged else '') + ' |')
     return '\n'.join(lines)
 
@@ -289,8 +282,7 @@ def parse_arguments(argv=None):
     parser.add_argument('--device', default='auto', choices=['auto', 'cpu', 'cuda', 'mps'])
     parser.add_argument('--out', default='runs/ablate', help='default: runs/ablate')
     parser.add_argument('--json', metavar='FILE', help='also write the numbers into this file')
-    fixed = 'data', 'recipe', 'num_classes', 'pretrained_stages', 'seed', 'val_every'
-    add_settings(parser, Config, CHOICES, skip=fixed)
+    add_settings(parser, Config, CHOICES, ('data', 'recipe', 'num_classes', 'pretrained_stages', 'seed', 'val_every'))
     return parser.parse_args(argv)
 
 

@@ -146,3 +146,35 @@ def titled_row(panels, size):
         sheet.paste(image.resize(size, Image.BILINEAR), (k * (width + 6), 24))
         ImageDraw.Draw(sheet).text((k * (width + 6), 4), title, 'black', ImageFont.load_default(14))
     return sheet
+
+
+def join(pictures, across=False, gap=6):
+    """Pillow images one below the other, or side by side, on white."""
+    widths, heights = [p.width for p in pictures], [p.height for p in pictures]
+    between = gap * (len(pictures) - 1)
+    size = (sum(widths) + between, max(heights)) if across else (max(widths), sum(heights) + between)
+    sheet, at = Image.new('RGB', size, 'white'), 0
+    for picture in pictures:
+        sheet.paste(picture, (at, 0) if across else (0, at))
+        at += (picture.width if across else picture.height) + gap
+    return sheet
+
+
+def matrix_picture(title, values, names):
+    """Values (n, n), colored from 0 to 1, with the names of rows and columns; numbers too if there are few."""
+    cell, font = 32 if len(names) <= 24 else 16, ImageFont.load_default(12)
+    margin, side = 12 + int(max(map(font.getlength, names))), len(names) * cell
+    sheet = Image.new('RGB', (max(margin + side, int(font.getlength(title)) + 60), margin + side + 32), 'white')
+    draw = ImageDraw.Draw(sheet)
+    draw.text((0, 4), title, 'black', ImageFont.load_default(14))
+    colors = Image.fromarray(RAMP[(np.clip(values, 0, 1) * 255).astype(np.uint8)])
+    sheet.paste(colors.resize((side, side), Image.NEAREST), (margin, margin + 32))
+    for k, name in enumerate(names):
+        draw.text((margin - 6, margin + 32 + (k + 0.5) * cell), name, 'black', font, 'rm')
+        label = Image.new('RGB', (margin, cell), 'white')
+        ImageDraw.Draw(label).text((6, cell / 2), name, 'black', font, 'lm')
+        sheet.paste(label.rotate(90, expand=True), (margin + k * cell, 32))
+    for (row, column), value in np.ndenumerate(values) if cell > 16 else ():
+        place = margin + (column + 0.5) * cell, margin + 32 + (row + 0.5) * cell
+        draw.text(place, f'{round(value, 2) + 0.:.2f}', 'black' if value > 0.6 else 'white', ImageFont.load_default(11), 'mm')
+    return sheet

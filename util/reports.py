@@ -70,3 +70,9 @@ def plot(metrics, result, title):
     data = io.BytesIO()
     canvas.resize((920, 520), Image.LANCZOS).save(data, 'PNG')
     return data.getvalue()
+
+
+def mean_and_spread(values):
+    """'31.4 +- 0.8' with one sign: the mean and the standard deviation of a sample; of one value, the value."""
+    spread = f' \N{PLUS-MINUS SIGN} {np.std(values, ddof=1):.1f}' if len(values) > 1 else ''
+    return f'{np.mean(values):.1f}{spread}'

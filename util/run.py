@@ -70,6 +70,17 @@ def check_ranges(config, ranges, choices):
                 raise ValueError(outside(flag(name), number, low, high))
 
 
+def as_flags(changes):
+    """{'light': True, 'dcn': False, 'grid': 20} -> '--light --no-dcn --grid 20'."""
+    words = []
+    for name, value in changes.items():
+        words += [flag(name) if value is not False else flag(f'no_{name}')]
+        if not isinstance(value, bool):
+            words += [f'{v:g}' if isinstance(v, float) else str(v) for v in
+                      (value if isinstance(value, tuple) else [value])]
+    return ' '.join(words)
+
+
 def describe(config):
     """The settings that differ from the defaults, as text: 'backbone=resnet18 dcn=False'."""
     default = type(config)()
