@@ -30,14 +30,15 @@ from util.reports import mean_and_spread
 from util.run import Run, add_settings, as_flags, describe, find_device, given_settings
 
 NAMES = dict(AP50='AP^p_50', APvol='AP^p_vol', PCP50='PCP_50', mIoU='mIoU')
-# What a training changes in the base; the recipe is the preset's.
+# What a training changes in the base, in the order in which they run: one of each table first.
 TRAININGS = dict(
     base={}, no_metric=dict(lambda_metric=0.0), no_aux=dict(lambda_ins=0.0, lambda_cate=0.0, lambda_neg=0.0),
-    only_ins=dict(lambda_cate=0.0, lambda_neg=0.0), only_cate=dict(lambda_ins=0.0), inner=dict(space='inner'),
-    sigmoid_after=dict(space='sigmoid_after'), sigmoid_before=dict(space='sigmoid_before'), convs=dict(fusion='convs'),
-    multi=dict(fusion='multi'), no_parsing=dict(lambda_par=0.0), grid_20=dict(grid=20), grid_80=dict(grid=80),
-    sigma_01=dict(sigma=0.1), sigma_01_grid_20=dict(sigma=0.1, grid=20), sigma_01_grid_80=dict(sigma=0.1, grid=80),
-    light=dict(light=True), released=dict(recipe='released'), released_time=dict(recipe='released', samples=800))
+    no_parsing=dict(lambda_par=0.0), inner=dict(space='inner'), convs=dict(fusion='convs'), light=dict(light=True),
+    released=dict(recipe='released'), grid_20=dict(grid=20), only_ins=dict(lambda_cate=0.0, lambda_neg=0.0),
+    only_cate=dict(lambda_ins=0.0), multi=dict(fusion='multi'), sigmoid_after=dict(space='sigmoid_after'),
+    sigmoid_before=dict(space='sigmoid_before'), sigma_01=dict(sigma=0.1), grid_80=dict(grid=80),
+    released_time=dict(recipe='released', samples=800), sigma_01_grid_20=dict(sigma=0.1, grid=20),
+    sigma_01_grid_80=dict(sigma=0.1, grid=80))
 NO_NMS, EVERY_CELL = dict(theta_same=1.0), dict(theta_same=1.0, peaks=1)
 
 
@@ -122,7 +123,7 @@ def matrix_nms(masks, scores, kernel='gaussian', sigma=2.0):
     """Decayed scores (N,) of people, best first (SOLOv2, Wang et al. 2020, Sec. 3.3; sigma as in its configuration).
     masks (N, H, W) bool. decay_j = min over the better i of f(iou_ij) / f(iou of i and the better one most like it);
     kernel gaussian: f = exp(-sigma iou^2), linear: f = 1 - iou."""
-    flat = masks.reshape(len(masks), -1).astype(np.float32)
+    flat = masks.reshape(len(masks), masks[0].size if len(masks) else 0).astype(np.float32)
     shared, area = flat @ flat.T, flat.sum(1)
     iou = np.triu(shared / np.maximum(area + area[:, None] - shared, 1), 1)              # row: better, column: worse
     own = iou.max(0, initial=0)[:, None]
