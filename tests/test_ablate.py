@@ -12,8 +12,9 @@ import train
 from tests.helpers import call, stop_at_step, tiny_config, tiny_model, weights
 from uniparser import Config, Parsing, find_centers, get_config
 from util import ablate
-from util.ablate import TABLES, TRAININGS, Row, SuppressingParser, markdown, matrix_nms
+from util.ablate import TABLES, TRAININGS, Row, SuppressingParser, markdown, replace_tables
 from util.datasets import open_dataset
+from util.masks import matrix_nms
 from util.reports import mean_and_spread
 from util.run import as_flags, given_settings
 
@@ -176,6 +177,10 @@ def test_tables_show_mean_spread_and_number_of_seeds():
     assert text.splitlines()[-2:] == [
         f'| two |  | 1.0 / 2.0 / 3.0 | 2.0 {spread} | 3.0 {spread} | 4.0 {spread} | 5.0 {spread} | 2 |',
         '| none | `--light` | not published | not run | not run | not run | not run | 0 |']
+    page = 'Text.\n\n    python -m util.ablate --table x --seeds 0\n\n| old |\n| --- |\n\nMore. --table x\n\n| other |\n'
+    new = replace_tables(page, {}, tables)
+    assert new.startswith(page[:51]) and new.endswith('\n\nMore. --table x\n\n| other |\n') and 'old' not in new
+    assert new.count('| two |  | 1.0 / 2.0 / 3.0 | not run |') == 1 and replace_tables(new, {}, tables) == new
 
 
 # ---- drawn crowds ----------------------------------------------------------------------------------------------

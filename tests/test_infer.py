@@ -12,11 +12,12 @@ import evaluate
 import infer
 import train
 from evaluate import parsing_metrics
-from tests.helpers import call, tiny_model, write_photo
+from tests.helpers import call, tiny_config, tiny_model, write_photo
 from uniparser import UniParser, correlate, find_centers
-from util import datasets, files, oracle
+from util import datasets, files, maps, oracle
 from util.datasets import open_dataset
 from util.masks import decode_rle, encode_rle
+from util.pictures import RAMP, matrix_picture
 from util.run import Run
 
 
@@ -84,11 +85,70 @@ def test_maps_show_the_people_that_were_found(monkeypatch):
     out = model.outputs(data.network_input(photo, model.config))
     cells, scores = find_centers(out['heatmap'][0, 0], model.config)
     seen = []
-    monkeypatch.setattr(infer, 'correlate', lambda k, f, space: seen.append(k) or correlate(k, f, space))
-    infer.draw_maps(model, out, photo, kept)
-    own = [cells[np.isclose(scores, score)][0] for score in kept.scores[:2]]
-    assert torch.equal(seen[0], out['k_ins'][0].flatten(1).T[torch.stack(own)])
-    assert infer.draw_maps(model, out, photo, type(found)(*(field[:0] for field in found))).width > 0
+    monkeypatch.setattr(maps, 'correlate', lambda k, f, space: seen.append(k) or correlate(k, f, space))
+    maps.draw_maps(model, out, photo, kept)
+    own = [cells[np.isclose(scores, score)][0] for score in kept.scores]
+    assert torch.equal(seen[0], out['k_ins'][0].flatten(1).T[torch.stack(own)]) and torch.equal(seen[1], out['k_cate'])
+    assert maps.draw_maps(model, out, photo, type(found)(*(field[:0] for field in found))).width > 0
+    maps.draw_maps(model, out, photo, kept, [('79,59', 79, 59), ('0,30', 0, 30)])
+    for k, (name, row, column) in enumerate((name, *cell) for cell in ((23, 31), (12, 0)) for name in ('f_ins', 'f_cate')):
+        assert torch.equal(seen[k - 4][0], out[name][0, :, row, column])     # the photo has 24x32 cells
+
+
+def test_the_page_of_maps_shows_the_points(checkpoint, tmp_path):
+    """--at adds two panels per point, with a cross; the first row stays as it is."""
+    write_photo(tmp_path / 'a.png')
+    pages = []
+    for points in [], ['--at', '20,10', '--at', '59,39']:
+        done = call(infer, tmp_path / 'a.png', '--weights', checkpoint, '--out', tmp_path, '--maps', *points)
+        assert done.returncode == 0, done.stderr
+        pages.append(np.asarray(Image.open(tmp_path / 'a_maps.png')))
+    without, with_points = pages
+    assert len(with_points) - len(without) == 430 and np.array_equal(without[:424], with_points[:424, :without.shape[1]])
+
+def test_a_cross_marks_the_pixel_of_a_point():
+    photo = Image.new('RGB', (60, 40))
+    panel = maps.PanelMaker(photo, tiny_config(test_short_side=80, long_side=200))
+    name, picture = panel('x', torch.zeros(24, 32), (20, 10))                # the input is 120x80 pixels, padded to 128x96
+    white = np.argwhere(np.asarray(picture).min(2) == 255)
+    assert name == 'x' and picture.size == (120, 80) and np.abs(white.mean(0) - (21, 41)).max() <= 1
+    assert panel('x', torch.zeros(24, 32))[1].getcolors() == [(9600, tuple(RAMP[0]))]
+
+
+@pytest.mark.parametrize('arguments, sentence', [
+    (['--maps', '--at', '60,0'], '--at 60,0 is outside the photo; its columns are 0 to 59, its rows 0 to 39'),
+    (['--maps', '--at', '0,40'], '--at 0,40 is outside the photo; its columns are 0 to 59, its rows 0 to 39'),
+    (['--maps', '--at', 'x,y'], "--at 'x,y' is no point; give a column and a row in pixels, such as --at 240,300"),
+    (['--maps', '--at', '1.5,2'], "--at '1.5,2' is no point"), (['--maps', '--at=-1,2'], "--at '-1,2' is no point"),
+    (['--maps', '--at', '5'], "--at '5' is no point"), (['--at', '5,5'], '--at adds maps to the page of --maps')])
+def test_wrong_points_get_a_sentence(checkpoint, tmp_path, arguments, sentence):
+    write_photo(tmp_path / 'a.png')
+    done = call(infer, tmp_path / 'a.png', '--weights', checkpoint, '--out', tmp_path / 'out', *arguments)
+    assert done.returncode == 2 and done.stderr.startswith(f'error: {sentence}') and done.stderr.count('\n') == 1
+    assert not (tmp_path / 'out').exists()
+
+
+def test_points_are_for_one_photo(checkpoint, tmp_path):
+    write_photo(tmp_path / 'a.png'), write_photo(tmp_path / 'b.png')
+    done = call(infer, tmp_path / 'a.png', tmp_path / 'b.png', '--weights', checkpoint, '--maps', '--at', '1,1')
+    assert done.returncode == 2 and done.stderr == 'error: --at is for one photo, not for 2\n'
+
+
+def test_points_follow_a_reduced_photo():
+    assert maps.read_points(['10,20', '0,0'], (60, 40), 0.5) == [('10,20', 5.0, 10.0), ('0,0', 0.0, 0.0)]
+
+
+def test_matrices_of_correlations_have_a_bright_diagonal():
+    names = ['head', 'torso', 'left-arm']
+    values = np.array([[1, 0, 0.5], [0, 1, -0.2], [0.5, -0.2, 1]])
+    picture = np.asarray(matrix_picture('A', values, names))
+    corner = picture.shape[0] - 3 * 32, picture.shape[1]
+    margin = picture.shape[0] - 3 * 32 - 32
+
+    def color(row, column):
+        return tuple(picture[corner[0] + row * 32 + 2, margin + column * 32 + 2])
+    assert all(color(k, k) == tuple(RAMP[255]) for k in range(3))
+    assert color(0, 1) == color(1, 0) == color(1, 2) == tuple(RAMP[0]) and color(0, 2) == tuple(RAMP[127])
 
 
 def test_results_among_the_photos_are_not_photos(checkpoint, tmp_path):

@@ -7,11 +7,13 @@
 
 A row and seed has a folder OUT/DATA/ROW-SEED. It is finished once it has metrics.json; the same command skips finished
 rows and resumes the others. Rows of one training, such as thresholds, share its weights. Settings of train.py, such as
---epochs 36, change the base of all rows. OUT/DATA/results.md has the tables, results.json the numbers.
+--epochs 36, change the base of all rows. OUT/DATA/results.md has the tables, results.json the numbers; --json
+docs/results.json --page docs/results.md brings both into the documents.
 """
 import argparse
 import json
 import os
+import re
 import time
 from datetime import date
 from pathlib import Path
@@ -25,6 +27,7 @@ from uniparser import CHOICES, PRESETS, Config, UniParser, get_config
 from util.checkpoints import read_checkpoint
 from util.datasets import DATASETS, DRAWN
 from util.files import write_file, write_json
+from util.masks import matrix_nms
 from util.photos import share_of_process
 from util.reports import mean_and_spread
 from util.run import Run, add_settings, as_flags, describe, find_device, given_settings
@@ -117,22 +120,6 @@ TABLES = {
 
 # ---------------------------------------------------------------------------------------------------------------
 # Matrix NMS
-
-
-def matrix_nms(masks, scores, kernel='gaussian', sigma=2.0):
-    """Decayed scores (N,) of people, best first (SOLOv2, Wang et al. 2020, Sec. 3.3; sigma as in its configuration).
-    masks (N, H, W) bool. decay_j = min over the better i of f(iou_ij) / f(iou of i and the better one most like it);
-    kernel gaussian: f = exp(-sigma iou^2), linear: f = 1 - iou."""
-    flat = masks.reshape(len(masks), masks[0].size if len(masks) else 0).astype(np.float32)
-    shared, area = flat @ flat.T, flat.sum(1)
-    iou = np.triu(shared / np.maximum(area + area[:, None] - shared, 1), 1)              # row: better, column: worse
-    own = iou.max(0, initial=0)[:, None]
-    if kernel == 'gaussian':
-        decay = np.exp(sigma * (own ** 2 - iou ** 2))
-    else:
-        decay = (1 - iou) / np.maximum(1 - own, 1e-6)
-    better = np.triu(np.ones_like(iou), 1) > 0
-    return scores * np.where(better, decay, 1).min(0, initial=1)
 
 
 class SuppressingParser(UniParser):
@@ -253,6 +240,8 @@ class Study:
             content = json.loads(Path(args.json).read_text()) if os.path.exists(args.json) else {}
             content.setdefault('ablation', {})[args.data] = section
             write_json(args.json, content)
+        if args.page:
+            write_file(args.page, replace_tables(Path(args.page).read_text(), found, self.tables))
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -274,6 +263,14 @@ def markdown(name, found, tables=TABLES):
     return '\n'.join(lines)
 
 
+def replace_tables(page, found, tables=TABLES):
+    """A page with the tables replaced that stand below their commands, `.. --table NAME ..`."""
+    for name in tables:
+        table = markdown(name, found, tables).partition('\n\n')[2]
+        page = re.sub(rf'(^ .*--table {name}(?: .*)?\n\n)(?:\|.*\n)+', lambda m: f'{m[1]}{table}\n', page, flags=re.M)
+    return page
+
+
 def parse_arguments(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--table', choices=[*TABLES, 'all'], required=True)
@@ -283,6 +280,7 @@ def parse_arguments(argv=None):
     parser.add_argument('--device', default='auto', choices=['auto', 'cpu', 'cuda', 'mps'])
     parser.add_argument('--out', default='runs/ablate', help='default: runs/ablate')
     parser.add_argument('--json', metavar='FILE', help='also write the numbers into this file')
+    parser.add_argument('--page', metavar='FILE', help='also replace the tables in this page, such as docs/results.md')
     add_settings(parser, Config, CHOICES, ('data', 'recipe', 'num_classes', 'pretrained_stages', 'seed', 'val_every'))
     return parser.parse_args(argv)
 

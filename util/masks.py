@@ -140,3 +140,19 @@ def coco_mask(segmentation, size):
     for polygon in segmentation or ():
         ImageDraw.Draw(mask).polygon(polygon, fill=1)
     return np.array(mask)
+
+
+def matrix_nms(masks, scores, kernel='gaussian', sigma=2.0):
+    """Decayed scores (N,) of people, best first (SOLOv2, Wang et al. 2020, Sec. 3.3; sigma as in its configuration).
+    masks (N, H, W) bool. decay_j = min over the better i of f(iou_ij) / f(iou of i and the better one most like it);
+    kernel gaussian: f = exp(-sigma iou^2), linear: f = 1 - iou."""
+    flat = masks.reshape(len(masks), masks[0].size if len(masks) else 0).astype(np.float32)
+    shared, area = flat @ flat.T, flat.sum(1)
+    iou = np.triu(shared / np.maximum(area + area[:, None] - shared, 1), 1)              # row: better, column: worse
+    own = iou.max(0, initial=0)[:, None]
+    if kernel == 'gaussian':
+        decay = np.exp(sigma * (own ** 2 - iou ** 2))
+    else:
+        decay = (1 - iou) / np.maximum(1 - own, 1e-6)
+    better = np.triu(np.ones_like(iou), 1) > 0
+    return scores * np.where(better, decay, 1).min(0, initial=1)

@@ -176,5 +176,6 @@ def matrix_picture(title, values, names):
         sheet.paste(label.rotate(90, expand=True), (margin + k * cell, 32))
     for (row, column), value in np.ndenumerate(values) if cell > 16 else ():
         place = margin + (column + 0.5) * cell, margin + 32 + (row + 0.5) * cell
-        draw.text(place, f'{round(value, 2) + 0.:.2f}', 'black' if value > 0.6 else 'white', ImageFont.load_default(11), 'mm')
+        color = 'black' if value > 0.6 else 'white'
+        draw.text(place, f'{round(value, 2) + 0.:.2f}', color, ImageFont.load_default(11), 'mm')
     return sheet
