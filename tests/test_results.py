@@ -17,7 +17,7 @@ FOUND = RESULTS['ablation']['crowd']['rows']
 LONGER = RESULTS['published']['longer']
 
 
-def rows_of(text, columns=None):
+def rows_of(text):
     """The rows of the tables in a text, as lists of cells, without the heads."""
     rows = [[cell.strip() for cell in line[1:-1].split('|')] for line in text.splitlines() if line.startswith('|')]
     heads = [k - 1 for k, row in enumerate(rows) if set(row[0]) == {'-'}]
@@ -65,7 +65,8 @@ def test_every_finished_row_is_in_a_table():
 
 def test_the_other_published_numbers_are_those_of_the_file():
     rows = rows_of(section(PAGE, '### Tables 1, 3, 6 and 7: longer training, larger networks'))
-    assert rows == [[table, setting, f'`{flags}`', ' / '.join(f'{v:.1f}' for v in paper)] for table, setting, flags, paper in LONGER]
+    assert rows == [[table, setting, f'`{flags}`', ' / '.join(f'{v:.1f}' for v in paper)]
+                    for table, setting, flags, paper in LONGER]
     models = RESULTS['published']['Table 2']
     assert rows_of(section(PAGE, '### Table 2: time and parameters')) == [
         [name, f'{paper["milliseconds"]} ms', f'{paper["parameters"]:.2f} M', f'{RESULTS["parameters"][name] / 1e6:.2f} M']
