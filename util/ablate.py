@@ -10,7 +10,9 @@ rows and resumes the others. Rows of one training, such as thresholds, share its
 --epochs 36, change the base of all rows. OUT/DATA/results.md has the tables, results.json the numbers; --json
 docs/results.json --page docs/results.md brings both into the documents.
 """
-import argparse
+import preflight
+preflight.require('train', 'uniparser', 'util')
+
 import json
 import os
 import re
@@ -23,7 +25,7 @@ import numpy as np
 import torch
 
 import train
-from uniparser import CHOICES, PRESETS, Config, UniParser, get_config
+from uniparser import CHOICES, PRESETS, RANGES, Config, UniParser, get_config
 from util.checkpoints import read_checkpoint
 from util.datasets import DATASETS, DRAWN
 from util.files import write_file, write_json
@@ -129,10 +131,9 @@ class SuppressingParser(UniParser):
         return [self.suppress(found) for found in super().predict(photos, batch_size)]
 
     def suppress(self, found):
-        scores = matrix_nms(found.parsing > 0, found.scores, self.kernel)
-        order = np.argsort(-scores, kind='stable')
-        order = order[scores[order] > self.config.theta_center]
-        return type(found)(found.parsing[order], scores[order], found.centers[order])
+        found = found._replace(scores=matrix_nms(found.parsing > 0, found.scores, self.kernel))
+        order = np.argsort(-found.scores, kind='stable')
+        return found.select(order[found.scores[order] > self.config.theta_center])
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -272,16 +273,17 @@ def replace_tables(page, found, tables=TABLES):
 
 
 def parse_arguments(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = preflight.CommandParser(__doc__)
     parser.add_argument('--table', choices=[*TABLES, 'all'], required=True)
     parser.add_argument('--data', choices=list(DATASETS), default='crowd', help='default: crowd, drawn people')
     parser.add_argument('--root', help='folder of the data set, as downloaded')
-    parser.add_argument('--seeds', type=int, nargs='+', default=[0])
+    parser.add_argument('--seeds', type=preflight.Between(0, 2 ** 32), nargs='+', default=[0])
     parser.add_argument('--device', default='auto', choices=['auto', 'cpu', 'cuda', 'mps'])
     parser.add_argument('--out', default='runs/ablate', help='default: runs/ablate')
     parser.add_argument('--json', metavar='FILE', help='also write the numbers into this file')
     parser.add_argument('--page', metavar='FILE', help='also replace the tables in this page, such as docs/results.md')
-    add_settings(parser, Config, CHOICES, ('data', 'recipe', 'num_classes', 'pretrained_stages', 'seed', 'val_every'))
+    fixed = 'data', 'recipe', 'num_classes', 'pretrained_stages', 'seed', 'val_every'
+    add_settings(parser, Config, RANGES, CHOICES, fixed)
     return parser.parse_args(argv)
 
 
@@ -291,4 +293,4 @@ def main(argv=None):
 
 
 if __name__ == '__main__':
-    main()
+    preflight.start(main)
