@@ -58,7 +58,7 @@ def test_a_stopped_row_is_resumed_exactly(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         stop_at_step(patch, 2)
         done = call(ablate, *command, tmp_path / 'parts')
-    assert done.returncode == 2 and done.stderr == 'error: stopped; the same command continues\n'
+    assert done.returncode == 130 and done.stderr == 'stopped; the same command continues\n'
     folder = tmp_path / 'parts' / 'crowd' / 'base-3'
     assert (folder / 'last.pt').exists() and not (folder / 'metrics.json').exists()
     done = call(ablate, *command, tmp_path / 'parts')
