@@ -11,7 +11,7 @@ rows and resumes the others. Rows of one training, such as thresholds, share its
 docs/results.json --page docs/results.md brings both into the documents.
 """
 import preflight
-preflight.require('train', 'uniparser', 'util')
+preflight.require('data', 'evaluate', 'losses', 'train', 'uniparser', 'util')
 
 import json
 import os
