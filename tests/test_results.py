@@ -73,8 +73,15 @@ def test_the_other_published_numbers_are_those_of_the_file():
         for name, paper in models.items()]
 
 
+def test_the_self_correction_is_that_of_the_file():
+    rows = {name: [f'{v:.2f}' for v in (*values, np.mean(values))]
+            for name, values in RESULTS['self_correction']['rows'].items()}
+    for page, head in (PAGE, '## Self-correction of noisy labels'), (DOCS['docs/schp.md'], '### Do the cycles mend noisy labels?'):
+        assert {row[0].split('`')[1]: row[1:] for row in rows_of(section(page, head))} == rows
+
+
 def test_measured_numbers_name_their_command_and_date():
-    sections = [*RESULTS['runs'].values(), *RESULTS['oracle'].values(), RESULTS['parameters'], *RESULTS['ablation'].values()]
+    sections = [RESULTS['self_correction'], *RESULTS['runs'].values(), *RESULTS['oracle'].values(), RESULTS['parameters'], *RESULTS['ablation'].values()]
     for measured in sections:
         assert measured['command'].startswith('python ') and re.fullmatch(r'\d{4}-\d\d-\d\d', measured['measured'])
 
