@@ -357,6 +357,12 @@ class Job:
             raise ValueError(f'{self.predictions.source}, image {self.dataset.ids[i]}: {error}') from None
 
 
+def hold_ctrl_c(held):
+    """Keeps Ctrl-C back, for new processes too, or lets it through; Windows has no such mask."""
+    if hasattr(signal, 'pthread_sigmask'):
+        signal.pthread_sigmask(signal.SIG_BLOCK if held else signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
 def evaluate(job, workers=1):
     """-> ParsingMetrics of all images of the job's data set; the same bits for any number of workers."""
     indices, records = range(len(job.dataset)), job.metrics.records
@@ -365,7 +371,9 @@ def evaluate(job, workers=1):
         records.update(tqdm(map(job, indices), **progress))
         return job.metrics
     ignore = signal.signal, (signal.SIGINT, signal.SIG_IGN)   # of Ctrl-C, which ends the main process
+    hold_ctrl_c(True)                                         # one that ends a starting worker may block the pool
     with multiprocessing.Pool(workers, *ignore) as pool:      # few chunks: each one pickles the job
+        hold_ctrl_c(False)
         chunks = pool.imap_unordered(job, indices, chunksize=len(indices) // (32 * workers) + 1)
         records.update(list(tqdm(chunks, **progress)))        # a list first: meanwhile the job is pickled
     return job.metrics

@@ -95,7 +95,7 @@ def test_ctrl_c_is_one_sentence_until_the_end(tmp_path, where):
     code = ('import sys, time; sys.argv[0] = "evaluate.py"; sys.path.insert(0, sys.argv.pop(1)); import evaluate, preflight\n'
             'class Job(list):\n'
             '    dataset, metrics = range(99), type("M", (), dict(records={}))\n'
-            '    def __call__(self, i):\n        print("job", flush=True); time.sleep(60)\n'
+            '    def __call__(self, i):\n        print("job", flush=True); time.sleep(5)\n'
             'preflight.start(lambda: evaluate.evaluate(Job(), 1 if "numpy" in sys.argv else 2))')
     process = subprocess.Popen([sys.executable, '-c', code, str(HERE), where], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                                text=True, start_new_session=True)
