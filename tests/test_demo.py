@@ -332,8 +332,8 @@ def test_the_page_is_private(browser):
     with opened(browser):
         time.sleep(1)
     seen = [json.loads(entry['message'])['message'] for entry in browser.get_log('performance')]
-    urls = [e['params']['request']['url'] for e in seen if e['method'] == 'Network.requestWillBeSent']
-    urls = [url for url in urls if not url.startswith('chrome')]                                    # its own first tab
+    sent = [e['params'] for e in seen if e['method'] == 'Network.requestWillBeSent']
+    urls = [e['request']['url'] for e in sent if e['documentURL'].startswith(browser.server.address)]    # of no new tab
     assert len(urls) > 20 and all(url.startswith((browser.server.address, 'data:', 'blob:')) for url in urls), urls
     output = browser.server.output.read_text()
     assert not list(HERE.glob('*.pyi')) and not list(HERE.glob('util/*.pyi'))                      # Gradio's
