@@ -116,7 +116,8 @@ def test_an_example_names_the_classes(files, tmp_path, name):
 
 @pytest.mark.parametrize('name, example, message', [
     ('eopnet.pt', (), 'give both'), ('uniparser.pt', ('support.png', None), 'give both'),
-    ('uniparser.pt', ('support.png', 'support.png'), 'at most 254'), ('uniparser.pt', ('support.png', 'mask.png', 'a'), '1 names'),
+    ('uniparser.pt', ('support.png', 'support.png'), 'at most 254'),
+    ('uniparser.pt', ('support.png', 'mask.png', 'a'), '1 names'),
     ('uniparser.pt', ('holiday photo.png', 'mask.png', None), 'a mask has the size of its photo'),
     ('uniparser.pt', ('support.png', 'mask.png', '/etc/x.json'), 'names themselves')])
 def test_examples_that_cannot_be_are_refused(files, tmp_path, name, example, message):

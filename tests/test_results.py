@@ -76,12 +76,14 @@ def test_the_other_published_numbers_are_those_of_the_file():
 def test_the_self_correction_is_that_of_the_file():
     rows = {name: [f'{v:.2f}' for v in (*values, np.mean(values))]
             for name, values in RESULTS['self_correction']['rows'].items()}
-    for page, head in (PAGE, '## Self-correction of noisy labels'), (DOCS['docs/schp.md'], '### Do the cycles mend noisy labels?'):
+    heads = '## Self-correction of noisy labels', '### Do the cycles mend noisy labels?'
+    for page, head in zip((PAGE, DOCS['docs/schp.md']), heads):
         assert {row[0].split('`')[1]: row[1:] for row in rows_of(section(page, head))} == rows
 
 
 def test_measured_numbers_name_their_command_and_date():
-    sections = [RESULTS['self_correction'], *RESULTS['runs'].values(), *RESULTS['oracle'].values(), RESULTS['parameters'], *RESULTS['ablation'].values()]
+    sections = [RESULTS['self_correction'], *RESULTS['runs'].values(), *RESULTS['oracle'].values(), RESULTS['parameters'],
+                *RESULTS['ablation'].values()]
     for measured in sections:
         assert measured['command'].startswith('python ') and re.fullmatch(r'\d{4}-\d\d-\d\d', measured['measured'])
 
