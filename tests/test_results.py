@@ -81,9 +81,15 @@ def test_the_self_correction_is_that_of_the_file():
         assert {row[0].split('`')[1]: row[1:] for row in rows_of(section(page, head))} == rows
 
 
+def test_the_settings_of_the_card_are_those_of_the_file():
+    rows = {row[0]: row[1:] for row in rows_of(section(DOCS['weights/README.md'], '## All runs')) if len(row) == 5}
+    for name, sets in RESULTS['settings']['rows'].items():
+        assert rows[name] == [' / '.join(percent(record)) for record in sets.values()], name
+
+
 def test_measured_numbers_name_their_command_and_date():
-    sections = [RESULTS['self_correction'], *RESULTS['runs'].values(), *RESULTS['oracle'].values(), RESULTS['parameters'],
-                *RESULTS['ablation'].values()]
+    sections = [RESULTS[name] for name in ('self_correction', 'settings', 'parameters')]
+    sections += [record for name in ('runs', 'oracle', 'ablation') for record in RESULTS[name].values()]
     for measured in sections:
         assert measured['command'].startswith('python ') and re.fullmatch(r'\d{4}-\d\d-\d\d', measured['measured'])
 
