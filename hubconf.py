@@ -92,7 +92,7 @@ def oneshot(path=str(WEIGHTS), device='cpu'):
     """One-shot parsing: a photo in the classes that a label map of another photo names.
 
         model = torch.hub.load(REPO, 'oneshot', 'eopnet.pt')
-        labels = model.predict(photo, support, support_labels, stored=False)        # uint8 (H, W), RGB photos
+        labels = model.predict(photo, support, support_labels)        # uint8 (H, W), RGB photos
 
     Args:
         path (str): a file of oneshot.py train or of EOP-Net's authors; or of UniParser, without training (default: the

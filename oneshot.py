@@ -41,7 +41,7 @@ from util.checkpoints import (FORMAT, check_settings, load_strictly, name_comman
 from util.episodes import FOLDS, IGNORE, read_episodes, write_episodes
 from util.files import find_photos, write_json
 from util.oneshot_data import NAMES, EpisodePairs, EpisodeSamples, open_photos
-from util.oneshot_parse import ExampleParser, read_names, read_supports
+from util.oneshot_parse import ExampleParser, check_learned, read_names, read_supports
 from util.oneshot_scores import count_pixels, scores, table
 from util.oneshot_uniparser import UniParserByExample
 from util.oneshot_use import ByExample
@@ -430,7 +430,9 @@ def parse(args):
     if args.stored and not isinstance(model, EOPNet):
         raise ValueError('--stored: UniParser has no stored prototypes; leave it out')
     stored = dict(stored=True) if args.stored else {}
-    parser = ExampleParser(model, args, model.learn(supports, masks, **stored), names)
+    example = model.learn(supports, masks, **stored)
+    check_learned(model.learned(example), {i: names[i] for i in classes})
+    parser = ExampleParser(model, args, example, names)
     check_failures(sum_over_processes(parser.run(share_of_process(name_jobs(find_photos(args.photos))))))
 
 

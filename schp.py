@@ -138,7 +138,7 @@ def from_own_file(state, labels, path):
     config = SCHPConfig(**state['config'])
     own = LabelSet([*map(str, state['class_names'])], config.size, state['flip_pairs'])
     if labels is not None:
-        own = choose_labels(len(own.names), labels)
+        own = choose_labels(len(own.names), labels, path)
     with torch.device('meta'):                                # takes no memory, whatever sizes the file claims
         return build(config, own), state['model'], False
 
@@ -148,7 +148,7 @@ def from_released_file(state, labels, path):
     network = next((name for name, n in NETWORKS.items() if getattr(weights.get(n.sign), 'ndim', 0) == 4), None)
     if not network:
         raise ValueError(f'{path} is not a checkpoint of SCHP: it has no {SCHP.sign}')
-    chosen = choose_labels(len(weights[NETWORKS[network].sign]), labels)
+    chosen = choose_labels(len(weights[NETWORKS[network].sign]), labels, path)
     config = SCHPConfig(size=tuple(chosen.size), network=network, **NETWORKS[network].sizes(weights))
     with torch.device('meta'):
         return build(config, chosen), weights, plain_norms

@@ -264,7 +264,7 @@ def test_predict_is_forward_on_the_classes_of_the_support(way, seed):
             out, leads = outs[0], [o['npm'][:, 1] - o['npm'][:, 0] for o in outs]
             scores = torch.stack([torch.zeros_like(leads[0]), *leads], 1)
     expected = torch.tensor([0, 1, 3, 6])[screened(dict(out, npm=scores))]
-    found = model.predict(query, support, mask)
+    found = model.predict(query, support, mask, stored=True)
     assert found.dtype == np.uint8 and found.shape == (64, 47) and len(np.unique(found)) > 1
     assert (found == expected[0].numpy()).mean() > 0.999      # but for ties in the last digit
 
@@ -272,11 +272,12 @@ def test_predict_is_forward_on_the_classes_of_the_support(way, seed):
 @pytest.mark.parametrize('way', ['kway', '1way'])
 def test_predict_takes_photos_of_any_size_and_several_supports(way):
     model, (support, mask), query = small(way=way), people(1), Image.fromarray(photo(2, 90, 131))
-    one = model.predict(query, support, mask)
+    one = model.predict(query, support, mask, stored=True)
     assert one.shape == (90, 131) and set(np.unique(one)) <= {0, 1, 3, 6}
-    np.testing.assert_array_equal(model.predict(query, [support, support], [mask, mask]), one)
+    np.testing.assert_array_equal(model.predict(query, [support, support], [mask, mask], stored=True), one)
     other, other_mask = people(3, (33, 110), (2, 6))
-    both = model.predict(query.convert('RGBA'), [Image.fromarray(support), other], [mask, Image.fromarray(other_mask)])
+    both = model.predict(query.convert('RGBA'), [Image.fromarray(support), other], [mask, Image.fromarray(other_mask)],
+                         stored=True)
     assert both.shape == (90, 131) and set(np.unique(both)) <= {0, 1, 2, 3, 6}
     assert model.predict(query, support, mask, long_side=40).shape == (90, 131)
 
@@ -287,15 +288,15 @@ def test_free_ids_have_no_stored_prototypes():
     renamed = np.zeros(256, np.uint8)
     renamed[[1, 3, 6]] = 10, 20, 254
     np.testing.assert_array_equal(model.predict(query, support, renamed[mask], stored=False), renamed[own])
-    assert (model.predict(query, support, mask) != own).any()
+    assert (model.predict(query, support, mask, stored=True) != own).any()
     with torch.no_grad():
         model.prototype.zero_()
-    np.testing.assert_array_equal(model.predict(query, support, mask), own)
+    np.testing.assert_array_equal(model.predict(query, support, mask, stored=True), own)
 
 
 @pytest.mark.parametrize('change, sentence', [
     (dict(masks=[]), 'one mask for each'), (dict(masks=np.zeros((70, 52), np.uint8)), 'no mask has a class'),
-    (dict(masks=np.full((70, 52), 7, np.uint8)), 'has 6 classes'),
+    (dict(masks=np.full((70, 52), 7, np.uint8), stored=True), 'has 6 classes'),
     (dict(masks=np.ones((70, 51), np.uint8)), 'its mask'),
     (dict(masks=np.ones((70, 52))), 'label maps'), (dict(query=np.zeros((5, 5))), 'neither')])
 def test_bad_input_is_a_sentence(change, sentence):

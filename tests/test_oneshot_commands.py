@@ -240,6 +240,8 @@ def test_a_list_of_episodes_is_written_and_read(atr, eop, tmp_path):
     listed, start = tmp_path / 'list.json', ['evaluate', '--root', atr, '--weights', eop, '--device', 'cpu']
     assert call(oneshot, *start, '--list', listed).returncode == 0
     assert episodes.read_episodes(listed) == EPISODES
+    listed.rename(tmp_path / 'list.txt')                     # whatever its name
+    assert episodes.read_episodes(tmp_path / 'list.txt') == EPISODES
     episodes.write_episodes(listed, EPISODES[:2])
     assert ': 2 test episodes' in call(oneshot, *start, '--list', listed).stdout
     for bad in ((0, 99, 1), (0, 1, 3), (0, -1, 1), ('a', 1, 1)):
@@ -402,13 +404,16 @@ def spoil(folder, case):
         labels = labels.astype(np.uint16) * 100
     if case == 'text':
         return (folder / 'mask.png').write_text('no picture')
-    Image.fromarray(labels).save(folder / 'mask.png')
+    if case == 'small':
+        labels = np.where(np.arange(labels.size).reshape(labels.shape) == labels.shape[1] + 1, 7, 0).astype(np.uint8)
+    Image.fromarray(labels).save(folder / 'mask.png', format='JPEG' if case == 'jpeg' else 'PNG')
 
 
 @pytest.mark.parametrize('case, sentence', [
     ('size', 'mask.png is 44x59 pixels, but support.png is 44x60; a mask has the size of its photo'),
     ('empty', 'mask.png has no class; label pixels'), ('many', 'but there are at most 254 classes'),
-    ('deep', 'up to 900, but there are at most 254 classes'), ('text', 'mask.png cannot be read')])
+    ('deep', 'up to 900, but there are at most 254 classes'), ('text', 'mask.png cannot be read'),
+    ('jpeg', 'mask.png is a JPEG'), ('small', 'too few pixels of 7 at the size of the network; label more')])
 def test_wrong_masks_are_one_sentence(photos, eop, case, sentence):
     spoil(photos, case)
     done = call(oneshot, *start('--weights', eop), cwd=photos)

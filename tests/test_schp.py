@@ -195,7 +195,7 @@ def without(key):
     (lambda w: {**w, 'bn1.bias': torch.ones(3)}, FOUR, '1 of another shape: bn1.bias'),
     (lambda w: {**w, 'bn1.bias': w['bn1.bias'] * np.nan}, FOUR, 'NaN'),
     (lambda w: w, None, 'no released label set has 4 classes'),
-    (lambda w: w, 'lip', 'the network has 4 classes, the label set 20'),
+    (lambda w: w, 'lip', 'has 4 classes, the label set 20'),
     (lambda w: w, 'people', "labels 'people' is unknown"),
     (lambda w: {'model': 1}, None, 'not a checkpoint of SCHP')])
 def test_wrong_files_get_a_sentence(tmp_path, change, labels, sentence):

@@ -291,7 +291,7 @@ def test_fused_people_go_into_evaluate_unchanged(crowd, trained, tmp_path):
 
 
 def test_fuse_parses_a_split_as_its_photos(crowd, trained, tmp_path):
-    common = ['--weights', trained / 'best.pt', '--people', crowd / 'people', '--device', 'cpu', '--out']
+    common = ['--weights', trained / 'best.pt', '--people', crowd / 'people', '--device', 'cpu', '--labels', 'cihp', '--out']
     photo = call(schp, 'fuse', crowd / 'Validation' / 'Images' / 'a.jpg', *common, tmp_path / 'photo')
     split = call(schp, 'fuse', '--data', 'CIHP', '--root', crowd, *common, tmp_path / 'split')
     assert photo.returncode == split.returncode == 0, photo.stderr + split.stderr
@@ -305,6 +305,9 @@ def test_fuse_parses_a_split_as_its_photos(crowd, trained, tmp_path):
     broken = call(schp, 'fuse', '--data', 'CIHP', '--root', crowd, *common, tmp_path / 'split')
     (crowd / 'kept').replace(crowd / 'Validation' / 'Images' / 'a.jpg')
     assert broken.returncode == 2 and 'a.jpg cannot be read' in broken.stderr
+    other = call(schp, 'fuse', '--data', 'CIHP', '--root', crowd, '--weights', trained / 'best.pt', '--device', 'cpu')
+    assert other.returncode == 2 and 'jumpsuits where CIHP has torso-skin; give --labels cihp' in other.stderr
+    assert f'{crowd}/Validation/Images/a.jpg: 2 people' in photo.stdout and 'a: 2 people' in split.stdout
 
 
 def test_fuse_takes_uniparsers_people(trained, checkpoint, tmp_path):

@@ -124,7 +124,7 @@ def plain(value):
 
 def read_pools(path, fold):
     """Pools of a file of `write_pools`, or of a released pickle: {c: queries, c + S: supports}, S = K - 1."""
-    if str(path).endswith('.json'):
+    if is_json(path):
         content = read_json(path, 'pools')
         sides = [content.get(side) for side in ('queries', 'supports')]
     else:
@@ -138,6 +138,12 @@ def read_pools(path, fold):
 
 def is_pool(item):
     return str(item[0]).isdecimal() and isinstance(item[1], list) and all(type(i) is int and i >= 0 for i in item[1])
+
+
+def is_json(path):
+    """Whether a file begins as those of `write_json`, whatever its name."""
+    with open(path, 'rb') as f:
+        return str(path).endswith('.json') or f.read(1) == b'{'
 
 
 def read_json(path, kind):
@@ -210,7 +216,7 @@ def write_episodes(path, episodes):
 
 def read_episodes(path):
     """Episodes of a file of `write_episodes` (.json), or of a released pickle: [queries, supports, classes]."""
-    if str(path).endswith('.json'):
+    if is_json(path):
         rows = read_json(path, 'episodes').get('episodes')
     else:
         columns = read_pickle(path)

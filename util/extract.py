@@ -87,7 +87,8 @@ class PIFuExtractor(Extractor):
 def renderings(folder):
     """Jobs of the renderings of all subjects; a subject without any is a job that cannot be read."""
     jobs = []
-    for subject in (i for name in ('train', 'test') for i in read_list(os.path.join(folder, f'{name}_set_list.txt'))):
+    lists, advice = ('train_set_list.txt', 'test_set_list.txt'), '--integratedpifu is the folder of IntegratedPIFu'
+    for subject in (i for name in lists for i in read_list(os.path.join(folder, name), advice)):
         images = Path(folder, 'rendering_script', 'buffer_fixed_full_mesh', subject)
         found = sorted(p for p in images.glob('*image*') if p.is_file())
         jobs += [(p, os.path.join(subject, p.stem.replace('image', 'parse'))) for p in found or [images]]

@@ -274,9 +274,9 @@ def read_prediction(path, shape, largest=65535):
     return labels.astype(np.uint8 if largest < 256 else np.int32, copy=False)
 
 
-def read_list(path):
-    """Words of a text file, each once."""
-    with naming(path), open(path) as f:
+def read_list(path, *advice):
+    """Words of a text file, each once. advice: see `naming`."""
+    with naming(path, *advice), open(path) as f:
         return list(dict.fromkeys(f.read().split()))
 
 

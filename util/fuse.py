@@ -22,7 +22,7 @@ from util.crowd import choose_people, fuse_logits, parse_people
 from util.datasets import DATASETS, open_dataset
 from util.files import (check_pair, find_photos, naming, printable, read_prediction, read_rows, write_pair,
                         write_png)
-from util.labels import voc_palette
+from util.labels import check_classes, voc_palette
 from util.masks import as_label_maps
 from util.photos import PhotoPipeline, check_failures, name_jobs, share_of_process
 from util.pictures import overlay, palette_image
@@ -102,8 +102,8 @@ class Fuser(PhotoPipeline):
         for kind, labels, lines in (('global_parsing', found.parsing, None), ('instance_parsing', found.parts, parts),
                                     ('global_tag', found.people, people)):
             image = palette_image(labels, self.colors) if labels.dtype == np.uint8 else Image.fromarray(labels)
-            path = self.folder / kind / f'{name}.png'
-            write_png(path, image) if lines is None else write_pair(path, image, ''.join(lines))
+            target = self.folder / kind / f'{name}.png'
+            write_png(target, image) if lines is None else write_pair(target, image, ''.join(lines))
         maps = [found.parsing * (found.people == i) for i in range(1, len(chosen) + 1)]
         picture = overlay(photo, np.array(maps).reshape(-1, *found.parsing.shape), self.models[1].labels,
                           colors=self.colors)
@@ -181,8 +181,8 @@ def fuse(args, load_model):
         raise ValueError('give photos, or --data with a data set (python schp.py fuse --help)')
     model, local = load_networks(args, load_model)
     dataset = open_dataset(args.data, args.root, args.split) if args.data else None
-    if dataset and len(dataset.class_names) != local.num_classes:
-        raise ValueError(f'{args.weights} has {local.num_classes} classes, {args.data} has {len(dataset.class_names)}')
+    if dataset:
+        check_classes(args.local_weights or args.weights, local, args.data, dataset)
     find_people = people_of_folder(args.people) if args.people else uniparser_people(args.people_weights, local.device)
     jobs = [(name, name) for name in dataset.ids] if dataset else name_jobs(find_photos(args.photos))
     with torch.inference_mode():

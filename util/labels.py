@@ -29,9 +29,9 @@ LABEL_SETS = {                          # as the released code of SCHP defines t
 RELEASED = {20: 'lip', 18: 'atr', 7: 'pascal', 9: 'merged'}          # by number of classes; CIHP has 20 as well
 
 
-def choose_labels(num_classes, labels=None):
-    """The LabelSet of a network with `num_classes` outputs. labels: a name of LABEL_SETS, a LabelSet, or None for the
-    released set with as many classes. ValueError where they do not agree."""
+def choose_labels(num_classes, labels=None, path='the network'):
+    """The LabelSet of a network with `num_classes` outputs, in the file `path`. labels: a name of LABEL_SETS, a
+    LabelSet, or None for the released set with as many classes. ValueError where they do not agree."""
     labels = RELEASED.get(num_classes) if labels is None else labels
     if labels is None:
         raise ValueError(f'no released label set has {num_classes} classes; give a LabelSet as labels')
@@ -39,8 +39,8 @@ def choose_labels(num_classes, labels=None):
         raise ValueError(f'labels {labels!r} is unknown; choose from {", ".join(LABEL_SETS)} or give a LabelSet')
     chosen = LABEL_SETS[labels] if isinstance(labels, str) else LabelSet(*labels)
     if len(chosen.names) != num_classes:
-        raise ValueError(f'the network has {num_classes} classes, the label set {len(chosen.names)}: '
-                         f'{", ".join(chosen.names[:4])}, ..')
+        raise ValueError(f'{path} has {num_classes} classes, the label set {len(chosen.names)} '
+                         f'({", ".join(chosen.names[:4])}, ..); choose other --labels')
     return chosen
 
 
@@ -60,3 +60,13 @@ def voc_palette(num_classes=256):
     for place in range(8):
         colors |= ((ids >> (3 * place + np.arange(3))) & 1) << (7 - place)
     return colors.astype(np.uint8)
+
+
+def check_classes(path, model, data, dataset):
+    """ValueError where the network of a file has other classes than a data set."""
+    own, wanted = ([name.lower() for name in names] for names in (model.labels, dataset.class_names))
+    if len(own) != len(wanted):
+        raise ValueError(f'{path} has {len(own)} classes, {data} has {len(wanted)}; use weights of that set')
+    if other := [(a, b) for a, b in zip(own, wanted) if a != b]:
+        raise ValueError(f'{path} is read with the class {other[0][0]} where {data} has {other[0][1]}; give --labels '
+                         f'{data.lower() if data.lower() in LABEL_SETS else "cihp"}, or weights of that set')

@@ -1,5 +1,6 @@
 """Photos in the classes that masks of support photos name: reading the masks and their names, writing the results."""
 import json
+import sys
 
 import numpy as np
 
@@ -36,6 +37,9 @@ def read_masks(paths):
     black is background, and each other color is a class, called #rrggbb, with ids in the order of these names.
     """
     images = [load_image(path) for path in paths]
+    for path, image in zip(paths, images):
+        if image.format == 'JPEG':
+            raise ValueError(f'{path} is a JPEG, which changes labels at their edges; save the mask as PNG')
     colored = [is_colored(image) for image in images]
     if any(colored) and not all(colored):
         raise ValueError(f'{paths[colored.index(True)]} tells classes by color, {paths[colored.index(False)]} by index'
@@ -89,6 +93,16 @@ def read_names(given, classes):
         if given and (lacking := [default for i, default in classes.items() if not {str(i), default} & content.keys()]):
             raise ValueError(f'--names lacks {", ".join(lacking)}, of the masks\' classes')
     return ['background'] + [names.get(i, '') for i in range(1, max(classes) + 1)]
+
+
+def check_learned(learned, classes):
+    """ValueError where no class of the masks, {id: name}, is among the ids `learned`; a line on stderr for some."""
+    lost = [name for i, name in classes.items() if i not in learned]
+    sentence = f'the masks have too few pixels of {", ".join(lost)} at the size of the network'
+    if len(lost) == len(classes):
+        raise ValueError(f'{sentence}; label more of each class, or larger people')
+    if lost:
+        print(f'skipped: {sentence}', file=sys.stderr)
 
 
 def read_supports(photos, masks):

@@ -59,11 +59,15 @@ class UniParserByExample:
         means = torch.stack([self.prototypes(photo, mask) for photo, mask in zip(supports, masks)])
         return means.sum(0) / means.any(2).sum(0).clamp(min=1)[:, None]
 
+    def learned(self, prototypes):
+        """The ids of the classes with a prototype."""
+        return prototypes.any(1).nonzero()[:, 0].tolist()
+
     def people(self, out, photo, prototypes):
         """Outputs of a photo (its size is enough) and prototypes -> Parsing in the support's labels."""
-        ids = prototypes.any(1).nonzero()[:, 0].cpu()
-        if not len(ids):
-            prototypes, ids = prototypes.new_zeros(2, prototypes.shape[1]), torch.tensor([1])
+        ids = self.learned(prototypes)
+        if not ids:
+            prototypes, ids = prototypes.new_zeros(2, prototypes.shape[1]), [1]
         found = decode({**out, 'k_cate': F.normalize(prototypes[ids], dim=1)}, 0, photo, self.config)
         return found._replace(parsing=np.array([0, *ids], np.uint8)[found.parsing]).visible()
 

@@ -33,7 +33,7 @@ def as_one_person(labels, probability):
 class ByExample:
     """Methods of `oneshot.EOPNet`."""
 
-    def predict(self, query, supports, masks, stored=True, long_side=1024):
+    def predict(self, query, supports, masks, stored=False, long_side=1024):
         """Parse a photo into the classes that the label maps of one or several support photos name.
 
         query, supports: Pillow images or uint8 RGB arrays (H,W,3) of any size, reduced to a longer side of `long_side`
@@ -60,6 +60,10 @@ class ByExample:
         fine = self.smoothed(self.prototype, fine, torch.arange(1, self.config.num_labels)[None], not stored)
         ids = [i for i in ids if fine[0, rows[i] - 1].any()]  # some are too small at a quarter of the size
         return Example(ids, rows[ids].tolist(), people, fine)
+
+    def learned(self, example):
+        """The ids of the classes with a prototype."""
+        return example.ids
 
     def prepare(self, photo, long_side=None):
         """A Pillow photo -> the network's input."""

@@ -5,6 +5,7 @@ from tqdm import tqdm
 
 from preflight import Between
 from util.files import read_prediction, write_json
+from util.labels import check_classes
 from util.semantic import compare_image, semantic_metrics, semantic_table
 from util.single_person import DATASETS, open_dataset
 
@@ -39,9 +40,7 @@ def evaluate(args, load_model):
 
 def predictor(args, model, dataset):
     """-> predict, as `compare_image` takes it; ValueError where the model has other classes."""
-    if model.num_classes != len(dataset.class_names):
-        raise ValueError(f'{args.weights} has {model.num_classes} classes, {args.data} has {len(dataset.class_names)}; '
-                         'use weights of that set')
+    check_classes(args.weights, model, args.data, dataset)
     return lambda name, image, size: model.predict([image], centers=args.centers, flip=args.flip,
                                                    scales=args.scales)[0]
 
