@@ -43,7 +43,7 @@ import numpy as np
 from tqdm import tqdm
 
 from util.datasets import GroundTruth, open_dataset
-from util.files import user_errors, write_file, write_json
+from util.files import short, user_errors, write_file, write_json
 from util.labelmaps import SOURCES, TARGETS, ConvertedPredictions, ConvertedSet
 from util.masks import CroppedMap, as_label_maps
 from util.reports import per_image, plot, table
@@ -354,7 +354,7 @@ class Job:
         try:
             return i, self.metrics.statistics(prediction, truth)
         except ValueError as error:
-            raise ValueError(f'{self.predictions.source}, image {self.dataset.ids[i]}: {error}') from None
+            raise ValueError(f'{self.predictions.source}, image {short(self.dataset.ids[i])}: {error}') from None
 
 
 def hold_ctrl_c(held):
@@ -381,7 +381,7 @@ def evaluate(job, workers=1):
 
 def warn(images, what):
     if images:
-        print(f'warning: {len(images)} {what}; the first is {min(images)}', file=sys.stderr)
+        print(f'warning: {len(images)} {what}; the first is {short(min(images))}', file=sys.stderr)
 
 
 def run(args):

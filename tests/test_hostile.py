@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+import evaluate
 import infer
 import train
 from tests.helpers import HERE, SHORT, call, tiny_model, write_photo
@@ -429,6 +430,52 @@ def test_files_that_are_no_predictions_get_one_short_sentence(tmp_path, content,
     with pytest.raises(ValueError, match=message) as refused:
         open_predictions(tmp_path)
     assert len(str(refused.value)) < 600
+
+
+@pytest.mark.parametrize('name', ['x' * 5000, 'a\0.png', '../../x.png', '/x.png', 'a/../../x.png', '..', ''])
+@pytest.mark.parametrize('write', [lambda name: {'7': [dict(file=name, score=0.5)]},
+                                   lambda name: [dict(image_id='7', score=0.5, parsing=name)]])
+def test_predictions_name_files_of_their_folder(tmp_path, name, write):
+    Image.new('L', (2, 2)).save(tmp_path / 'x.png')
+    (tmp_path / 'a').mkdir()
+    (tmp_path / 'a' / 'instances.json').write_text(json.dumps(write(name)))
+    with pytest.raises(ValueError, match='lists the file .* which is not a file name') as refused:
+        open_predictions(tmp_path / 'a')
+    assert len(str(refused.value)) < 300 + len(str(tmp_path)) and str(refused.value).isprintable()
+    (tmp_path / 'a' / 'instances.json').write_text(json.dumps(write('b/./x.png')))
+    (tmp_path / 'a' / 'b').mkdir(), (tmp_path / 'x.png').rename(tmp_path / 'a' / 'b' / 'x.png')
+    assert len(open_predictions(tmp_path / 'a').read('7', (2, 2), 5).parsing) == 1
+
+
+def test_a_picture_as_predictions_is_no_text(tmp_path):
+    write_photo(tmp_path / 'a.jpg')
+    with pytest.raises(ValueError, match='a.jpg should be .*it is no text'):
+        open_predictions(tmp_path / 'a.jpg')
+
+
+def test_names_from_files_are_printed_short_and_escaped(tmp_path, capsys):
+    name = 'x\x1b[2J\0' + 'y' * 5000
+    (tmp_path / 'results.txt').write_text(f'{name}\n' * 2)
+    for function in (lambda: files.pick_files(tmp_path, [name]), lambda: open_predictions(tmp_path),
+                     lambda: files.read_prediction(tmp_path / 'a\0.png', (2, 2))):
+        with pytest.raises((OSError, ValueError)) as refused:
+            function()
+        assert len(str(refused.value)) < 500 + len(str(tmp_path)) and str(refused.value).isprintable()
+    evaluate.warn({name}, 'images')
+    assert capsys.readouterr().err.strip().isprintable()
+    with pytest.raises(SystemExit), files.user_errors():
+        raise ValueError('one\x1b[2J\ntwo')
+    assert capsys.readouterr().err == 'error: one\\x1b[2J\ntwo\n'
+
+
+@pytest.mark.parametrize('name', ['../esc', '/esc', 'a/esc', '..', 'a\0'])
+def test_results_are_written_inside_their_folder(tmp_path, name):
+    found = tiny_model().predict(np.zeros((9, 9, 3), np.uint8))[0]
+    with pytest.raises(ValueError, match='the results have the name .* not a file name'):
+        found.save(tmp_path / 'out', name)
+    with pytest.raises(ValueError, match='the predictions are of the image .* not a file name'):
+        PredictionWriter(tmp_path / 'out').add(name, (found.parsing, found.scores))
+    assert not list(tmp_path.rglob('*'))
 
 
 @pytest.mark.parametrize('error', [MemoryError(), RuntimeError("can't start new thread"),

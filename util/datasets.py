@@ -20,8 +20,8 @@ from PIL import Image
 from scipy.io import loadmat
 
 from util import scenes
-from util.files import (UNKNOWN, index_folder, inside, naming, pick_all, pick_files, read_labels,
-                        read_list, read_stored, short, stored_size)
+from util.files import (UNKNOWN, check_name, index_folder, inside, naming, pick_all, pick_files, read_labels,
+                        read_list, read_stored, stored_size)
 from util.masks import coco_mask, paste_masks, split_map, stack_people
 
 CCP_LAYERS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), 'assets', 'ccp_layers.zip')
@@ -383,6 +383,4 @@ def open_dataset(name, root=None, split='train', sets=DATASETS, **options):
 def check_ids(ids, source):
     """ValueError where an id, after which files are named, would leave its folder."""
     for i in ids:
-        if not i or i in ('.', '..') or '/' in i or os.sep in i:
-            raise ValueError(f'{source} has the image id {short(i)!r}, which is not a file name; check the '
-                             'annotations')
+        check_name(i, f'{source} has the image id', 'check the annotations')

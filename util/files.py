@@ -43,7 +43,7 @@ def explain(error):
         raise error
     if isinstance(error, (MemoryError, RuntimeError)):
         return 'the memory or the threads of this machine are used up; end other programs'
-    return str(error)
+    return '\n'.join(map(printable, str(error).split('\n')))
 
 
 def add_modern_formats():
@@ -74,6 +74,15 @@ def printable(text):
 def short(text, length=80):
     """Text from a file, fit to be printed: printable and of this length at most."""
     return printable(text)[:length]
+
+
+def check_name(name, source, advice, folders=False):
+    """ValueError where a name, after which files are written or read, would leave its folder or is no name of a file.
+    folders: it may name a file in a folder inside."""
+    parts = os.path.normpath(name).split(os.sep) if folders else [name]
+    bad = any(p in ('', '.', '..') or {'/', os.sep} & set(p) or len(p.encode(errors='replace')) > 255 for p in parts)
+    if bad or '\0' in name:
+        raise ValueError(f'{source} {short(name)!r}, which is not a file name; {advice}')
 
 
 @contextmanager
@@ -108,8 +117,8 @@ def pick_files(folder, ids, endings=PHOTOS):
     files = index_folder(folder, endings)
     missing = [i for i in ids if i not in files]
     if missing:
-        raise FileNotFoundError(f'{folder} lacks {len(missing)} of {len(ids)} files, the first is '
-                                f'{missing[0]}{endings[0]}; unpack the download again')
+        raise FileNotFoundError(f'{printable(folder)} lacks {len(missing)} of {len(ids)} files, the first is '
+                                f'{short(missing[0])}{endings[0]}; unpack the download again')
     return [files[i] for i in ids]
 
 
@@ -258,19 +267,20 @@ def read_labels(path, num_classes=UNKNOWN):
 
 def read_prediction(path, shape, largest=65535):
     """Label map of a prediction, which must have this shape (H, W) and labels 0..largest; uint8 where they fit."""
+    name = printable(path)
     try:
         with open_image(path) as image:
             width, height = image.size                        # before decoding: the file may claim any size
             labels = first_channel(image) if (height, width) == shape else None
     except FileNotFoundError:
-        raise FileNotFoundError(f'{path} is missing; write the predictions again') from None
+        raise FileNotFoundError(f'{name} is missing; write the predictions again') from None
     except Exception as error:                    # Pillow raises a dozen classes
-        raise ValueError(f'{path} cannot be read as a label map ({short(error, 300)}); write it again') from None
+        raise ValueError(f'{name} cannot be read as a label map ({short(error, 300)}); write it again') from None
     if labels is None:
-        raise ValueError(f'{path} is {width}x{height} pixels, but the ground truth is {shape[1]}x{shape[0]}; write '
+        raise ValueError(f'{name} is {width}x{height} pixels, but the ground truth is {shape[1]}x{shape[0]}; write '
                          'predictions in the size of the photo')
     if not labels.max() <= largest:
-        raise ValueError(f'{path} holds the label {labels.max()}, but the labels are 0..{largest}')
+        raise ValueError(f'{name} holds the label {labels.max()}, but the labels are 0..{largest}')
     return labels.astype(np.uint8 if largest < 256 else np.int32, copy=False)
 
 
@@ -283,13 +293,14 @@ def read_list(path, *advice):
 def read_rows(path, parse, form):
     """parse(words) of each line of a text file with spaces or commas between the words."""
     if not path.is_file():
-        raise FileNotFoundError(f'{path} is missing; write the predictions again')
-    rows = []
-    for i, line in enumerate(path.read_text().splitlines(), 1):
+        raise FileNotFoundError(f'{printable(path)} is missing; write the predictions again')
+    with naming(path):
+        lines, rows = path.read_text().splitlines(), []
+    for i, line in enumerate(lines, 1):
         try:
             rows += [parse(line.replace(',', ' ').split())] if line.strip() else []
         except (ValueError, LookupError, OverflowError):
-            raise ValueError(f'{path}, line {i} is {line[:60]!r}, but should be {form}') from None
+            raise ValueError(f'{printable(path)}, line {i} is {line[:60]!r}, but should be {form}') from None
     return rows
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from scipy import ndimage
 
 from util import pictures
-from util.files import MARK, is_ours, result_names, write_png, write_result
+from util.files import MARK, check_name, is_ours, result_names, write_png, write_result
 from util.labelmaps import SETS, convert, find_set, names_of
 from util.labels import voc_palette
 from util.masks import box_of, encode_rle, flatten_people
@@ -137,6 +137,7 @@ class Parsing(namedtuple('Parsing', 'parsing scores centers')):
     def save(self, folder, name=None, cutouts=False):
         """Writes the files of infer.py to the folder, called after the photo or `name`; see `write_results`."""
         name = name or (result_names([Path(self.path)])[0] if self.path else 'photo')
+        check_name(name, 'the results have the name', 'give the folder first')
         write_results(Path(folder), name, self.path or name, self.photo, self.visible(), self.class_names, cutouts,
                       self.colors)
 

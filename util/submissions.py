@@ -6,13 +6,15 @@
     coco       a list of {image_id, score, parsing: file} and the files
 """
 import json
+import os
 from collections import namedtuple
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from util.files import is_ours, read_prediction, read_rows, short, write_file, write_pair, write_png
+from util.files import (check_name, is_ours, printable, read_prediction, read_rows, short, write_file, write_pair,
+                        write_png)
 from util.masks import CroppedMap, as_label_maps, split_map
 
 FORMS = 'instances', 'mhp', 'cihp', 'coco'
@@ -53,11 +55,14 @@ class InstanceMaps:
                 if not isinstance(row['parsing'], str):
                     raise ValueError(f'the file of image {image} is not text')
         except (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-            raise ValueError(f'{self.source} should be {{image: [{{"file": .., "score": ..}}]}} or a list of '
-                             f'{{"image_id": .., "score": .., "parsing": file}} ({short(repr(error))})') from None
+            reason = 'it is no text' if isinstance(error, UnicodeDecodeError) else short(repr(error))
+            raise ValueError(f'{printable(self.source)} should be {{image: [{{"file": .., "score": ..}}]}} or a list '
+                             f'of {{"image_id": .., "score": .., "parsing": file}} ({reason})') from None
+        for file, _ in (person for people in self.rows.values() for person in people):
+            check_name(file, f'{printable(self.source)} lists the file', 'list files of its folder', folders=True)
         first, folder = next((p[0][0] for p in self.rows.values() if p), ''), self.source.parent
         folders = [folder / 'instances', folder, *sorted(folder.iterdir())]
-        self.folder = next((f for f in folders if (f / first).is_file()), folders[0])
+        self.folder = next((f for f in folders if os.path.isfile(f / first)), folders[0])
         self.semantic, self.ids = folder / 'semantic', set(self.rows)
 
     def read(self, image, shape, num_classes):
@@ -76,7 +81,7 @@ class MHPSubmission:
         self.folder, self.source, self.rows = path, path / 'results.txt', {}
         for image, people in read_rows(self.source, self.parse, '`ID person score person score ...`'):
             if image in self.rows:
-                raise ValueError(f'{self.source} lists image {image} twice; write one line per image')
+                raise ValueError(f'{printable(self.source)} lists image {short(image)} twice; write one line per image')
             self.rows[image] = people
         self.ids = set(self.rows)
 
@@ -108,7 +113,7 @@ class CIHPSubmission:
         self.people, self.classes, self.source = people[0] or people[1], path / 'global_parsing', path
         self.ids = {file.stem for file in self.classes.glob('*.png')}
         if not self.ids:
-            raise FileNotFoundError(f'{self.classes} holds no .png; this form has a class map per image')
+            raise FileNotFoundError(f'{printable(self.classes)} holds no .png; this form has a class map per image')
         self.unknown_metrics = () if self.people else ('AP', 'PCP', 'APh', *(() if self.parts else ('APr',)))
 
     def read(self, image, shape, num_classes):
@@ -139,17 +144,17 @@ def open_predictions(path, form=None, ids=()):
     files."""
     path, signs = Path(path), ('instances.json', 'results.txt', 'global_parsing', '*.json')
     if not path.exists():
-        raise FileNotFoundError(f'{path} is missing; --predictions is the folder that holds the predictions')
+        raise FileNotFoundError(f'{printable(path)} is missing; --predictions is the folder that holds the predictions')
     if not form:
         found = [form for form, sign in zip(FORMS, signs) if path.is_file() or any(path.glob(sign))]
         if not found:
-            raise ValueError(f'{path} holds no predictions: these are instances.json, results.txt with '
+            raise ValueError(f'{printable(path)} holds no predictions: these are instances.json, results.txt with '
                              'global_seg and global_tag, global_parsing, or a COCO-style .json')
         form = found[0]
     results = [file for file in path.glob('*.json') if form == 'coco' and is_ours(file)]
     if results:
-        raise ValueError(f'{path} holds results of photos such as {results[0].name}, not predictions of a data set; '
-                         'write these with infer.py --data')
+        raise ValueError(f'{printable(path)} holds results of photos such as {printable(results[0].name)}, not '
+                         'predictions of a data set; write these with infer.py --data')
     return dict(mhp=MHPSubmission, cihp=CIHPSubmission).get(form, InstanceMaps)(path, ids)
 
 
@@ -169,7 +174,8 @@ class PredictionWriter:
         self.folder, self.form, self.index = Path(folder), form, {}
         index, pictures = INDICES.get(form, ('', ''))
         if index and (self.folder / index).exists() and not any(map(is_ours, (self.folder / pictures).glob('*.png'))):
-            raise ValueError(f'{self.folder / index} exists and this program did not write it; choose another --out')
+            raise ValueError(f'{printable(self.folder / index)} exists and this program did not write it; choose '
+                             'another --out')
 
     def __enter__(self):
         return self
@@ -183,6 +189,7 @@ class PredictionWriter:
         write_png(self.folder / name, image) if text is None else write_pair(self.folder / name, image, text)
 
     def add(self, image, prediction):
+        check_name(str(image), 'the predictions are of the image', 'give its id')
         parsing, scores = as_pair(prediction)
         parsing, scores = as_label_maps(parsing, np.shape(parsing)[1:]), [float(score) for score in scores]
         if self.form in ('instances', 'coco'):
