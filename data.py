@@ -124,7 +124,7 @@ def to_photo(photo):
         photo = photo.permute(1, 2, 0).cpu().numpy()
     if (not isinstance(photo, np.ndarray) or photo.dtype != np.uint8 or photo.ndim not in (2, 3)
             or photo.shape[2:] not in ((), (3,)) or not photo.size):
-        kind = f'{getattr(photo, "dtype", "")} {getattr(photo, "shape", type(photo).__name__)}'
+        kind = f'{photo.dtype} {photo.shape}' if isinstance(photo, np.ndarray) else type(photo).__name__
         raise ValueError('a photo is a path, a PIL image, an array (H, W, 3) or (H, W) uint8 or a tensor (3, H, W) '
                          f'uint8 or float in 0..1, not {kind}')
     return to_rgb(Image.fromarray(photo))

@@ -18,6 +18,7 @@ preflight.require('data', 'uniparser', 'util')
 import argparse
 import os
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -41,12 +42,13 @@ from util.run import add_settings, find_device, sum_over_processes
 from util.submissions import FORMS, PredictionWriter
 from util.video import VIDEOS, parse_videos
 
+warnings.filterwarnings('ignore', '(?i).*sparse', UserWarning)               # of torch, about strange weights files
 WEIGHTS = Path(__file__).parent / 'weights' / 'uniparser_ccp.pt'
 
 
 def add_model_flags(parser):
     """Flags of every command that runs a model: weights, device, and the settings of inference."""
-    parser.add_argument('--weights', default=str(WEIGHTS),
+    parser.add_argument('--weights', type=preflight.filled, default=str(WEIGHTS),
                         help='a checkpoint of train.py or of the released code (default: weights/uniparser_ccp.pt)')
     parser.add_argument('--device', default='auto', choices=['auto', 'cpu', 'cuda', 'mps'])
     add_settings(parser, Config, RANGES, CHOICES, only=INFERENCE, default='those the weights were saved with')
@@ -56,7 +58,7 @@ def parse_arguments(argv=None):
     parser = preflight.CommandParser(__doc__)
     parser.add_argument('photos', nargs='*', help='files, folders (searched for photos) and globs')
     parser.add_argument('--out', default='results', help='folder for the results (default: results)')
-    parser.add_argument('--only', metavar='NAMES', help='keep these parts, e.g. hair,dress')
+    parser.add_argument('--only', type=preflight.filled, metavar='NAMES', help='keep these parts, e.g. hair,dress')
     parser.add_argument('--labels', choices=TARGETS, help='give the results in this label set, see docs/labels.md')
     parser.add_argument('--list', action='store_true', help='print ids, colors and names of --weights or --labels')
     parser.add_argument('--cutouts', action='store_true', help='also write each person and part as an RGBA picture')
@@ -147,7 +149,7 @@ class PhotoParser(PhotoPipeline):
         return f'found no person; lower --theta-center ({config.theta_center}) or --theta-part ({config.theta_part})'
 
     def run(self, jobs):
-        """-> the number of photos that could not be read."""
+        """-> the number of photos that were not parsed."""
         counts = super().run(jobs)
         good = [number for number in counts if number is not None]
         print(f'{len(good)} of {len(jobs)} photos, {sum(good)} people -> {self.folder}/')

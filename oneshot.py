@@ -437,7 +437,8 @@ def parse(args):
 
 
 def add_model_flags(command):
-    command.add_argument('--weights', required=True, help='a file of oneshot.py train, of the authors, or of UniParser')
+    command.add_argument('--weights', type=preflight.filled, required=True,
+                         help='a file of oneshot.py train, of the authors, or of UniParser')
     command.add_argument('--device', default='auto', help='auto, cpu, cuda or mps')
 
 

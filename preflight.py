@@ -1,7 +1,7 @@
 """The first import of every file at the top: what must be right before torch is imported. Needs the standard library.
 
 While a command of this repository imports its modules, Ctrl-C ends it with a word. `require` says which file is in the
-way where another project has a data.py, too. `CommandParser` and `Between` turn wrong flags into one sentence.
+way where another project has a data.py, too. `CommandParser`, `Between` and `filled` turn wrong flags into a sentence.
 """
 import argparse
 import importlib.util
@@ -78,8 +78,16 @@ def flag(name):
 
 
 def outside(name, value, low, high):
-    """The sentence about a value out of range."""
-    return f'{name} is {value}; give a value from {low} to {high}'
+    """The sentence about a value out of range. Python refuses to print integers of thousands of digits."""
+    large = type(value) is int and abs(value) > 10 ** 40
+    return f'{name} is {"a larger integer" if large else str(value)[:40]}; give a value from {low} to {high}'
+
+
+def filled(text):
+    """argparse type: text that is not empty, which a shell makes of an unset variable."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError(' is empty; give a value or leave the flag out')
+    return text
 
 
 class Between:
@@ -91,7 +99,7 @@ class Between:
     def __call__(self, text):
         value = self.kind(text)
         if not self.low <= value <= self.high:
-            raise argparse.ArgumentTypeError(outside('', text[:40], self.low, self.high))
+            raise argparse.ArgumentTypeError(outside('', text, self.low, self.high))
         return value
 
 

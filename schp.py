@@ -454,7 +454,7 @@ def parse_arguments(argv=None):
     command.set_defaults(function=train)
     command.add_argument('--data', choices=list(DATASETS), help='default: LIP')
     command.add_argument('--recipe', choices=CHOICES['recipe'], help='default: paper')
-    command.add_argument('--weights', help='begin with the weights and the cycle of this file')
+    command.add_argument('--weights', type=preflight.filled, help='begin with the weights and the cycle of this file')
     command.add_argument('--reset-cycle', action='store_true', help='with --weights: begin with cycle 0')
     add_run_flags(command)
     add_settings(command, SCHPConfig, RANGES, CHOICES, skip=('data', 'recipe'))
@@ -465,7 +465,7 @@ def parse_arguments(argv=None):
         command = commands.add_parser(function.__name__, help=text)
         command.set_defaults(function=partial(function, load_model=load_model))
         add_flags(command)
-        command.add_argument('--weights', help='a file of the released code or of schp.py train')
+        command.add_argument('--weights', type=preflight.filled, help='a file of the released code or of schp.py train')
         command.add_argument('--labels', choices=list(LABEL_SETS),
                              help='20 classes: lip (default) or cihp; 9: merged (default) or merged-sep')
         command.add_argument('--device', default='auto', choices=['auto', 'cpu', 'cuda', 'mps'])

@@ -279,6 +279,8 @@ class Trainer:
 def read_resumed(args, config_class, system):
     """--resume's run -> config, folder, content of last.pt, root of the data."""
     path = os.path.join(args.resume, 'last.pt')
+    if not os.path.exists(path):
+        raise FileNotFoundError(f'{path} does not exist; --resume takes the folder of a run, which holds this file')
     state, changes = read_checkpoint(path), given_settings(args, config_class)
     fixed = [k for k in ('data', 'recipe', 'out') if getattr(args, k, None)]
     fixed += [k for k in changes if k not in RESUMABLE]

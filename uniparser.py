@@ -125,7 +125,8 @@ class Config:
     def __post_init__(self):
         check_ranges(self, RANGES, CHOICES)
         if not self.short_side or len(self.short_side) == 2 and self.short_side[0] > self.short_side[1]:
-            raise ValueError(f'--short-side is {self.short_side}; give a range, such as 640 800, or some other values')
+            raise ValueError(f'--short-side is {self.short_side}; give a range, the smaller value first, such as 640 '
+                             '800, or one value, or several')
         if self.flip_test and self.fusion != 'index':
             raise ValueError(f'--flip-test is for --fusion index, not {self.fusion}')
 
@@ -495,6 +496,9 @@ class UniParser(nn.Module):
                 if state.get('format') != FORMAT:
                     raise ValueError(f'{path} is not a UniParser checkpoint of this version (its "format" is '
                                      f'{state.get("format")!r}); give a file of train.py or of the released code')
+                for name in 'config', 'model':
+                    if not isinstance(state[name], dict):
+                        raise ValueError(f'its {name} is of type {type(state[name]).__name__}, not a dictionary')
                 check_settings(state['config'], Config)
                 config = replace(Config(**state['config']), **changes)
                 names, flip_pairs, weights = state['class_names'], state['flip_pairs'], state['model']

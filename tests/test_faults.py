@@ -180,7 +180,7 @@ def test_each_bad_photo_gets_one_sentence_and_the_others_are_parsed(checkpoint, 
     done = call(infer, 'in', '--weights', checkpoint, '--out', 'out', '--cutouts', cwd=tmp_path)
     lines = done.stderr.splitlines()
     assert done.returncode == 2 and f'{len(names)} of {len(names) + len(bad)} photos' in done.stdout
-    assert len(lines) == len(bad) + 1 and lines[-1] == f'error: {len(bad)} photos could not be read'
+    assert len(lines) == len(bad) + 1 and lines[-1] == f'error: {len(bad)} photos were not parsed'
     for name, part in bad.items():
         sentence, = [line for line in lines if line.startswith(f'error: in/{printable(name)} ')]
         assert part in sentence, sentence
@@ -196,7 +196,7 @@ def test_arguments_that_are_no_photos_stop_nobody(checkpoint, tmp_path):
     (tmp_path / 'empty').mkdir(), write_photo(tmp_path / '-dash.jpg'), write_photo(tmp_path / 'b.jpg')
     done = call(infer, '--weights', checkpoint, '--out', 'out', '--', 'empty', 'no.jpg', 'no*.png', '-dash.jpg', 'b.jpg',
                 cwd=tmp_path)
-    assert done.returncode == 2 and '2 of 5 photos' in done.stdout and '3 photos could not be read' in done.stderr
+    assert done.returncode == 2 and '2 of 5 photos' in done.stdout and '3 photos were not parsed' in done.stderr
     assert 'empty cannot be read (it is a folder without photos' in done.stderr and done.stderr.count('\n') == 4
 
 

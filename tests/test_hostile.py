@@ -274,6 +274,31 @@ def test_a_small_file_cannot_claim_a_large_model_nor_print_what_it_likes(tmp_pat
     assert len(str(refused.value)) < 2000 and str(refused.value).isprintable()
 
 
+@pytest.mark.parametrize('number', [10 ** 400, 10 ** 5000, 1e300], ids=['400', '5000', '1e300'])
+def test_large_numbers_are_printed_short(number):
+    with pytest.raises(ValueError, match='--lr is') as refused:
+        Config(lr=number)
+    assert len(str(refused.value)) < 100
+
+
+@pytest.mark.parametrize('name', ['config', 'model'])
+@pytest.mark.parametrize('content', [None, [1]])
+def test_what_is_no_dictionary_is_called_so(tmp_path, name, content):
+    with pytest.raises(ValueError, match=f'its {name} is of type {type(content).__name__}, not a dictionary'):
+        UniParser.from_pretrained(weights_with(tmp_path, lambda state: state.update({name: content})))
+
+
+def test_sparse_weights_print_no_warnings(tmp_path):
+    def change(state):
+        key = next(k for k, v in state['model'].items() if v.ndim == 4)
+        state['model'][key] = state['model'][key].flatten(1).to_sparse_csr()
+    with pytest.warns(UserWarning, match='Sparse'):          # torch prints this one once per process
+        path = weights_with(tmp_path, change)
+    code = 'import sys, infer; infer.main(["--list", "--weights", sys.argv[1]])'
+    done = subprocess.run([sys.executable, '-c', code, path], cwd=HERE, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == '' and 'background' in done.stdout
+
+
 def test_a_compressed_archive_is_refused_before_it_is_unpacked(tmp_path):
     tiny_model().save(tmp_path / 'a.pt')
     with zipfile.ZipFile(tmp_path / 'a.pt') as archive, zipfile.ZipFile(tmp_path / 'b.pt', 'w', zipfile.ZIP_DEFLATED) as packed:
@@ -313,6 +338,13 @@ def test_a_photo_listed_twice_is_in_the_set_once(tmp_path):
 def test_what_is_no_photo_is_refused_in_one_sentence(photo):
     with pytest.raises(ValueError, match='a photo is a path'):
         tiny_model().predict(photo)
+
+
+def test_the_type_of_what_is_no_photo_is_named():
+    with pytest.raises(ValueError, match='not int$'):
+        tiny_model().predict(5)
+    with pytest.raises(ValueError, match=r'not float64 \(4, 4\)$'):
+        tiny_model().predict(np.zeros((4, 4)))
 
 
 def test_no_photos_give_no_results_and_a_batch_has_a_photo():
@@ -372,7 +404,9 @@ def test_results_replace_neither_photos_nor_annotations(checkpoint, tmp_path):
     again = parse(checkpoint, tmp_path, '.', '--out', '.')                   # leaves its own results out
     assert '2 of 4 photos' in again.stdout and not list(tmp_path.glob('z_parts_*'))
     done = parse(checkpoint, tmp_path, 'z.jpg', 'z_overlay.png', '--out', '.')
-    assert done.returncode == 2 and 'z_overlay.png is an input' in done.stderr
+    lines = done.stderr.splitlines()
+    assert done.returncode == 2 and 'error: z.jpg is left out: z_overlay.png is an input' in lines[0]
+    assert lines[-1] == 'error: 1 photo was not parsed'
 
 
 def test_cutouts_of_an_earlier_run_are_removed_and_those_of_others_stay(checkpoint, tmp_path):
@@ -391,6 +425,26 @@ def test_an_unknown_part_is_refused_before_the_first_photo(checkpoint, tmp_path)
     write_photo(tmp_path / 'a.png')
     done = parse(checkpoint, tmp_path, 'a.png', '--only', 'head,foo')
     assert done.returncode == 2 and "unknown part 'foo'" in done.stderr and not (tmp_path / 'results').exists()
+    done = parse(checkpoint, tmp_path, 'a.png', '--only', 'head,')
+    assert done.returncode == 2 and done.stderr.startswith("error: --only is 'head,', where a name is empty; give names")
+
+
+@pytest.mark.parametrize('program, arguments, message', [
+    (infer, ['a.png', '--weights', ''], '--weights is empty; give'), (infer, ['a.png', '--only', ''], '--only is empty'),
+    (infer, [''], 'the name of a photo is empty; give'), (train, ['--resume', ''], '--resume is empty; give'),
+    (train, ['--resume', 'no'], 'no/last.pt does not exist; --resume takes the folder of a run'),
+    (train, ['--short-side', '100', '50', '--device', 'cpu'], '--short-side is (100, 50); give a range, the smaller')])
+def test_missing_names_and_mixed_up_values_get_one_sentence(tmp_path, program, arguments, message):
+    done = call(program, *arguments, cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr.startswith(f'error: {message}') and done.stderr.count('\n') == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_in_the_place_of_the_folder_gets_one_advice(tmp_path):
+    (tmp_path / 'a').write_text('')
+    found = tiny_model().predict(np.zeros((9, 9, 3), np.uint8))[0]
+    with pytest.raises(OSError, match=r'cannot be made a folder \([\w ]+\); choose another$'):
+        found.save(tmp_path / 'a', 'x')
 
 
 def test_photos_of_missing_formats_are_named_once_with_their_number(tmp_path, monkeypatch, capsys):

@@ -198,7 +198,7 @@ def test_videos_and_photos_are_parsed_in_one_call(checkpoint, tmp_path):
     write_photo(tmp_path / 'a.png'), write_video(tmp_path / 'a.mp4', ticks=range(3)), (tmp_path / 'b.mov').write_text('no')
     done = parse(checkpoint, tmp_path, 'a.png', 'a.mp4', 'b.mov')
     assert done.returncode == 2 and '1 of 1 photos' in done.stdout and '1 of 2 videos' in done.stdout
-    assert 'b.mov cannot be read as a video' in done.stderr and done.stderr.endswith('error: 1 file could not be read\n')
+    assert 'b.mov cannot be read as a video' in done.stderr and done.stderr.endswith('error: 1 file was not parsed\n')
     assert len(list((tmp_path / 'out').glob('*.json'))) == len(list((tmp_path / 'out').glob('*.jsonl'))) == 1
 
 
@@ -266,7 +266,7 @@ def test_what_is_no_video_gets_one_sentence_and_no_result(checkpoint, tmp_path, 
     done = parse(checkpoint, tmp_path, 'a.mp4')
     first, second = done.stderr.strip().splitlines()
     assert done.returncode == 2 and first.startswith('error: a.mp4 ') and message in first, done.stderr
-    assert second == 'error: 1 file could not be read' and len(first) < 200
+    assert second == 'error: 1 file was not parsed' and len(first) < 200
     assert not (tmp_path / 'out').exists() or names_in(tmp_path / 'out') == []
 
 

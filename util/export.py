@@ -114,7 +114,8 @@ def write_onnx(path, model, image, shapes, outputs, metadata):
 
 def parse_arguments(argv=None):
     parser = preflight.CommandParser(__doc__)
-    parser.add_argument('--weights', default=str(WEIGHTS), help='a checkpoint of train.py or of the released code')
+    parser.add_argument('--weights', type=preflight.filled, default=str(WEIGHTS),
+                        help='a checkpoint of train.py or of the released code')
     parser.add_argument('--preset', choices=list(PRESETS), help='an untrained network instead of weights')
     parser.add_argument('--labels', choices=list(LABEL_SETS), help='SCHP with 20 classes: lip (default) or cihp')
     parser.add_argument('--out', required=True, metavar='FILE', help='FILE.onnx or FILE.pt')

@@ -145,6 +145,8 @@ def find_photos(arguments):
     """Files, folders (without the results of earlier runs in them) and globs -> list of paths without repeats, in the
     order of the arguments; those of a folder or glob in the order of their names, numbers by value."""
     paths = []
+    if '' in arguments:
+        raise ValueError('the name of a photo is empty; give files, folders or globs')
     unreadable = []                               # photos in formats for which a package is missing
     for argument in arguments:
         if os.path.isdir(argument):
@@ -311,7 +313,7 @@ def make_folder(path):
     try:
         os.makedirs(path, exist_ok=True)
     except OSError as error:
-        raise OSError(f'{path} cannot be made a folder ({error.strerror}); choose another') from None
+        raise OSError(f'{printable(path)} cannot be made a folder ({error.strerror}); choose another') from None
 
 
 @contextmanager
@@ -320,7 +322,9 @@ def writing(path):
     try:
         yield
     except OSError as error:
-        raise OSError(f'{path} cannot be written ({error.strerror or error}); make room or choose another '
+        if not error.strerror:                    # a sentence already, of `make_folder`
+            raise
+        raise OSError(f'{printable(path)} cannot be written ({error.strerror}); make room or choose another '
                       'folder') from None
 
 

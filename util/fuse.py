@@ -58,10 +58,10 @@ class Fuser(PhotoPipeline):
         kinds = 'global_parsing', 'instance_parsing', 'global_tag', 'overlays'
         return [self.folder / kind / f'{name}.png' for kind in kinds]
 
-    def check(self, name):
-        super().check(name)
-        for kind in 'instance_parsing', 'global_tag':
-            check_pair(self.folder / kind / f'{name}.png')
+    def check_target(self, path):
+        super().check_target(path)
+        if path.parent.name in ('instance_parsing', 'global_tag'):
+            check_pair(path)
 
     def open(self, path):
         return Image.fromarray(self.dataset.read(self.positions[path])[0]) if self.dataset else super().open(path)

@@ -10,7 +10,7 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
-from util.files import check_target, make_folder, read_photo, result_names
+from util.files import check_target, make_folder, printable, read_photo, result_names
 
 AHEAD = 4                                                # photos in the queue for reading, and for writing
 
@@ -51,10 +51,16 @@ class PhotoPipeline:
         """Paths of the results of this name."""
         return [self.folder / (name + ending) for ending in self.endings]
 
-    def check(self, name):
+    def check(self, job):
         """ValueError where a result would replace a file of the user's."""
-        for path in self.targets(name):
-            check_target(path, self.inputs)
+        try:
+            for path in self.targets(job[1]):
+                self.check_target(path)
+        except ValueError as error:
+            raise ValueError(f'{printable(job[0])} is left out: {error}') from None
+
+    def check_target(self, path):
+        check_target(path, self.inputs)
 
     def open(self, path):
         """-> Pillow photo."""
@@ -77,7 +83,7 @@ class PhotoPipeline:
         """-> job, photo, network input; or job, error, None if the photo cannot be read or its results would replace
         other files."""
         try:
-            self.check(job[1])
+            self.check(job)
             photo = self.fit(self.open(job[0]))
             return job, photo, self.prepare(photo)
         except (OSError, ValueError) as error:
@@ -107,7 +113,7 @@ class PhotoPipeline:
             yield job, photo, None if image is None else next(outputs)
 
     def run(self, jobs, batch_size=1):
-        """-> the numbers of people by photo, None for photos that could not be read."""
+        """-> the numbers of people by photo, None for photos that were not parsed."""
         make_folder(self.folder)
         self.inputs, counts = {os.path.realpath(path) for path, _ in jobs}, []
         with ThreadPoolExecutor(4) as pool, tqdm(total=len(jobs), disable=len(jobs) < 2 or None, unit='photo') as bar:
@@ -119,6 +125,6 @@ class PhotoPipeline:
 
 
 def check_failures(failed, kind='photo'):
-    """ValueError where photos, or files of another kind, could not be read, after all others are done."""
+    """ValueError where photos, or files of another kind, were not parsed, after all others are done."""
     if failed:
-        raise ValueError(f'{failed} {kind}{"s" * (failed > 1)} could not be read')
+        raise ValueError(f'{failed} {kind}{"s were" if failed > 1 else " was"} not parsed')

@@ -154,6 +154,8 @@ def list_people(found, class_names):
 def keep_parts(parsing, class_names, only):
     """Sets all parts to 0 except the named ones, in any case; ValueError on unknown names."""
     wanted, names = [name.strip() for name in only.split(',')], [name.lower() for name in class_names]
+    if not all(wanted):
+        raise ValueError(f'--only is {only!r}, where a name is empty; give names with single commas, as hair,dress')
     unknown = [name for name in wanted if name.lower() not in names[1:]]
     if unknown:
         raise ValueError(f'--only: unknown part {unknown[0]!r}; the parts are {", ".join(class_names[1:])}')

@@ -14,8 +14,8 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from preflight import Between, flag, outside
-from util.files import MARK, is_ours, make_folder, remove_temporaries, write_file, writing
+from preflight import Between, filled, flag, outside
+from util.files import MARK, is_ours, make_folder, remove_temporaries, short, write_file, writing
 
 
 # ---- settings ----------------------------------------------------------------------------------------------
@@ -44,7 +44,7 @@ def add_run_flags(parser):
     """The flags that every training command has."""
     parser.add_argument('--root', help='folder of the data set, as downloaded')
     parser.add_argument('--out', help='folder of the run; default runs/NAME, the first free name')
-    parser.add_argument('--resume', metavar='RUN', help='folder of a run to continue')
+    parser.add_argument('--resume', type=filled, metavar='RUN', help='folder of a run to continue')
     parser.add_argument('--device', default='auto', choices=['auto', 'cpu', 'cuda', 'mps'])
     parser.add_argument('--amp', action=argparse.BooleanOptionalAction, help='half precision; default: on CUDA')
     parser.add_argument('--skip-bad', action='store_true', help='leave out unreadable images and name them')
@@ -61,7 +61,8 @@ def check_ranges(config, ranges, choices):
     none. Each value of a tuple is checked."""
     for name, allowed in choices.items():
         if getattr(config, name) not in allowed:
-            raise ValueError(f'{flag(name)} is {getattr(config, name)!r}; choose one of {", ".join(map(str, allowed))}')
+            raise ValueError(f'{flag(name)} is {short(repr(getattr(config, name)))}; choose one of '
+                             f'{", ".join(map(str, allowed))}')
     for name, (low, high) in ranges.items():
         value = getattr(config, name)
         values = value if isinstance(value, tuple) else (value,)
