@@ -18,7 +18,6 @@ preflight.require('data', 'uniparser', 'util')
 import argparse
 import os
 import sys
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +41,6 @@ from util.run import add_settings, find_device, sum_over_processes
 from util.submissions import FORMS, PredictionWriter
 from util.video import VIDEOS, parse_videos
 
-warnings.filterwarnings('ignore', '(?i).*sparse', UserWarning)               # of torch, about strange weights files
 WEIGHTS = Path(__file__).parent / 'weights' / 'uniparser_ccp.pt'
 
 

@@ -288,17 +288,6 @@ def test_what_is_no_dictionary_is_called_so(tmp_path, name, content):
         UniParser.from_pretrained(weights_with(tmp_path, lambda state: state.update({name: content})))
 
 
-def test_sparse_weights_print_no_warnings(tmp_path):
-    def change(state):
-        key = next(k for k, v in state['model'].items() if v.ndim == 4)
-        state['model'][key] = state['model'][key].flatten(1).to_sparse_csr()
-    with pytest.warns(UserWarning, match='Sparse'):          # torch prints this one once per process
-        path = weights_with(tmp_path, change)
-    code = 'import sys, infer; infer.main(["--list", "--weights", sys.argv[1]])'
-    done = subprocess.run([sys.executable, '-c', code, path], cwd=HERE, capture_output=True, text=True)
-    assert done.returncode == 0 and done.stderr == '' and 'background' in done.stdout
-
-
 def test_a_compressed_archive_is_refused_before_it_is_unpacked(tmp_path):
     tiny_model().save(tmp_path / 'a.pt')
     with zipfile.ZipFile(tmp_path / 'a.pt') as archive, zipfile.ZipFile(tmp_path / 'b.pt', 'w', zipfile.ZIP_DEFLATED) as packed:
