@@ -86,7 +86,7 @@ def outside(name, value, low, high):
 def filled(text):
     """argparse type: text that is not empty, which a shell makes of an unset variable."""
     if not text.strip():
-        raise argparse.ArgumentTypeError(' is empty; give a value or leave the flag out')
+        raise argparse.ArgumentTypeError(' is empty; give a value')
     return text
 
 

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from preflight import Between, filled, flag, outside
-from util.files import MARK, is_ours, make_folder, remove_temporaries, short, write_file, writing
+from util.files import MARK, is_ours, make_folder, remove_temporaries, write_file, writing
 
 
 # ---- settings ----------------------------------------------------------------------------------------------
@@ -61,7 +61,7 @@ def check_ranges(config, ranges, choices):
     none. Each value of a tuple is checked."""
     for name, allowed in choices.items():
         if getattr(config, name) not in allowed:
-            raise ValueError(f'{flag(name)} is {short(repr(getattr(config, name)))}; choose one of '
+            raise ValueError(f'{flag(name)} is {getattr(config, name)!r:.40}; choose one of '
                              f'{", ".join(map(str, allowed))}')
     for name, (low, high) in ranges.items():
         value = getattr(config, name)
