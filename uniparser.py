@@ -125,8 +125,8 @@ class Config:
     def __post_init__(self):
         check_ranges(self, RANGES, CHOICES)
         if not self.short_side or len(self.short_side) == 2 and self.short_side[0] > self.short_side[1]:
-            raise ValueError(f'--short-side is {self.short_side}; give a range, the smaller value first, such as 640 '
-                             '800, or one value, or several')
+            raise ValueError(f'--short-side is {" ".join(map(str, self.short_side)) or "empty"}; give a range, the '
+                             'smaller value first, such as 640 800, or one value, or several')
         if self.flip_test and self.fusion != 'index':
             raise ValueError(f'--flip-test is for --fusion index, not {self.fusion}')
 

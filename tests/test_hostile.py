@@ -422,7 +422,7 @@ def test_an_unknown_part_is_refused_before_the_first_photo(checkpoint, tmp_path)
     (infer, ['a.png', '--weights', ''], '--weights is empty; give'), (infer, ['a.png', '--only', ''], '--only is empty'),
     (infer, [''], 'the name of a photo is empty; give'), (train, ['--resume', ''], '--resume is empty; give'),
     (train, ['--resume', 'no'], 'no/last.pt does not exist; --resume takes the folder of a run'),
-    (train, ['--short-side', '100', '50', '--device', 'cpu'], '--short-side is (100, 50); give a range, the smaller')])
+    (train, ['--short-side', '100', '50', '--device', 'cpu'], '--short-side is 100 50; give a range, the smaller')])
 def test_missing_names_and_mixed_up_values_get_one_sentence(tmp_path, program, arguments, message):
     done = call(program, *arguments, cwd=tmp_path)
     assert done.returncode == 2 and done.stderr.startswith(f'error: {message}') and done.stderr.count('\n') == 1
