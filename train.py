@@ -321,7 +321,7 @@ def train_task(task, run, folder, state, images):
     """Opens the run's folder, logs what is trained, and trains. images: a text about the numbers of images."""
     task.model.to(run.device, memory_format=torch.channels_last)
     run.open(folder, task.config.data)
-    run.write_config(task.config, resumed=state is not None)
+    run.write_config(task.config)
     run.log(f'{run.folder}: {images}, {run.world} x {run.device}, '
             f'{sum(p.numel() for p in task.model.parameters()):,} parameters')
     run.log(f'settings: {describe(task.config)}')

@@ -1,6 +1,7 @@
 """Hostile files and careless commands: nothing of the user's is lost, nothing takes the machine. docs/robustness.md"""
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -32,12 +33,40 @@ from util.submissions import FORMS, PredictionWriter, open_predictions
 # ---- loss of data ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize('name, content', [('config.json', '{"mine": 1}'), ('log.jsonl', 'mine'), ('best.pt', 'mine')])
-def test_a_run_replaces_no_file_of_the_user(tmp_path, name, content):
-    (tmp_path / name).write_text(content)
-    done = call(train, *SHORT, '--epochs', '1', '--out', tmp_path)
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory):
+    """A run of one epoch."""
+    folder = tmp_path_factory.mktemp('finished') / 'a'
+    assert call(train, *SHORT, '--epochs', '1', '--out', folder).returncode == 0
+    return folder
+
+
+@pytest.mark.parametrize('name, content', [('config.json', '{"mine": 1}'), ('log.jsonl', 'mine'), ('best.pt', 'mine'),
+                                           ('cycle_3.pt', 'mine')])
+def test_a_run_replaces_no_file_of_the_user(tmp_path, finished, name, content):
+    out, hidden = tmp_path / 'new', ('.notes.2024', '.last.pt.2024')
+    out.mkdir()
+    for file in name, *hidden:
+        (out / file).write_text(content)
+    done = call(train, *SHORT, '--epochs', '1', '--out', out)
     assert done.returncode == 2 and f'{name} exists and this program did not write it' in done.stderr
-    assert (tmp_path / name).read_text() == content and not (tmp_path / 'last.pt').exists()
+    assert all((out / file).read_text() == content for file in (name, *hidden)) and not (out / 'last.pt').exists()
+    if name != 'log.jsonl':                                                  # a log is only appended to
+        shutil.copytree(finished, tmp_path / 'old')
+        (tmp_path / 'old' / name).write_text(content)
+        done = call(train, '--resume', tmp_path / 'old', '--epochs', '2', '--device', 'cpu')
+        assert done.returncode == 2 and f'{name} exists and this program did not write it' in done.stderr
+        assert (tmp_path / 'old' / name).read_text() == content
+
+
+def test_a_run_removes_the_temporary_files_of_killed_runs_alone(tmp_path, finished):
+    folder = shutil.copytree(finished, tmp_path / 'a')
+    (folder / '.lock').write_text('mine')
+    for name in '.notes.2024', '.last.pt.123', '.cycle_2.pt.123', '.config.json.123', '.last.pt.mine':
+        (folder / name).write_text('x')
+    assert call(train, '--resume', folder, '--epochs', '2', '--device', 'cpu').returncode == 0
+    assert {p.name for p in folder.glob('.*')} == {'.notes.2024', '.last.pt.mine', '.lock'}
+    assert (folder / '.lock').read_text() == 'mine'
 
 
 def test_results_replace_results_and_nothing_else(tmp_path):

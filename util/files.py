@@ -342,9 +342,10 @@ def replacing(path):
         temporary.unlink(missing_ok=True)
 
 
-def remove_temporaries(folder):
-    """Removes what killed processes left behind in a folder that no other process writes to."""
-    for path in Path(folder).glob('.*.*'):
+def remove_temporaries(folder, names):
+    """Removes what killed processes left of files with these names (globs) in a folder that no other process writes
+    to."""
+    for path in (path for name in names for path in Path(folder).glob(f'.{name}.*')):
         if path.suffix[1:].isdigit() and path.is_file():
             path.unlink(missing_ok=True)
 

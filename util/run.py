@@ -15,6 +15,7 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from preflight import Between, filled, flag, outside
+from util.checkpoints import FORMAT
 from util.files import MARK, is_ours, make_folder, remove_temporaries, write_file, writing
 
 
@@ -157,6 +158,23 @@ def sum_over_processes(number):
     return number.item()
 
 
+NAMES = 'config.json', 'log.jsonl', 'last.pt', 'best.pt', 'cycle_*.pt'           # of the files of a run, as globs
+
+
+def is_of_a_run(path):
+    """Whether this program wrote a file with one of these names. A log, which is only appended to, belongs to the
+    config.json or last.pt beside it."""
+    if path.name == 'log.jsonl':
+        return any(is_of_a_run(path.with_name(name)) for name in ('config.json', 'last.pt'))
+    if path.suffix != '.pt':
+        return path.is_file() and is_ours(path)
+    try:
+        with open(path, 'rb') as file:                    # the format is the first entry
+            return FORMAT.encode() in file.read(2048)
+    except OSError:
+        return False
+
+
 class Run:
     """One training: its process among all (rank of world), device, amp (type of half precision, or None), folder and
     log; seen: the signals received; best: the best validation score so far. The first process alone writes files."""
@@ -169,7 +187,8 @@ class Run:
                 torch.cuda.set_device(local)
             dist.init_process_group('nccl' if device == 'cuda' else 'gloo')
             device, self.rank, self.world = local, dist.get_rank(), dist.get_world_size()
-        self.device, self.folder, self.seen, self.best = torch.device(device), None, [], -1.0
+        self.device, self.folder, self.locked = torch.device(device), None, None
+        self.seen, self.best = [], -1.0
         half = self.device.type == 'cuda' if amp is None else amp
         bfloat16 = self.device.type != 'cuda' or torch.cuda.is_bf16_supported()
         self.amp = (torch.bfloat16 if bfloat16 else torch.float16) if half else None
@@ -201,26 +220,27 @@ class Run:
             import fcntl                                 # only on Unix
         except ImportError:
             return
-        self.locked = open(self.folder / '.lock', 'w')   # held for as long as the run lives
+        lock = open(self.folder / '.lock', 'a')
         try:
-            fcntl.lockf(self.locked, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
             raise ValueError(f'another process trains in {self.folder}; wait for its end or choose another '
                              '--out') from None
         except OSError:                                  # a file system without locks
             return
-        remove_temporaries(self.folder)
+        self.locked = lock                               # held for as long as the run lives
 
-    def write_config(self, config, resumed=False):
-        """config.json. ValueError where the folder has files of that kind that no run wrote."""
+    def write_config(self, config):
+        """config.json. ValueError where the folder has files with the names of a run that no run wrote."""
         if not self.first:
             return
-        path = self.folder / 'config.json'
-        foreign = [n for n in ('config.json', 'log.jsonl', 'last.pt', 'best.pt') if (self.folder / n).exists()]
-        if foreign and not resumed and not (path.is_file() and is_ours(path)):
-            raise ValueError(f'{self.folder / foreign[0]} exists and this program did not write it; choose another '
-                             '--out')
-        write_file(path, json.dumps(dict(software=MARK, **asdict(config)), indent=1) + '\n')
+        foreign = [path for name in NAMES for path in self.folder.glob(name) if not is_of_a_run(path)]
+        if foreign:
+            raise ValueError(f'{foreign[0]} exists and this program did not write it; choose another folder or move '
+                             'that file')
+        if self.locked:
+            remove_temporaries(self.folder, NAMES)
+        write_file(self.folder / 'config.json', json.dumps(dict(software=MARK, **asdict(config)), indent=1) + '\n')
 
     def log(self, text, **record):
         """Prints the text and appends the record to log.jsonl."""
