@@ -1,6 +1,7 @@
 """Hostile files and careless commands: nothing of the user's is lost, nothing takes the machine. docs/robustness.md"""
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -324,6 +325,50 @@ def test_a_compressed_archive_is_refused_before_it_is_unpacked(tmp_path):
             packed.writestr(info.filename, archive.read(info.filename) + bytes(10 ** 6) * info.filename.endswith('data.pkl'))
     with pytest.raises(ValueError, match='b.pt unpacks to .* more than the file has'):
         read_checkpoint(tmp_path / 'b.pt')
+
+
+class Call:
+    """Pickled as a call, and what is set afterwards."""
+
+    def __init__(self, *call):
+        self.call = call
+
+    def __reduce__(self):
+        return self.call
+
+
+RECONSTRUCT = np.zeros(1).__reduce__()[0]
+
+
+@pytest.mark.parametrize('call, message', [
+    ((bytearray, (10 ** 9,)), 'holds .*bytearray, which could run code or fill the memory'),
+    ((torch.ByteTensor, (10 ** 9,)), 'holds torch.ByteTensor, which'),
+    ((torch.UntypedStorage, (10 ** 9,)), 'holds torch.storage.UntypedStorage, which'),
+    ((RECONSTRUCT, (np.ndarray, (2 * 10 ** 8,), 'O')), 'not a readable'),
+    ((RECONSTRUCT, (np.ndarray, (0,), b'b'), (1, (10 ** 9,), np.dtype('f8'), False, b'x')), 'not a readable'),
+    ((np.ndarray, ((10 ** 9,),)), 'not a readable'),
+    ((np.float64(1).__reduce__()[0], (np.dtype('V1000000000'),)), 'not a readable'),
+    ((np.float64(1).__reduce__()[0], (np.dtype('U200000'), b'x')), 'not a readable')])
+@pytest.mark.parametrize('zipped', [True, False])
+def test_a_small_pickle_cannot_fill_the_memory(tmp_path, call, message, zipped):
+    torch.save(dict(model=Call(*call)), tmp_path / 'a.pt', _use_new_zipfile_serialization=zipped)
+    assert os.path.getsize(tmp_path / 'a.pt') < 2000
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ValueError, match=message):
+        read_checkpoint(tmp_path / 'a.pt')
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 10 ** 5         # kilobytes
+
+
+@pytest.mark.parametrize('zipped', [True, False])
+def test_numbers_and_arrays_beside_the_weights_are_read(tmp_path, zipped):
+    numbers = dict(a=np.float64(0.1), b=np.int64(7), c=np.bool_(True), d=np.float32(2), e=np.str_('four'))
+    arrays = dict(f=np.arange(6).reshape(2, 3), g=np.array(['a', 'bcd']))
+    more = dict(i=torch.nn.Parameter(torch.ones(2)), j=torch.Size([3]), k=torch.bfloat16, m={1, 2})
+    torch.save(dict(numbers, **arrays, **more), tmp_path / 'a.pt', _use_new_zipfile_serialization=zipped)
+    found = read_checkpoint(tmp_path / 'a.pt')
+    assert all(found[k] == v and type(found[k]) is type(v) for k, v in numbers.items())
+    assert all(np.array_equal(found[k], v) and found[k].dtype == v.dtype for k, v in arrays.items())
+    assert torch.equal(found['i'], more['i']) and [found[k] for k in 'jkm'] == [more[k] for k in 'jkm']
 
 
 # ---- data sets ---------------------------------------------------------------------------------------------------------

@@ -4,10 +4,12 @@ Ours are dictionaries with format, system (uniparser, schp, oneshot), config, cl
 state dict. `last.pt` of a run holds the rest of the training state beside them.
 """
 import os
+import pickletools
 import re
 import zipfile
 from contextlib import contextmanager
 from dataclasses import asdict, fields
+from pickle import UnpicklingError
 
 import numpy as np
 import torch
@@ -15,6 +17,12 @@ import torch
 from util.files import replacing, short
 
 FORMAT = 'uniparser 1'
+HARMLESS = re.compile(                                   # what a pickle of weights needs, of the much that torch allows
+    r'(__builtin__|builtins)\.set|collections\.(OrderedDict|Counter)|_codecs\.encode|torch\.(cuda\.)?[A-Z]\w+Storage'
+    r'|torch\._utils\._rebuild_(tensor(_v2)?|parameter)|torch\.(Size|device|b?float\d+|u?int\d+|bool|complex\d+)'
+    r'|torch\.nn\.parameter\.Parameter|numpy\.(dtype|ndarray|(_?core)\.multiarray\.(scalar|_reconstruct))'
+    r'|(os|posix|nt|sys)\..*')                          # torch blocks the last four, with a sentence of its own
+KINDS = '?', 'b1', 'i1', 'u1', 'i2', 'i4', 'i8', 'f2', 'f4', 'f8', 'U'       # dtypes of numpy
 PATHS = 'pretrained', 'backgrounds', 'people'            # settings that may hold a folder of the user's machine
 
 
@@ -25,13 +33,14 @@ def read_checkpoint(path):
         raise FileNotFoundError(f'{path} {reason}; give the path of a weights file')
     check_archive(path)
     try:
+        check_globals(path)
         with torch.serialization.safe_globals(numpy_types()):
             state = torch.load(path, map_location='cpu', weights_only=True)
     except Exception as error:                            # torch raises many types on broken files
         if foreign := re.search(r'Unsupported (?:global: GLOBAL|class) ([\w.]+)', str(error)):
             raise ValueError(
-                f'{path} holds {foreign[1]}, which could run code, so it is not loaded; if you trust its author, keep '
-                f'its weights alone: python -c "import torch; s = torch.load({str(path)!r}, weights_only=False); '
+                f'{path} holds {foreign[1]}, which could run code or fill the memory, so it is not loaded; if you trust '
+                f'its author, keep its weights alone: python -c "import torch; s = torch.load({str(path)!r}, weights_only=False); '
                 'torch.save(s[\'state_dict\'], \'weights.pt\')"') from None
         raise ValueError(f'{path} is not a readable weights file; give one of train.py or of the released '
                          'code') from None
@@ -49,6 +58,21 @@ def check_archive(path):
         if unpacked > os.path.getsize(path):
             raise ValueError(f'{path} unpacks to {unpacked:,} bytes, more than the file has; torch.save does not '
                              'compress: get the file again')
+
+
+def check_globals(path):
+    """UnpicklingError for a pickle that names anything but HARMLESS things. weights_only allows more, such as bytearray
+    and torch.ByteTensor, which allocate any size that they are told."""
+    with open(path, 'rb') as file:
+        if file.read(4) == b'PK\3\4':             # as torch decides it
+            pickles = [torch._C.PyTorchFileReader(str(path)).get_record('data.pkl')]
+        else:
+            file.seek(0)
+            pickles = [file] * 4                          # magic number, protocol, system, content
+        for content in pickles:
+            for opcode, argument, _ in pickletools.genops(content):
+                if opcode.name == 'GLOBAL' and not HARMLESS.fullmatch(name := argument.replace(' ', '.')):
+                    raise UnpicklingError(f'Unsupported global: GLOBAL {name}')
 
 
 COMMANDS = dict(uniparser='of UniParser; use python infer.py PHOTO --weights FILE',
@@ -88,12 +112,33 @@ def reading(path):
 
 def numpy_types():
     """Harmless numbers and arrays of numpy, which other programs leave beside the weights, under the module names of
-    numpy 1 and 2."""
-    core = (np._core if hasattr(np, '_core') else np.core).multiarray
-    functions = [(getattr(core, name), f'numpy.{module}.multiarray.{name}')
-                 for name in ('scalar', '_reconstruct') for module in ('core', '_core')]
-    dtypes = [type(np.dtype(kind)) for kind in ('?', 'i1', 'u1', 'i4', 'i8', 'f2', 'f4', 'f8', 'U')]
-    return [*functions, *dtypes, np.dtype, np.ndarray]
+    numpy 1 and 2. Functions that take no more memory than the file has stand for numpy's own."""
+    functions = [(function, f'numpy.{module}.multiarray.{name}') for module in ('core', '_core')
+                 for name, function in dict(scalar=numpy_scalar, _reconstruct=empty_array).items()]
+    types = [(type(np.dtype(kind)), f'of {kind}') for kind in KINDS]         # these names are in no file
+    return [*functions, *types, (numpy_dtype, 'numpy.dtype'), (np.ndarray, 'of arrays'), (empty_array, 'numpy.ndarray')]
+
+
+def numpy_dtype(kind, *_):
+    """numpy.dtype as a pickle calls it: a number, or text."""
+    if kind not in KINDS and not re.fullmatch(r'U\d{1,6}', kind):
+        raise ValueError(f'no dtype of numbers: {short(kind)}')
+    return np.dtype(kind)
+
+
+def numpy_scalar(dtype, content):
+    if isinstance(content, str):                          # of protocols before 3
+        content = content.encode('latin1')
+    if len(content) != dtype.itemsize:
+        raise ValueError(f'{len(content)} bytes for one of {dtype.itemsize}')
+    return np.frombuffer(content, dtype)[0]
+
+
+def empty_array(_, shape, *__):
+    """numpy's _reconstruct as a pickle calls it: an array whose content follows."""
+    if shape != (0,):
+        raise ValueError(f'an array of shape {short(shape)} without content')
+    return np.empty(0, np.int8)
 
 
 def load_strictly(module, weights, path):
