@@ -28,7 +28,7 @@ from tqdm import tqdm
 from util import released
 from util.beyond import degrade
 from util.datasets import DATASETS, open_dataset, swap_sides
-from util.files import read_photo, to_rgb, upright, user_errors
+from util.files import check_target, read_photo, to_rgb, upright, user_errors, write_png
 from util.pictures import add_legend, overlay, palette
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)      # ImageNet, RGB in 0..1
@@ -350,7 +350,7 @@ def draw_samples(dataset, indices, out, columns=4, side=400):
         image, parsing, ignore = train_transform(*dataset.read(i), dataset.flip_pairs, config, rng)
         sheet.paste(overlay(image, parsing, None, ignore), (k % columns * side, k // columns * side))
         seen |= set(np.unique(parsing))
-    add_legend(sheet, palette(58), dataset.class_names, sorted(seen)).save(out)
+    write_png(out, add_legend(sheet, palette(58), dataset.class_names, sorted(seen)))
     print(f'samples as training sees them: {out}')
 
 
@@ -359,9 +359,10 @@ def main(argv=None):
     parser.add_argument('--data', required=True, choices=list(DATASETS))
     parser.add_argument('--root', help='folder of the unpacked download')
     parser.add_argument('--split', default='val')
-    parser.add_argument('--out', default='samples.png', help='picture of some samples')
+    parser.add_argument('--out', default='samples.png', help='picture of some samples, PNG')
     args = parser.parse_args(argv)
     with user_errors():
+        check_target(args.out)                    # before minutes of reading
         dataset = open_dataset(args.data, args.root, args.split)
         if bad := check(dataset, args.out):
             raise ValueError(f'{bad} of {len(dataset)} images are bad')

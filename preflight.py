@@ -3,8 +3,6 @@
 While a command of this repository imports its modules, Ctrl-C ends it with a word. `require` says which file is in the
 way where another project has a data.py, too. `CommandParser`, `Between` and `filled` turn wrong flags into a sentence.
 """
-import argparse
-import importlib.util
 import os
 import signal
 import sys
@@ -30,6 +28,9 @@ def leave(*_):
 
 if is_command() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:     # else ignored, as in `cmd &`
     signal.signal(signal.SIGINT, leave)
+
+import argparse                                   # only now: they, too, take a moment
+import importlib.util
 
 
 def start(main):

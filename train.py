@@ -31,7 +31,7 @@ from losses import uniparser_loss
 from uniparser import CHOICES, PRESETS, RANGES, Config, UniParser, get_config
 from util.checkpoints import FORMAT, PATHS, load_strictly, read_checkpoint, reading
 from util.datasets import DATASETS, DRAWN, open_dataset
-from util.files import write_png
+from util.files import explain as explain_error, is_exhausted, write_png
 from util.pictures import compare_labels
 from util.run import (Run, add_run_flags, add_settings, catching_signals, describe, given_settings, memory,
                       thread_advice)
@@ -336,8 +336,10 @@ def explain(error, stopped=STOPPED):
         return str(error)
     if isinstance(error, KeyboardInterrupt):
         return stopped
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or 'DefaultCPUAllocator' in str(error):
+    if isinstance(error, torch.OutOfMemoryError):
         return f'{str(error).split(".")[0]}; use a larger --accumulate, which needs less memory'
+    if is_exhausted(error):
+        return f'{explain_error(error)}, or use a larger --accumulate, which needs less memory'
     if isinstance(error, dist.DistError) or '/gloo/' in str(error):
         return 'another process of this run has ended or cannot be reached; see its message; continue with --resume'
 

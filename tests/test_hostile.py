@@ -19,8 +19,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+import data
 import evaluate
 import infer
+import oneshot
+import schp
 import train
 from tests.helpers import HERE, SHORT, call, tiny_model, write_photo
 from uniparser import CHOICES, RANGES, Config, UniParser, get_config
@@ -137,6 +140,17 @@ def test_predictions_replace_predictions_and_nothing_else(tmp_path, form, monkey
     assert {p: p.read_bytes() for p in (tmp_path / 'b').rglob('*') if p.is_file()} == theirs
 
 
+def test_the_check_of_a_download_replaces_its_own_picture_alone(tmp_path):
+    arguments = '--data', 'synthetic', '--out', 'samples.png'
+    for _ in range(2):
+        assert call(data, *arguments, cwd=tmp_path).returncode == 0
+    Image.new('RGB', (3, 2)).save(tmp_path / 'samples.png')
+    before = (tmp_path / 'samples.png').read_bytes()
+    done = call(data, *arguments, cwd=tmp_path)
+    assert done.returncode == 2 and 'samples.png exists and this program did not write it' in done.stderr
+    assert (tmp_path / 'samples.png').read_bytes() == before and os.listdir(tmp_path) == ['samples.png']
+
+
 TRAINING = '''
 import sys
 sys.path.insert(0, sys.argv[1])
@@ -206,6 +220,14 @@ def test_any_value_is_taken_or_refused_by_its_flag(name, value):
         assert str(error).startswith('--' + name.replace('_', '-'))
     else:
         assert all(low <= v <= high for v in (value if isinstance(value, tuple) else (value,)))
+
+
+@pytest.mark.parametrize('name', ['synthetic', 'crowd'])
+def test_the_smallest_scenes_can_be_trained_on(tmp_path, name):
+    low = str(RANGES['long_side'][0])
+    done = call(train, *SHORT, '--data', name, '--long-side', low, '--short-side', str(RANGES['short_side'][0]), '--samples', '4',
+                '--val-images', '1', '--epochs', '1', '--out', tmp_path / 'a')
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_busy_machine_gets_advice_about_threads(monkeypatch):
@@ -325,6 +347,15 @@ def test_a_compressed_archive_is_refused_before_it_is_unpacked(tmp_path):
             packed.writestr(info.filename, archive.read(info.filename) + bytes(10 ** 6) * info.filename.endswith('data.pkl'))
     with pytest.raises(ValueError, match='b.pt unpacks to .* more than the file has'):
         read_checkpoint(tmp_path / 'b.pt')
+
+
+@pytest.mark.parametrize('system', [['x'], {}, 7, 'x\x1b[2J' * 1000])
+def test_an_unknown_system_gets_one_sentence(tmp_path, system):
+    path = weights_with(tmp_path, lambda state: state.update(system=system))
+    for load in UniParser.from_pretrained, schp.SCHP.from_pretrained, oneshot.load_model:
+        with pytest.raises(ValueError, match='of a system that this version does not know') as refused:
+            load(path, device='cpu')
+        assert len(str(refused.value)) < 600 and str(refused.value).isprintable()
 
 
 class Call:
@@ -603,6 +634,16 @@ def test_exhausted_machines_get_one_sentence_and_bugs_a_traceback(capsys, error)
     assert stop.value.code == 2 and 'used up' in capsys.readouterr().err
     with pytest.raises(RuntimeError, match='a bug'), files.user_errors():
         raise RuntimeError('a bug')
+
+
+REAL = ('[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can\'t allocate memory: you tried to allocate '
+        '4000000000000 bytes. Error code 12 (Cannot allocate memory)')
+
+
+@pytest.mark.parametrize('error', [MemoryError(), RuntimeError("can't start new thread"), RuntimeError(REAL)])
+def test_a_training_adds_advice_to_the_same_sentence(error):
+    assert train.explain(error).startswith(files.explain(error)) and '--accumulate' in train.explain(error)
+    assert train.explain(RuntimeError('a bug')) is None
 
 
 def test_max_size_reduces_a_large_photo_and_its_results(checkpoint, tmp_path):

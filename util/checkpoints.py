@@ -83,9 +83,11 @@ SIGNS = {'mask_head.seg_kernels': 'uniparser', 'fushion.3.weight': 'schp', 'head
 
 
 def find_system(state):
-    """uniparser, schp or oneshot: the system that a file, as read, belongs to; None where nothing shows it."""
+    """uniparser, schp, oneshot or an unknown name: the system that a file, as read, belongs to; None where nothing
+    shows it."""
     if state.get('format') == FORMAT:
-        return state.get('system', 'uniparser')
+        system = state.get('system', 'uniparser')
+        return short(system) if isinstance(system, str) else f'of the type {type(system).__name__}'
     weights = state.get('state_dict', state)
     keys = {str(key).removeprefix('module.') for key in weights} if isinstance(weights, dict) else ()
     return next((name for sign, name in SIGNS.items() if sign in keys), None)
@@ -94,7 +96,8 @@ def find_system(state):
 def name_command(state, system):
     """Where a file, as read, belongs to another system than this one: 'is a file of ..; use ..'. Else None."""
     found = find_system(state)
-    return f'is a file {COMMANDS[found]}' if found in COMMANDS and found != system else None
+    unknown = f'of a system that this version does not know ({found}); get a newer version of this program'
+    return None if found in (system, None) else f'is a file {COMMANDS.get(found, unknown)}'
 
 
 @contextmanager

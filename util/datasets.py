@@ -331,7 +331,7 @@ class Synthetic(Photos):
         self.ids = [f'{split}_{i:04d}' for i in range(100 if self.val else samples or 1000)]
 
     def size(self, i):
-        return self.long_side, self.long_side * 3 // 4
+        return self.long_side, max(1, self.long_side * 3 // 4)
 
     def read_parsing(self, i, seed=0, epoch=0):
         return self.read(i, seed, epoch)[1:]

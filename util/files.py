@@ -39,11 +39,17 @@ def user_errors():
 
 def explain(error):
     """One of USER_ERRORS as a sentence; a bug is raised again."""
-    if isinstance(error, RuntimeError) and not any(text in str(error) for text in EXHAUSTED):
+    if isinstance(error, RuntimeError) and not is_exhausted(error):
         raise error
-    if isinstance(error, (MemoryError, RuntimeError)):
+    if is_exhausted(error):
         return 'the memory or the threads of this machine are used up; end other programs'
     return '\n'.join(map(printable, str(error).split('\n')))
+
+
+def is_exhausted(error):
+    """Whether an error says that this machine's memory or threads are used up."""
+    known = isinstance(error, RuntimeError) and any(text in str(error) for text in EXHAUSTED)
+    return known or isinstance(error, MemoryError)
 
 
 def add_modern_formats():
