@@ -71,6 +71,15 @@ def test_ctrl_c_during_the_imports_is_one_word(tmp_path, name):
     assert (process.returncode, out, err) == (130, '', 'stopped\n')
 
 
+def test_ctrl_c_is_one_word_from_the_first_import_on(tmp_path):
+    (tmp_path / 'argparse.py').write_text(SLOW)
+    process = start(HERE / 'train.py', path=[tmp_path])
+    assert process.stdout.readline() == 'importing\n', process.stderr.read()
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=300)
+    assert (process.returncode, out, err) == (130, '', 'stopped\n')
+
+
 def test_who_imports_the_repository_keeps_its_own_ctrl_c(tmp_path):
     (tmp_path / 'torch.py').write_text(SLOW.split('try:')[0] + 'time.sleep(60)')
     process = start('-c', 'import uniparser', cwd=tmp_path, path=[tmp_path, HERE])
