@@ -562,8 +562,12 @@ def end_of(pid):
 
 def kill_and_resume(folder, kills, seed=0):
     """A training that saves after every step is killed at random moments, until `kills` of them met it with a last.pt,
-    and each time resumed -> its weights at the end, those of a run that was left alone, all kills."""
+    and each time resumed, by two processes at once, both of which are killed -> its weights at the end, those of a run
+    that was left alone, all kills."""
     rng, whole, parts, met, tried = random.Random(seed), folder / 'whole', folder / 'parts', 0, 0
+
+    def resume(output=os.devnull):
+        return fork(lambda: train.main(['--resume', str(parts), '--device', 'cpu']), output)
     train.SAVE_SECONDS, former = 0, train.SAVE_SECONDS
     try:
         start = time.time()
@@ -571,13 +575,17 @@ def kill_and_resume(folder, kills, seed=0):
         longest = time.time() - start
         while True:
             begun, last = (parts / 'last.pt').exists(), met >= kills
-            pid = fork(lambda: train.main(['--resume', str(parts), '--device', 'cpu'] if begun else [*RUN, '--out', str(parts)]))
+            pid = resume() if begun else fork(lambda: train.main([*RUN, '--out', str(parts)]))
+            rival = resume(folder / 'log') if begun and not last else None           # one of the two gets the folder
             if not last:
                 time.sleep(rng.uniform(0, longest / 2))
                 os.kill(pid, signal.SIGKILL)
                 tried += 1
-            code = end_of(pid)
-            assert code in (0, -signal.SIGKILL), code
+            if rival:
+                time.sleep(rng.uniform(0, longest / 10))
+                os.kill(rival, signal.SIGKILL)
+            code, others = end_of(pid), end_of(rival) if rival else 0
+            assert code in (0, 2 * bool(rival), -signal.SIGKILL) and others in (0, 2, -signal.SIGKILL), (code, others)
             if (parts / 'last.pt').exists():
                 read_checkpoint(parts / 'last.pt')
                 met += code != 0
