@@ -492,6 +492,10 @@ def test_scenes_are_functions_of_seed_epoch_and_index(tmp_path, monkeypatch):
     other = open_dataset('CCP', tmp_path, 'val', long_side=99, samples=5)
     assert same(val.read(2), other.read(2, 5, 6)) and len(other) == len(val) and val.size(0) == (640, 480)
     train = pickle.loads(pickle.dumps(open_dataset('CCP', tmp_path, 'train', long_side=160, samples=20)))
+    smallest = open_dataset('CCP', tmp_path, 'train', long_side=16, samples=20)
+    assert all(max(smallest.read(i)[0].shape) == 16 for i in range(20))
+    with pytest.raises(ValueError, match='--long-side is 15; scenes of CCP have at least 16'):
+        open_dataset('CCP', tmp_path, 'train', long_side=15)
     assert len(train) == len(set(train.ids)) == 20
     for i in range(8):
         image, parsing, ignore = train.read(i, 1, 2)

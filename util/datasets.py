@@ -224,6 +224,9 @@ class DensePose(Photos):
         return stack_people(maps, size), ignore
 
 
+SMALLEST = 16                                     # long side of a scene of CCP; people vanish in smaller ones
+
+
 class CCP(Photos):
     """Clothing Co-Parsing (Yang et al. 2014) in the 19 classes of CIHP.
 
@@ -251,6 +254,8 @@ class CCP(Photos):
         self.table = np.array([[row.get(part, UNKNOWN) if isinstance(row, dict) else row
                                 for part in mapping['parts']] for row in rows], np.uint8)         # (59, 13)
         self.fixed = kind != 'train'                                  # scenes
+        if not self.fixed and long_side < SMALLEST:
+            raise ValueError(f'--long-side is {long_side}; scenes of CCP have at least {SMALLEST} pixels')
         self.long_side = 640 if self.fixed else long_side
         self.backgrounds = self.crowds = []
         if backgrounds and not self.fixed:

@@ -100,7 +100,8 @@ def add_people(source, stage, cast, size, rng, look):
 
 
 def take_person(source, k, tall, scene, rng, look):
-    """The person of photo k, tall pixels high -> label, alpha, image; None if the photo's frame cuts the person."""
+    """The person of photo k, tall pixels high -> label, alpha, image; None if the photo's frame cuts the person, or
+    so few pixels are left that all are edge."""
     ccp, parts, _ = source.annotation(k)
     stretch, angle, flip = rng.uniform(0.85, 1.15), np.clip(rng.normal(0, 3), -15, 15), rng.random() < 0.5
     (x0, y0, x1, y1), (width, height) = ccp.getbbox(), ccp.size
@@ -112,6 +113,8 @@ def take_person(source, k, tall, scene, rng, look):
     label = source.labels(ccp, parts, flip)
     alpha = Image.fromarray((ccp > 0) * np.uint8(255)).filter(ImageFilter.BoxBlur(1))
     alpha = alpha.point([max(0, 2 * v - 255) for v in range(256)])        # within the edge: no halos
+    if not alpha.getbbox():
+        return None
     photo = source.photo(k, (0.8 * width * zoom, 0.8 * height * zoom)) if scene else None
     image = photo and adapt(warp(photo, Image.BILINEAR), photo, scene, look)
     return label, alpha, image
