@@ -39,9 +39,9 @@ def read_checkpoint(path):
     except Exception as error:                            # torch raises many types on broken files
         if foreign := re.search(r'Unsupported (?:global: GLOBAL|class) ([\w.]+)', str(error)):
             raise ValueError(
-                f'{path} holds {foreign[1]}, which could run code or fill the memory, so it is not loaded; if you trust '
-                f'its author, keep its weights alone: python -c "import torch; s = torch.load({str(path)!r}, weights_only=False); '
-                'torch.save(s[\'state_dict\'], \'weights.pt\')"') from None
+                f'{path} holds {foreign[1]}, which could run code or fill the memory, so it is not loaded; if you '
+                f'trust its author, keep its weights alone: python -c "import torch; s = torch.load({str(path)!r}, '
+                'weights_only=False); torch.save(s[\'state_dict\'], \'weights.pt\')"') from None
         raise ValueError(f'{path} is not a readable weights file; give one of train.py or of the released '
                          'code') from None
     if not isinstance(state, dict):
