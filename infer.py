@@ -238,6 +238,8 @@ def open_points(args, photos):
 
 
 def infer(args):
+    if args.list and (args.photos or args.data):
+        raise ValueError('--list parses nothing; leave out the photos, and name a weights file with --weights')
     if args.list:
         return list_classes(args.weights, args.labels)
     if bool(args.photos) == bool(args.data):
@@ -253,6 +255,8 @@ def infer(args):
         return predict_split(args, open_split(args, model), lambda image, *_: parse_image(model, image, args.labels))
     jobs = share_of_process(name_jobs(photos))
     videos = [job for job in jobs if Path(job[0]).suffix.lower() in VIDEOS]
+    if videos and (args.maps or args.cutouts):
+        raise ValueError(f'--{"maps" if args.maps else "cutouts"} is for photos; parse the videos without it')
     photos, parser = [job for job in jobs if job not in videos], PhotoParser(model, args, points)
     failed = parser.run(photos) if photos or not videos else 0
     parser.inputs = {os.path.realpath(path) for path, _ in jobs}

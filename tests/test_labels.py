@@ -2,6 +2,7 @@
 import itertools
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -164,6 +165,8 @@ def test_the_classes_of_files_of_all_systems_are_listed(cihp, tmp_path):
         done = call(infer, '--list', '--weights', path, *more)
         assert done.returncode == 0, done.stderr
         return [re.split(r'\s{2,}', line.strip()) for line in done.stdout.splitlines()]
+    refused = call(infer, 'photo.jpg', '--list', '--weights', cihp)
+    assert refused.returncode == 2 and 'leave out the photos' in refused.stderr
     rows = listed(cihp)
     assert [row[-1] for row in rows] == list(CIHP.class_names) and [int(row[0]) for row in rows] == list(range(20))
     rows = listed(cihp, '--labels', 'atr')
@@ -295,6 +298,7 @@ def test_the_snippet_of_the_page_runs(tmp_path, monkeypatch):
     code, = re.findall(r'```python\n(.*?)```', PAGE, re.S)
     labels = np.kron(np.arange(20, dtype=np.uint8).reshape(4, 5), np.ones((4, 4), np.uint8))
     monkeypatch.chdir(tmp_path)
-    Image.fromarray(labels).save('photo.png')
+    Path('parsing').mkdir()
+    Image.fromarray(labels).save('parsing/photo.png')
     exec(code, {})
     assert np.array_equal(np.asarray(Image.open('photo_atr.png')), convert(labels, 'lip', 'atr'))

@@ -366,3 +366,10 @@ def test_no_video_is_replaced_by_the_result_of_another(checkpoint, tmp_path):
     assert done.returncode == 2 and 'is an input and would be replaced' in done.stderr
     assert (tmp_path / 'out' / 'a_overlay.mp4').read_bytes() == before
     assert (tmp_path / 'out' / 'a_overlay_overlay.mp4').exists()
+
+
+def test_flags_for_photos_are_refused(checkpoint, tmp_path):
+    write_video(tmp_path / 'a.mp4')
+    for flag in '--maps', '--cutouts':
+        done = parse(checkpoint, tmp_path, 'a.mp4', flag)
+        assert done.returncode == 2 and f'{flag} is for photos' in done.stderr and not (tmp_path / 'out').exists()
