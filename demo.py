@@ -22,8 +22,7 @@ NAMES = 'hair,face,top,skirt,arms,legs,shoes'              # of the classes of e
 
 def parse_arguments(argv=None):
     parser = preflight.CommandParser(__doc__)
-    parser.add_argument('--weights', type=preflight.filled, nargs='+', default=[str(WEIGHTS)], metavar='FILE',
-                        help='of any of the systems')
+    parser.add_argument('--weights', type=preflight.filled, nargs='+', default=[str(WEIGHTS)], help='of any system')
     parser.add_argument('--labels', choices=list(LABEL_SETS), help='of SCHP files with 20 or 9 classes, as for schp.py')
     parser.add_argument('--device', default='auto', choices=['auto', 'cpu', 'cuda', 'mps'])
     parser.add_argument('--max-size', type=preflight.Between(1, 10 ** 6), metavar='PIXELS',
