@@ -371,7 +371,7 @@ def evaluate(job, workers=1):
         records.update(tqdm(map(job, indices), **progress))
         return job.metrics
     ignore = signal.signal, (signal.SIGINT, signal.SIG_IGN)   # of Ctrl-C, which ends the main process
-    hold_ctrl_c(True)                                         # one that ends a starting worker may block the pool
+    hold_ctrl_c(True)                                         # a worker that does not ignore it yet has a traceback
     with multiprocessing.Pool(workers, *ignore) as pool:      # few chunks: each one pickles the job
         hold_ctrl_c(False)
         chunks = pool.imap_unordered(job, indices, chunksize=len(indices) // (32 * workers) + 1)
