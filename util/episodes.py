@@ -1,4 +1,4 @@
-"""Episodes of one-shot human parsing: folds, lists of query and support photos, metrics. Numpy only.
+"""Episodes of one-shot human parsing: folds, lists of query and support photos, metrics. Needs no torch.
 
 An episode is (query, support, label): two indices into a list of photos, and the class of 1-way parsing, 0 for k-way.
 Pools say which photos may be queries and which supports of a class: {'queries': {class: [index]}, 'supports': ...}.
@@ -8,11 +8,12 @@ fold stay in the label maps, because their pixels are people.
 """
 import io
 import json
-import os
 import pickle
 from dataclasses import dataclass
 
 import numpy as np
+
+from util.files import write_file
 
 IGNORE = 255
 
@@ -158,10 +159,7 @@ def read_json(path, kind):
 
 
 def write_json(path, kind, content):
-    temporary = f'{path}.part'
-    with open(temporary, 'w', encoding='utf-8') as f:
-        json.dump({'kind': kind, **content}, f)
-    os.replace(temporary, path)
+    write_file(path, json.dumps({'kind': kind, **content}))
 
 
 def write_pools(path, pools):
