@@ -428,7 +428,7 @@ def open_sets(config, root, skip_bad):
     """Training and validation set of a config."""
     drawn = dict(long_side=config.long_side, samples=config.samples) if config.data in ('CCP', *DRAWN) else {}
     if config.data == 'CCP':
-        drawn.update(backgrounds=config.backgrounds, people=config.people)
+        drawn.update(backgrounds=config.backgrounds, people=config.people, tagged=config.tagged)
     train_set = open_dataset(config.data, root, 'train', **drawn)
     val_set = open_dataset(config.data, root, 'val')
     train_set.skip_bad = val_set.skip_bad = skip_bad

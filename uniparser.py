@@ -117,6 +117,7 @@ class Config:
     samples: int = 0                    # training images per epoch of CCP and synthetic; 0 = their default
     backgrounds: str = ''               # CCP: folder of photos without people, for a fifth of the scenes
     people: str = ''                    # CCP: folder of images/ and instances/, people without parts, for a tenth
+    tagged: str = ''                    # CCP: folder of label maps of further photos, see util/tagged.py
     val_every: int = 1                  # epochs
     val_images: int = 0                 # 0 = all
     workers: int = 4

@@ -9,10 +9,12 @@ from PIL import Image
 import data
 from losses import make_maps, make_targets, uniparser_loss
 from tests.helpers import call, random_out, tiny_config, tiny_model, two_people
+from tests.test_data import photo, write_ccp
 from uniparser import UniParser, correlate, decode
-from util import count_people
+from util import count_people, datasets, tagged
 from util.beyond import averaged, balanced_cross_entropy, degrade, parsing_quality
 from util.datasets import open_dataset, swap_sides
+from util.files import read_labels, write_png
 
 PAIRS = (3, 4), (5, 6)
 
@@ -191,3 +193,64 @@ def test_counting_people_is_a_command(tmp_path):
     (tmp_path / 'instances' / 'a.png').unlink()
     done = call(count_people, tmp_path / 'images', '--instances', tmp_path / 'instances', *common)
     assert done.returncode == 2 and 'lacks 1 of 1 files' in done.stderr
+
+
+# ---- photos with tags ------------------------------------------------------------------------------------------
+
+
+def write_tagged(root, monkeypatch, tags):
+    """A tiny clone of CCP with two more photos, of these tags."""
+    from scipy.io import savemat
+    write_ccp(root, monkeypatch)
+    monkeypatch.setattr(tagged, 'CCP_LAYERS', datasets.CCP_LAYERS)
+    (root / 'annotations' / 'image-level').mkdir()
+    for name, ids in zip(('1001', '1002'), tags):
+        photo(root / 'photos' / f'{name}.jpg', 90, 60, 7)
+        savemat(root / 'annotations' / 'image-level' / f'{name}.mat', dict(tags=np.array([ids], np.uint8)))
+
+
+def test_tags_allow_their_classes_and_the_body(tmp_path, monkeypatch):
+    write_tagged(tmp_path, monkeypatch, [[0, 2, 13, 17, 42], [14, 53]])                # null, bag, coat, glasses, skirt
+    paths = [tmp_path / 'annotations' / 'image-level' / f'{i}.mat' for i in (1001, 1002)]
+    allowed = tagged.Tags().read(paths[0])
+    names = {datasets.CIHP.class_names[c + 1] for c in np.flatnonzero(allowed)}
+    assert names == {'coat', 'sunglasses', 'skirt', *tagged.ALWAYS} and allowed.shape == (19,)
+    assert tagged.Tags().read(paths[1]) is None                                        # tights: no class of CIHP
+
+
+def test_people_of_tagged_photos_join_the_scenes(tmp_path, monkeypatch):
+    write_tagged(tmp_path, monkeypatch, [[0], [0]])
+    labels = np.zeros((90, 60), np.uint8)
+    labels[10:80, 20:40], labels[10:20, 20:40] = 12, 255                               # a skirt, and unknown
+    for name in '1001', '1002':
+        write_png(tmp_path / 'tagged' / f'{name}.png', Image.fromarray(labels))
+    plain, more = (open_dataset('CCP', tmp_path, 'train', long_side=90, samples=60, tagged=folder)
+                   for folder in (None, tmp_path / 'tagged'))
+    seen = [np.unique(more.read_parsing(i)[0]) for i in range(60)]
+    share = np.mean([12 in values for values in seen])
+    assert 0.1 < share < 0.7 and not any(12 in np.unique(plain.read_parsing(i)[0]) for i in range(60))
+    assert any({12, 255} <= set(values) for values in seen)
+    assert all(np.array_equal(a, b) for a, b in zip(more.read(3)[1:], more.read_parsing(3)))
+    fixed = open_dataset('CCP', tmp_path, 'val', tagged=tmp_path / 'tagged')
+    assert np.array_equal(fixed.read(5)[0], open_dataset('CCP', tmp_path, 'val').read(5)[0])
+    write_png(tmp_path / 'tagged' / '1002.png', Image.fromarray(labels[1:]))
+    with pytest.raises(ValueError, match='1002.png and .*1002.jpg differ in size'):
+        [more.read_parsing(i) for i in range(60)]
+
+
+def test_labels_of_tagged_photos_obey_the_tags(tmp_path, monkeypatch):
+    write_tagged(tmp_path, monkeypatch, [[0, 14], [0, 41]])                            # dress; skin
+    model = tiny_model('ccp')
+    torch.nn.init.constant_(model.center_locator.heatmap.bias, 3.0)
+    model.save(tmp_path / 'w.pt')
+    common = ['--root', tmp_path, '--weights', tmp_path / 'w.pt', '--device', 'cpu', '--theta-mask', '0', '--theta-part', '0']
+    found = {}
+    for name, score in (('free', 0), ('strict', 1)):
+        done = call(tagged, *common, '--out', tmp_path / name, '--confident', score)
+        assert done.returncode == 0, done.stderr
+        found[name] = done.stdout
+    assert found['strict'].startswith('0 of 2 photos labeled')
+    labels = [read_labels(path) for path in sorted((tmp_path / 'free').iterdir())]
+    assert len(labels) and found['free'].startswith(f'{len(labels)} of 2 photos labeled')
+    body = {datasets.CIHP.class_names.index(name) for name in tagged.ALWAYS}
+    assert all(set(np.unique(m)) <= body | {0, 6, 10, 255} and m.any() for m in labels)

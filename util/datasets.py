@@ -224,6 +224,7 @@ class DensePose(Photos):
         return stack_people(maps, size), ignore
 
 
+CCP_CLASSES = 59                                  # with the background
 SMALLEST = 16                                     # long side of a scene of CCP; people vanish in smaller ones
 
 
@@ -235,12 +236,13 @@ class CCP(Photos):
     the same 100 scenes. Faces, limbs, left and right, and ignored bystanders are pseudo labels, described by
     README.txt in CCP_LAYERS. Options of train: long_side of the scenes in pixels; samples: scenes per epoch, 0 = one
     per photo; backgrounds: a folder of photos without people, used for a fifth of the scenes; people: a folder of
-    images/ID.jpg and instances/ID.png (0 = nobody, 255 = crowd, else a person with unknown parts), used for a tenth.
+    images/ID.jpg and instances/ID.png (0 = nobody, 255 = crowd, else a person with unknown parts), used for a tenth;
+    tagged: a folder of label maps ID.png of photos without pixel labels (util/tagged.py), whose people are pasted, too.
     """
     class_names, flip_pairs = CIHP.class_names, CIHP.flip_pairs
     splits = tuple(kind + form for kind in ('train', 'val', 'tune', 'test') for form in ('', '_photos'))
 
-    def __init__(self, root, split, long_side=640, backgrounds=None, people=None, samples=0):
+    def __init__(self, root, split, long_side=640, backgrounds=None, people=None, tagged=None, samples=0):
         root, kind = inside(root, 'clothing-co-parsing'), split.split('_')[0]
         with naming(CCP_LAYERS), zipfile.ZipFile(CCP_LAYERS) as archive:
             self.files = {name: archive.read(name) for name in archive.namelist()}
@@ -253,6 +255,8 @@ class CCP(Photos):
         rows = [row['cihp'] for row in mapping['map']]            # a class of CIHP, or {part: class of CIHP}
         self.table = np.array([[row.get(part, UNKNOWN) if isinstance(row, dict) else row
                                 for part in mapping['parts']] for row in rows], np.uint8)         # (59, 13)
+        direct = np.array([*range(1, 20), UNKNOWN], np.uint8)         # ids 59.. are classes of CIHP themselves
+        self.table = np.vstack([self.table, np.repeat(direct[:, None], self.table.shape[1], 1)])      # (79, 13)
         self.fixed = kind != 'train'                                  # scenes
         if not self.fixed and long_side < SMALLEST:
             raise ValueError(f'--long-side is {long_side}; scenes of CCP have at least {SMALLEST} pixels')
@@ -264,6 +268,11 @@ class CCP(Photos):
             crowds = pick_all(os.path.join(people, 'images'))
             ids = pick_files(os.path.join(people, 'instances'), list(crowds), ('.png',))
             self.crowds = list(zip(crowds.values(), ids))
+        self.tagged = []                                              # label maps of photos len(names), ..
+        if tagged and not self.fixed:
+            found = pick_all(tagged)
+            self.tagged = list(found.values())
+            self.photos = self.photos + pick_files(os.path.join(root, 'photos'), list(found))
         scenes = range(100 if self.fixed else samples or len(self.names))
         self.ids = [f'{split}_{i:04d}' for i in scenes] if split == kind else self.names
 
@@ -285,11 +294,18 @@ class CCP(Photos):
         return stack_people([self.labels(ccp, parts)], ccp.shape[::-1]), ignore & (ccp == 0)
 
     def annotation(self, k):
-        """Photo k: CCP's label map, and our parts and ignore (of long side 640), Pillow images."""
+        """Photo k: its label map in rows of `table`, and our parts and ignore (of long side 640), Pillow images."""
+        if k >= len(self.names):
+            path = self.tagged[k - len(self.names)]
+            labels = read_labels(path, 19)
+            if labels.shape[::-1] != stored_size(self.photos[k]):
+                raise ValueError(f'{path} and {self.photos[k]} differ in size; write it again with util.tagged')
+            rows = np.minimum(labels, 20) + np.uint8(CCP_CLASSES - 1) * (labels > 0)
+            return Image.fromarray(rows), Image.new('1', (1, 1)), Image.new('1', (1, 1))
         with naming(self.mats[k]):
             labels = loadmat(self.mats[k])['groundtruth']
-            if labels.max() >= len(self.table):
-                raise ValueError(f'it has the label {labels.max()}, but there are only {len(self.table)} classes')
+            if labels.max() >= CCP_CLASSES:
+                raise ValueError(f'it has the label {labels.max()}, but there are only {CCP_CLASSES} classes')
             ccp = Image.fromarray(labels)
         layers = (self.files.get(f'{kind}/{self.names[k]}.png') for kind in ('parts', 'ignore'))
         return ccp, *(Image.open(io.BytesIO(png)) if png else Image.new('1', (1, 1)) for png in layers)
@@ -317,7 +333,7 @@ class CCP(Photos):
     def compose(self, i, seed=0, epoch=0, paint=True):
         """Scene i, of (seed, epoch, i) alone -> image (H, W, 3) uint8 (only if paint), parsing, ignore."""
         rng = np.random.default_rng((1, i, 0, 0) if self.fixed else (0, seed, epoch, i))
-        image, people, ignore = scenes.compose(self, len(self.names), self.size(i), rng, paint)
+        image, people, ignore = scenes.compose(self, len(self.names), len(self.tagged), self.size(i), rng, paint)
         return image, stack_people(people, ignore.shape[::-1]), ignore
 
 

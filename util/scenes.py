@@ -22,11 +22,14 @@ Stage = namedtuple('Stage', 'image ignore layers horizon camera tall seams')
 Layer = namedtuple('Layer', 'label alpha image x y feet pasted')
 
 
-def compose(source, count, size, rng, paint=True):
-    """A scene of size (w, h) from photos 0..count - 1 -> image (H, W, 3) uint8 (only if paint), list of label maps
-    (H, W) uint8, one per person, ignore (H, W) bool."""
+def compose(source, count, more, size, rng, paint=True):
+    """A scene of size (w, h) from photos 0..count - 1, and `more` after them whose people are only pasted -> image
+    (H, W, 3) uint8 (only if paint), list of label maps (H, W) uint8, one per person, ignore (H, W) bool."""
     look = rng.spawn(1)[0]                        # its own generator: the same places with and without painting
-    cast, background = rng.choice(count, 13, replace=False), source.background(rng)
+    cast = rng.choice(count, 13, replace=False)
+    if more:
+        cast[1:] = np.setdiff1d(rng.choice(count + more, 13, replace=False), cast[:1], True)[:12]
+    background = source.background(rng)
     if background:
         stage = open_background(*background, size, rng, paint)
     else:
