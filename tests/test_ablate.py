@@ -9,7 +9,7 @@ import torch
 
 import infer
 import train
-from tests.helpers import call, stop_at_step, tiny_config, tiny_model, weights
+from tests.helpers import call, run, stop_at_step, tiny_config, tiny_model, weights, write_tiny_mhp
 from uniparser import Config, Parsing, find_centers, get_config
 from util import ablate
 from util.ablate import TABLES, TRAININGS, Row, SuppressingParser, markdown, replace_tables
@@ -95,6 +95,20 @@ def test_data_sets_without_a_recipe_or_samples_have_fewer_rows():
     assert trainings() == set(TRAININGS)
     assert trainings('--data', 'MHP') == set(TRAININGS) - {'released_time'}
     assert trainings('--data', 'CCP') == set(TRAININGS) - {'released_time', 'released'}
+
+
+def test_processes_share_the_trainings_of_a_data_set(tmp_path):
+    write_tiny_mhp(tmp_path)
+    command = ['--table', '5', '--data', 'MHP', '--root', tmp_path, '--out', tmp_path / 'out', '--epochs', '1', '--backbone',
+               'resnet10', '--pretrained', '', '--no-dcn', '--batch-size', '2', '--short-side', '64', '--long-side', '96',
+               '--test-short-side', '64', '--workers', '0', *TINY[2:]]
+    done = run('python', '-m', 'torch.distributed.run', '--nproc-per-node', '2', '--standalone', '-m', 'util.ablate', *command)
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / 'out' / 'MHP'
+    rows = {name: numbers(folder / f'{name}-0' / 'metrics.json') for name in ('base', 'no_parsing')}
+    assert {name: row['0']['mIoU'] for name, row in numbers(folder / 'results.json')['rows'].items()} \
+        == {name: row['mIoU'] for name, row in rows.items()}
+    assert done.stdout.count('base, seed 0: ') == done.stdout.count('no_parsing, seed 0: ') == 1
 
 
 def test_a_data_set_without_its_folder_is_refused(tmp_path):
