@@ -38,7 +38,7 @@ from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastL
 from data import input_size, network_input, to_photo
 from util import released
 from util.backbone import Backbone
-from util.beyond import averaged, distinct, parsing_quality
+from util.beyond import averaged, distinct, mixture, parsing_quality
 from util.checkpoints import (FORMAT, check_settings, load_pretrained, load_strictly, name_command, read_checkpoint,
                               reading, write_checkpoint)
 from util.results import Parsing
@@ -101,6 +101,7 @@ class Config:
     peaks: int = 5                      # a center is the maximum of this many cells squared; 1 = every cell
     max_people: int = 100
     score: str = 'center'               # center | parsing: of a person, see `parsing_quality`
+    assign: str = 'correlation'         # correlation | mixture: of classes to a person's pixels, see `mixture`
     flip_test: bool = False             # average the photo with its mirror image: twice the time
     # training (Secs. 4.1, 6.2)
     batch_size: int = 8                 # images per step, over all processes
@@ -128,15 +129,16 @@ class Config:
         if not self.short_side or len(self.short_side) == 2 and self.short_side[0] > self.short_side[1]:
             raise ValueError(f'--short-side is {" ".join(map(str, self.short_side)) or "empty"}; give a range, the '
                              'smaller value first, such as 640 800, or one value, or several')
-        if self.flip_test and self.fusion != 'index':
-            raise ValueError(f'--flip-test is for --fusion index, not {self.fusion}')
+        if self.fusion != 'index' and (self.flip_test or self.assign == 'mixture'):
+            option = '--flip-test' if self.flip_test else '--assign mixture'
+            raise ValueError(f'{option} is for --fusion index, not {self.fusion}')
 
 
 THETAS = 'theta_center', 'theta_mask', 'theta_paint', 'theta_part', 'theta_same'
-INFERENCE = *THETAS, 'peaks', 'max_people', 'score', 'flip_test', 'test_short_side', 'long_side'
+INFERENCE = *THETAS, 'peaks', 'max_people', 'score', 'assign', 'flip_test', 'test_short_side', 'long_side'
 CHOICES = dict(recipe=('paper', 'released'), space=('cosine', 'inner', 'sigmoid_after', 'sigmoid_before'),
-               fusion=('index', 'convs', 'multi'), score=('center', 'parsing'), optimizer=('sgd', 'adamw'),
-               schedule=('step', 'cosine'), compress_kernel=(1, 3, 5, 7), peaks=(1, 3, 5, 7))
+               fusion=('index', 'convs', 'multi'), score=('center', 'parsing'), assign=('correlation', 'mixture'),
+               optimizer=('sgd', 'adamw'), schedule=('step', 'cosine'), compress_kernel=(1, 3, 5, 7), peaks=(1, 3, 5, 7))
 RANGES = dict(
     num_classes=(1, 254), short_side=(1, 10000), long_side=(1, 10000), test_short_side=(1, 10000),
     pretrained_stages=(0, 4), neck_channels=(1, 4096), channels=(1, 4096), center_depth=(1, 50), depth=(1, 50),
@@ -534,8 +536,10 @@ def decode(out, i, photo, config, fusion=None):
     if config.fusion == 'index':
         mean_cate = part_scores(inside, q_cate, theta_paint)                               # (N, K)
     for n in range(len(cells)):
-        if config.fusion == 'index':
-            maps, mean = q_cate, mean_cate[n]                                              # (K, h, w), (K,)
+        if config.assign == 'mixture':
+            maps, mean = mixture(q_cate, inside[n], config.theta_part)                     # (K, h, w), (K,)
+        elif config.fusion == 'index':
+            maps, mean = q_cate, mean_cate[n]
         else:
             maps = fusion(q_ins[n:n + 1], q_cate, out['f_cate'][i])[0]
             mean = part_scores(inside[n:n + 1], maps, theta_paint)[0]

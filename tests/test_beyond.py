@@ -1,5 +1,7 @@
 """Options of ours that the paper does not have: util/beyond.py, and the program that counts people."""
+import math
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from tests.helpers import call, random_out, tiny_config, tiny_model, two_people
 from tests.test_data import photo, write_ccp
 from uniparser import UniParser, correlate, decode
 from util import count_people, datasets, tagged
-from util.beyond import averaged, balanced_cross_entropy, degrade, parsing_quality
+from util.beyond import averaged, balanced_cross_entropy, degrade, mixture, parsing_quality
 from util.datasets import open_dataset, swap_sides
 from util.files import read_labels, write_png
 
@@ -93,6 +95,59 @@ def test_the_paint_threshold_is_that_of_the_mask_unless_given():
 
 
 # ---- training --------------------------------------------------------------------------------------------------
+
+
+def mixture_by_hand(q, gate, theta):
+    """`mixture` pixel by pixel, in probabilities."""
+    K, pixels = len(q), [tuple(p) for p in gate.nonzero().tolist()]
+    share = [1 / K] * K
+    def posterior(p, classes):
+        weights = [share[c] * math.exp(q[c][p].item() / 0.1) if c in classes else 0 for c in range(K)]
+        return [w / sum(weights) if sum(weights) else 0 for w in weights]
+    for _ in range(10):
+        found = [posterior(p, range(K)) for p in pixels]
+        share = [max(1e-6, sum(f[c] for f in found) / len(pixels)) for c in range(K)]
+    found = [posterior(p, range(K)) for p in pixels]
+    best = [max(range(K), key=f.__getitem__) for f in found]
+    means = [np.mean([f[c] for f, b in zip(found, best) if b == c] or [0]) for c in range(K)]
+    maps = np.zeros(q.shape)
+    for p in pixels:
+        maps[(slice(None), *p)] = posterior(p, [c for c in range(K) if means[c] > theta])
+    return maps, means
+
+
+def test_mixture_equals_a_loop():
+    g = torch.Generator().manual_seed(3)
+    q, gate = torch.rand(4, 5, 6, generator=g) - 0.3, torch.rand(5, 6, generator=g) > 0.4
+    for theta in 0, 0.5, 0.7, 1:
+        maps, means = mixture(q, gate, theta)
+        expected = mixture_by_hand(q, gate, theta)
+        assert np.allclose(maps, expected[0], atol=1e-5) and np.allclose(means, expected[1], atol=1e-5), theta
+    assert not mixture(q, gate, 1)[0].any() and not mixture(q, gate & False, 0)[0].any()
+
+
+def test_mixture_removes_weak_patches_and_keeps_certain_ones():
+    q, gate = torch.full((3, 8, 8), 0.1), torch.ones(8, 8, dtype=torch.bool)
+    q[0], q[1, :2, :4], q[2, 7, 7] = 0.5, 0.55, 1.0          # a garment, a patch that is a little closer to another, a shoe
+    assert q.argmax(0)[0, 0] == 1 and q.argmax(0)[7, 7] == 2
+    labels = mixture(q, gate, 0.3)[0].argmax(0)
+    assert not labels[:2, :4].any() and labels[7, 7] == 2
+
+
+def test_decoding_by_a_mixture(tmp_path):
+    """The people stay; where the classes are certain, so do the labels."""
+    model = tiny_model('ccp').eval()
+    photo = Image.fromarray(open_dataset('synthetic').read(0)[0])
+    out = model.outputs(data.network_input(photo, model.config))
+    out['f_cate'] = torch.zeros_like(out['f_cate'])
+    out['f_cate'][:, 2, :, ::2], out['f_cate'][:, 5, :, 1::2] = 1, 1
+    out['k_cate'] = torch.eye(19)[:, :out['f_cate'].shape[1]]
+    config = replace(model.config, theta_center=0, theta_mask=0, theta_part=0.2)
+    plain, mixed = (decode(out, 0, photo, replace(config, assign=a)) for a in ('correlation', 'mixture'))
+    assert len(plain.scores) and set(np.unique(mixed.parsing)) == {0, 3, 6}
+    assert np.array_equal(plain.scores, mixed.scores) and np.mean(plain.parsing == mixed.parsing) > 0.95
+    with pytest.raises(ValueError, match='--assign mixture is for --fusion index'):
+        tiny_config(fusion='multi', assign='mixture')
 
 
 def test_balanced_cross_entropy_equals_a_loop():

@@ -2,6 +2,7 @@
 
     theta_same          `distinct`                  two detections of one person
     score               `parsing_quality`           people are ranked by their parts, too
+    assign              `mixture`                   a pixel's class depends on the person's others
     flip_test           `averaged`                  the photo and its mirror image
     lambda_cross        `balanced_cross_entropy`    tells similar classes apart
     degrade             `degrade`                   gray, dark, blurred and compressed training images
@@ -50,6 +51,25 @@ def parsing_quality(gate, q_ins, q_cate):
     a person with clear parts ranks before one without. gate, q_ins (N, h, w), q_cate (K, h, w)."""
     gate, quality = gate.flatten(1), (q_ins * q_cate.amax(0)).flatten(1)
     return (gate * quality).sum(1).clamp(min=0) / gate.sum(1).clamp(min=1)
+
+
+def mixture(q, gate, theta, temperature=0.1, rounds=10):
+    """Classes of one person's pixels, where each class has a share in the person: few patches of a second garment remain
+    on a first one. The likelihood of class c is exp(q_c / temperature), as in `balanced_cross_entropy`; expectation and
+    maximization find the shares. A class counts where its pixels' mean posterior is above theta.
+
+    q (K, h, w), gate (h, w) bool -> maps (K, h, w): posteriors among the classes that count, 0 outside the person; means
+    (K,): the mean posterior of the pixels whose best class this is, before classes are left out; 0 where there is none."""
+    logits, maps, means = q[:, gate] / temperature, torch.zeros_like(q), q.new_zeros(len(q))     # logits: (K, P)
+    if gate.any():
+        shares = logits.new_zeros(len(q), 1)                                              # as logarithms, all alike
+        for _ in range(rounds):
+            shares = (logits + shares).softmax(0).mean(1, keepdim=True).clamp(min=1e-6).log()
+        logits = logits + shares
+        value, best = logits.softmax(0).max(0)
+        means.scatter_reduce_(0, best, value, 'mean', include_self=False)
+        maps[:, gate] = logits.masked_fill(means[:, None] <= theta, -torch.inf).softmax(0).nan_to_num(0)
+    return maps, means
 
 
 # ---------------------------------------------------------------------------------------------------------------
