@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -124,3 +125,32 @@ def write_tiny_mhp(root):
             for n, labels in enumerate(parsing, 1):
                 rgb = np.stack([labels] * 3, -1)
                 Image.fromarray(rgb).save(root / split / 'parsing_annos' / f'{i}_{len(parsing):02d}_{n:02d}.png')
+
+
+SIZE = 64, 48                        # of a frame
+
+
+def picture(k, size=SIZE):
+    """A gray gradient with a red corner at the top left and a white bar that moves."""
+    width, height = size
+    pixels = np.repeat(np.linspace(40, 200, height)[:, None, None], width, 1).repeat(3, 2).astype(np.uint8)
+    pixels[:, 4 * k % width:4 * k % width + 6], pixels[:height // 3, :width // 3] = 255, (255, 0, 0)
+    return Image.fromarray(pixels)
+
+
+def write_video(path, ticks=range(8), rate=Fraction(30000, 1001), size=SIZE, codec='mpeg4', aspect=None):
+    """One frame per tick of 1 / rate seconds. Needs PyAV."""
+    import av
+    with av.open(str(path), 'w') as container:
+        stream = container.add_stream(codec, rate=rate)
+        stream.width, stream.height, stream.bit_rate = *size, 10 ** 6
+        stream.pix_fmt = 'rgb24' if codec == 'png' else 'yuv420p'
+        stream.codec_context.time_base = 1 / Fraction(rate)
+        if aspect:
+            stream.codec_context.sample_aspect_ratio = aspect
+        for k, tick in enumerate(ticks):
+            frame = av.VideoFrame.from_image(picture(k, size))
+            frame.pts, frame.time_base = tick, 1 / Fraction(rate)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path

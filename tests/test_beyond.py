@@ -146,7 +146,7 @@ def test_decoding_by_a_mixture(tmp_path):
     plain, mixed = (decode(out, 0, photo, replace(config, assign=a)) for a in ('correlation', 'mixture'))
     assert len(plain.scores) and set(np.unique(mixed.parsing)) == {0, 3, 6}
     assert np.array_equal(plain.scores, mixed.scores) and np.mean(plain.parsing == mixed.parsing) > 0.95
-    with pytest.raises(ValueError, match='--assign mixture is for --fusion index'):
+    with pytest.raises(ValueError, match='--flip-test and --assign mixture are for --fusion index'):
         tiny_config(fusion='multi', assign='mixture')
 
 

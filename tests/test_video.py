@@ -11,39 +11,13 @@ import pytest
 from PIL import Image
 
 import infer
-from tests.helpers import call, tiny_model, write_photo
+from tests.helpers import SIZE, call, picture, tiny_model, write_photo, write_video
 from util import files, video
 from util.datasets import CIHP
 from util.files import MARK
 from util.labels import LABEL_SETS
 
 av = pytest.importorskip('av', reason='videos need PyAV: pip install av')
-SIZE = 64, 48
-
-
-def picture(k, size=SIZE):
-    """A gray gradient with a red corner at the top left and a white bar that moves."""
-    width, height = size
-    pixels = np.repeat(np.linspace(40, 200, height)[:, None, None], width, 1).repeat(3, 2).astype(np.uint8)
-    pixels[:, 4 * k % width:4 * k % width + 6], pixels[:height // 3, :width // 3] = 255, (255, 0, 0)
-    return Image.fromarray(pixels)
-
-
-def write_video(path, ticks=range(8), rate=Fraction(30000, 1001), size=SIZE, codec='mpeg4', aspect=None):
-    """One frame per tick of 1 / rate seconds."""
-    with av.open(str(path), 'w') as container:
-        stream = container.add_stream(codec, rate=rate)
-        stream.width, stream.height, stream.bit_rate = *size, 10 ** 6
-        stream.pix_fmt = 'rgb24' if codec == 'png' else 'yuv420p'
-        stream.codec_context.time_base = 1 / Fraction(rate)
-        if aspect:
-            stream.codec_context.sample_aspect_ratio = aspect
-        for k, tick in enumerate(ticks):
-            frame = av.VideoFrame.from_image(picture(k, size))
-            frame.pts, frame.time_base = tick, 1 / Fraction(rate)
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
-    return path
 
 
 def turn(path, quarters):

@@ -233,8 +233,9 @@ class CCP(Photos):
 
     train_photos and val_photos are the photos as they are, one labelled person each. train and val are scenes: people
     are cut out of photos and pasted beside another photo's person, or where that person was removed. val is always
-    the same 100 scenes. Faces, limbs, left and right, and ignored bystanders are pseudo labels, described by
-    README.txt in CCP_LAYERS. Options of train: long_side of the scenes in pixels; samples: scenes per epoch, 0 = one
+    the same 100 scenes. tune and test, tune_photos and test_photos are the same of the two halves of val's people, one
+    to choose with and one to report. Faces, limbs, left and right, and ignored bystanders are pseudo labels, described
+    by README.txt in CCP_LAYERS. Options of train: long_side of the scenes in pixels; samples: scenes per epoch, 0 = one
     per photo; backgrounds: a folder of photos without people, used for a fifth of the scenes; people: a folder of
     images/ID.jpg and instances/ID.png (0 = nobody, 255 = crowd, else a person with unknown parts), used for a tenth;
     tagged: a folder of label maps ID.png of photos without pixel labels (util/tagged.py), whose people are pasted, too.
