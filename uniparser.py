@@ -130,8 +130,7 @@ class Config:
             raise ValueError(f'--short-side is {" ".join(map(str, self.short_side)) or "empty"}; give a range, the '
                              'smaller value first, such as 640 800, or one value, or several')
         if self.fusion != 'index' and (self.flip_test or self.assign == 'mixture'):
-            option = '--flip-test' if self.flip_test else '--assign mixture'
-            raise ValueError(f'{option} is for --fusion index, not {self.fusion}')
+            raise ValueError(f'--flip-test and --assign mixture are for --fusion index, not {self.fusion}')
 
 
 THETAS = 'theta_center', 'theta_mask', 'theta_paint', 'theta_part', 'theta_same'
@@ -140,14 +139,13 @@ CHOICES = dict(recipe=('paper', 'released'), space=('cosine', 'inner', 'sigmoid_
                fusion=('index', 'convs', 'multi'), score=('center', 'parsing'), assign=('correlation', 'mixture'),
                optimizer=('sgd', 'adamw'), schedule=('step', 'cosine'), compress_kernel=(1, 3, 5, 7), peaks=(1, 3, 5, 7))
 RANGES = dict(
-    num_classes=(1, 254), short_side=(1, 10000), long_side=(1, 10000), test_short_side=(1, 10000),
+    num_classes=(1, 254), short_side=(1, 10000), long_side=(1, 10000), test_short_side=(1, 10000), grid=(2, 1000),
     pretrained_stages=(0, 4), neck_channels=(1, 4096), channels=(1, 4096), center_depth=(1, 50), depth=(1, 50),
-    grid=(2, 1000), sigma=(0, 100), center_radius=(0, 1000), max_people=(1, 255), batch_size=(1, 10 ** 6),
-    accumulate=(1, 10 ** 6), epochs=(1, 10 ** 6), milestones=(0, 10 ** 6), lr=(0, 1000), backbone_lr=(0, 1000),
-    warmup=(0, 10 ** 9), weight_decay=(0, 1000), clip=(0, 10 ** 9), samples=(0, 10 ** 9), val_every=(1, 10 ** 6),
-    val_images=(0, 10 ** 9), workers=(0, 1000), seed=(0, 2 ** 32),
-    **dict.fromkeys((*THETAS, 'flip', 'crop', 'crop_min', 'color_jitter', 'degrade'), (0, 1)),
-    **{f.name: (0, 10 ** 6) for f in fields(Config) if f.name.startswith('lambda_')})
+    sigma=(0, 100), center_radius=(0, 1000), max_people=(1, 255), batch_size=(1, 10 ** 6), accumulate=(1, 10 ** 6),
+    epochs=(1, 10 ** 6), milestones=(0, 10 ** 6), lr=(0, 1000), backbone_lr=(0, 1000), warmup=(0, 10 ** 9),
+    weight_decay=(0, 1000), clip=(0, 10 ** 9), samples=(0, 10 ** 9), val_every=(1, 10 ** 6), val_images=(0, 10 ** 9),
+    workers=(0, 1000), seed=(0, 2 ** 32), **{f.name: (0, 10 ** 6) for f in fields(Config) if f.name[:6] == 'lambda'},
+    **dict.fromkeys((*THETAS, 'flip', 'crop', 'crop_min', 'color_jitter', 'degrade'), (0, 1)))
 RELEASED = dict(recipe='released', short_side=(640, 672, 704, 736, 768, 800), compress_kernel=3, depth=4,
                 share_compression=False, category_coords=True, center_radius=1, lambda_neg=2.0, theta_same=1.0)
 SYNTHETIC = dict(data='synthetic', num_classes=6, short_side=(96,), long_side=128, test_short_side=96, workers=0,
@@ -160,12 +158,12 @@ PRESETS = {
     'densepose': dict(data='DensePose', num_classes=14), 'mhp_released': dict(RELEASED, epochs=36, theta_center=0.2),
     'cihp_released': dict(CIHP, **dict(RELEASED, lambda_neg=0.0), backbone='resnet101', light=True, lambda_center=0.2,
                           lr=2.25e-4, warmup=0, theta_part=0.275),
-    'ccp': dict(data='CCP', num_classes=19, short_side=(240, 320), long_side=320, test_short_side=320,
-                color_jitter=0.3, backbone='resnet18', dcn=False, neck_channels=128, channels=64, depth=3,
-                center_depth=3, center_radius=1, epochs=20, optimizer='adamw', lr=1.25e-4, backbone_lr=0.3,
-                schedule='cosine', warmup=100, val_every=5, workers=1),
-    'crowd_released': dict(CROWD, **dict(RELEASED, short_side=(96,), depth=3)),
-}
+    'ccp': dict(data='CCP', num_classes=19, short_side=(240, 320), long_side=320, test_short_side=320, color_jitter=0.3,
+                crop=0.4, crop_min=0.35, degrade=0.05, backbone='resnet18', dcn=False, neck_channels=128, channels=64,
+                depth=3, center_depth=3, center_radius=1, lambda_cross=1.0, score='parsing', assign='mixture',
+                theta_part=0.6, epochs=20, optimizer='adamw', lr=1.25e-4, backbone_lr=0.3, schedule='cosine',
+                warmup=100, val_every=5, workers=1),
+    'crowd_released': dict(CROWD, **dict(RELEASED, short_side=(96,), depth=3))}
 
 
 def get_config(preset='mhp', **changes):
@@ -539,7 +537,7 @@ def decode(out, i, photo, config, fusion=None):
         if config.assign == 'mixture':
             maps, mean = mixture(q_cate, inside[n], config.theta_part)                     # (K, h, w), (K,)
         elif config.fusion == 'index':
-            maps, mean = q_cate, mean_cate[n]
+            maps, mean = q_cate, mean_cate[n]                                              # (K, h, w), (K,)
         else:
             maps = fusion(q_ins[n:n + 1], q_cate, out['f_cate'][i])[0]
             mean = part_scores(inside[n:n + 1], maps, theta_paint)[0]
