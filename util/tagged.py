@@ -3,10 +3,10 @@
     python -m util.tagged --root clothing-co-parsing --out tagged/ --flip-test
     python train.py --data CCP --root clothing-co-parsing --tagged tagged/
 
-A photo's largest person gets the parts that the model finds, but no class that the tags exclude; hair, face and limbs
-may always be there. A pixel whose class correlates less than 0.4 is unknown (255). A photo is left out where that person
-scores less than --confident, where a tagged garment has nearly no pixels, and where clothes are tagged that CIHP has no
-class for. torchrun shares the photos among processes.
+A photo's largest person gets the parts that the model finds, but no class that the tags exclude; hair, face and limbs may
+always be there. A pixel whose class has a correlation (with --assign mixture: a posterior) below --certain is unknown
+(255). A photo is left out where that person scores less than --confident, where a tagged garment has nearly no pixels,
+and where clothes are tagged that CIHP has no class for. torchrun shares the photos among processes.
 """
 import preflight
 preflight.require('data', 'infer', 'uniparser', 'util')
@@ -17,6 +17,7 @@ import zipfile
 from dataclasses import replace
 
 import numpy as np
+import torch
 from scipy.io import loadmat
 from tqdm import tqdm
 
@@ -24,7 +25,8 @@ from data import network_input
 from infer import add_model_flags, load_model
 from uniparser import decode
 from util.datasets import CCP_LAYERS, CIHP, UNKNOWN
-from util.files import index_folder, inside, make_folder, naming, pick_files, read_stored, user_errors, write_png
+from util.files import (index_folder, inside, is_ours, make_folder, naming, pick_files, read_stored, user_errors,
+                        write_png)
 from util.photos import share_of_process
 from util.pictures import palette, palette_image
 from util.run import sum_over_processes
@@ -32,7 +34,7 @@ from util.run import sum_over_processes
 ALWAYS = 'hair', 'face', 'left-arm', 'right-arm', 'left-leg', 'right-leg'
 FOREIGN = 'tights', 'bodysuit'                     # clothes without a class of CIHP
 GARMENTS = tuple(map(CIHP.class_names.index, ('upper-clothes', 'dress', 'coat', 'pants', 'skirt')))
-SMALLEST, CERTAIN = 0.02, 0.4                      # share of the person; correlation
+SMALLEST = 0.02                                    # share of a garment in the person
 
 
 class Tags:
@@ -57,11 +59,12 @@ class Tags:
         return allowed[1:20]
 
 
-def label(model, photo, allowed, confident):
+def label(model, photo, allowed, confident, certain):
     """Label map (H, W) of the largest person of a Pillow photo, or None where it is not certain. allowed: see
     `Tags.read`."""
     out = model.outputs(network_input(photo, model.config))
-    out['k_cate'] = out['k_cate'] * out['k_cate'].new_tensor(allowed)[:, None]               # never correlates
+    excluded = ~torch.from_numpy(allowed).to(model.device)
+    out['k_cate'] = out['k_cate'].masked_fill(excluded[:, None], -1.0)   # features are not negative: q is at most -1
     found = decode(out, 0, photo, model.config)
     n = (found.parsing > 0).sum((1, 2)).argmax() if len(found.scores) else 0
     if not len(found.scores) or found.scores[n] < confident:
@@ -70,8 +73,8 @@ def label(model, photo, allowed, confident):
     areas = np.bincount(labels.ravel(), minlength=20)[1:]
     if any(areas[c - 1] < SMALLEST * areas.sum() for c in GARMENTS if allowed[c - 1]):
         return None
-    certain = decode(out, 0, photo, replace(model.config, theta_paint=CERTAIN)).parsing
-    return np.where((labels > 0) & ~(certain == labels).any(0), np.uint8(UNKNOWN), labels)
+    sure = decode(out, 0, photo, replace(model.config, theta_paint=certain)).parsing == labels
+    return np.where((labels > 0) & ~sure.any(0), np.uint8(UNKNOWN), labels)
 
 
 def parse_arguments(argv=None):
@@ -80,6 +83,8 @@ def parse_arguments(argv=None):
     parser.add_argument('--out', required=True, help='folder for the label maps')
     parser.add_argument('--confident', type=preflight.Between(0, 1, float), default=0.4, metavar='SCORE',
                         help='smallest score of a person; default 0.4')
+    parser.add_argument('--certain', type=preflight.Between(0, 1, float), default=0.4, metavar='VALUE',
+                        help="smallest correlation or posterior of a pixel's class; default 0.4")
     add_model_flags(parser)
     return parser.parse_args(argv)
 
@@ -97,11 +102,14 @@ def main(argv=None):
         make_folder(args.out)
         for path, photo in tqdm(share_of_process(list(zip(files.values(), photos))), unit='photo'):
             allowed = tags.read(path)
-            labels = None if allowed is None else label(model, read_stored(photo), allowed, args.confident)
+            labels = None if allowed is None else label(
+                model, read_stored(photo), allowed, args.confident, args.certain)
+            target = os.path.join(args.out, os.path.splitext(os.path.basename(photo))[0] + '.png')
             if labels is not None:
-                name = os.path.splitext(os.path.basename(photo))[0] + '.png'
-                write_png(os.path.join(args.out, name), palette_image(labels, palette(19)))
+                write_png(target, palette_image(labels, palette(19)))
                 kept += 1
+            elif os.path.exists(target) and is_ours(target):
+                os.remove(target)                                    # of an earlier model, which was certain
         kept = sum_over_processes(kept)
         if int(os.environ.get('RANK', 0)) == 0:
             print(f'{kept} of {len(files)} photos labeled -> {args.out}/')
