@@ -525,7 +525,7 @@ def decode(out, i, photo, config, fusion=None):
     kept = distinct(q_ins > config.theta_mask, config.theta_same)
     cells, scores, q_ins = cells[kept], scores[kept], q_ins[kept]
     if config.score == 'parsing':
-        scores = scores * parsing_quality(q_ins > config.theta_mask, q_ins, q_cate)
+        scores = parsing_quality(q_ins > config.theta_mask, q_ins, q_cate)
         best = scores.argsort(descending=True, stable=True)
         cells, scores, q_ins = cells[best], scores[best], q_ins[best]
     theta_paint = config.theta_paint or config.theta_mask

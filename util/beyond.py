@@ -47,8 +47,8 @@ def distinct(masks, theta):
 
 
 def parsing_quality(gate, q_ins, q_cate):
-    """Mean over each person's pixels of its correlation times that of the best class -> (N,), a factor of the score:
-    a person with clear parts ranks before one without. gate, q_ins (N, h, w), q_cate (K, h, w)."""
+    """Mean over each person's pixels of its correlation times that of the best class -> (N,), a score: a person with
+    clear parts ranks before one without. gate, q_ins (N, h, w), q_cate (K, h, w)."""
     gate, quality = gate.flatten(1), (q_ins * q_cate.amax(0)).flatten(1)
     return (gate * quality).sum(1).clamp(min=0) / gate.sum(1).clamp(min=1)
 
