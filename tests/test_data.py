@@ -486,6 +486,18 @@ def test_ccp_photo_labels_by_hand(tmp_path, monkeypatch):
     assert {at: parsing[0][at] for at in expected} == expected
 
 
+def test_crops_show_people_whole_and_without_legs(tmp_path, monkeypatch):
+    write_ccp(tmp_path, monkeypatch)
+    crops, whole = (open_dataset('CCP', tmp_path, f'val_{form}') for form in ('crops', 'photos'))
+    assert len(crops) == 2 * len(whole) and crops.ids[:3] == ['0001_person', '0001_upper', '0002_person']
+    image, parsing, ignore = whole.read(1)                    # the person: rows 8..83, columns 16..43
+    for i, rows in ((2, slice(0, 90)), (3, slice(0, 46))):
+        expected = image[rows, 6:54], parsing[:, rows, 6:54], ignore[rows, 6:54]
+        assert same(crops.read(i), expected) and same(crops.read_parsing(i), expected[1:])
+        assert crops.size(i) == expected[0].shape[1::-1]
+    assert {2, 6, 16} < set(np.unique(crops.read(2)[1])) and 16 not in crops.read(3)[1]
+
+
 def test_scenes_are_functions_of_seed_epoch_and_index(tmp_path, monkeypatch):
     write_ccp(tmp_path, monkeypatch)
     train, val = (open_dataset('CCP', tmp_path, split) for split in ('train', 'val'))

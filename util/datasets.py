@@ -22,7 +22,7 @@ from scipy.io import loadmat
 from util import scenes
 from util.files import (UNKNOWN, check_name, index_folder, inside, naming, pick_all, pick_files, read_labels,
                         read_list, read_stored, stored_size)
-from util.masks import coco_mask, paste_masks, split_map, stack_people
+from util.masks import box_of, coco_mask, paste_masks, split_map, stack_people
 
 CCP_LAYERS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), 'assets', 'ccp_layers.zip')
 
@@ -233,15 +233,17 @@ class CCP(Photos):
 
     train_photos and val_photos are the photos as they are, one labelled person each. train and val are scenes: people
     are cut out of photos and pasted beside another photo's person, or where that person was removed. val is always
-    the same 100 scenes. tune and test, tune_photos and test_photos are the same of the two halves of val's people, one
-    to choose with and one to report. Faces, limbs, left and right, and ignored bystanders are pseudo labels, described
-    by README.txt in CCP_LAYERS. Options of train: long_side of the scenes in pixels; samples: scenes per epoch, 0 = one
-    per photo; backgrounds: a folder of photos without people, used for a fifth of the scenes; people: a folder of
-    images/ID.jpg and instances/ID.png (0 = nobody, 255 = crowd, else a person with unknown parts), used for a tenth;
+    the same 100 scenes. val_crops shows each person of val_photos closely, whole and without the legs. tune and test,
+    tune_photos, .. are the same of the two halves of val's people, one to choose with and one to report. Faces, limbs,
+    left and right, and ignored bystanders are pseudo labels, described by README.txt in CCP_LAYERS.
+
+    Options of train: long_side of the scenes in pixels; samples: scenes per epoch, 0 = one per photo; backgrounds: a
+    folder of photos without people, used for a fifth of the scenes; people: a folder of images/ID.jpg and
+    instances/ID.png (0 = nobody, 255 = crowd, else a person with unknown parts), used for a tenth;
     tagged: a folder of label maps ID.png of photos without pixel labels (util/tagged.py), whose people are pasted, too.
     """
     class_names, flip_pairs = CIHP.class_names, CIHP.flip_pairs
-    splits = tuple(kind + form for kind in ('train', 'val', 'tune', 'test') for form in ('', '_photos'))
+    splits = tuple(kind + form for kind in ('train', 'val', 'tune', 'test') for form in ('', '_photos', '_crops'))
 
     def __init__(self, root, split, long_side=640, backgrounds=None, people=None, tagged=None, samples=0):
         root, kind = inside(root, 'clothing-co-parsing'), split.split('_')[0]
@@ -275,24 +277,47 @@ class CCP(Photos):
             self.tagged = list(found.values())
             self.photos = self.photos + pick_files(os.path.join(root, 'photos'), list(found))
         scenes = range(100 if self.fixed else samples or len(self.names))
-        self.ids = [f'{split}_{i:04d}' for i in scenes] if split == kind else self.names
+        self.form = split[len(kind):]
+        self.ids = {'': [f'{split}_{i:04d}' for i in scenes], '_photos': self.names,
+                    '_crops': [f'{name}_{part}' for name in self.names for part in ('person', 'upper')]}[self.form]
 
     def size(self, i):
-        if self.ids is self.names:
+        if self.form == '_photos':
             return stored_size(self.photos[i])
+        if self.form == '_crops':
+            return self.read_parsing(i)[1].shape[::-1]
         aspect, side = scenes.ASPECTS[i % len(scenes.ASPECTS)], self.long_side
         return (side, round(side / aspect)) if aspect > 1 else (round(side * aspect), side)
 
     def read(self, i, seed=0, epoch=0):
-        return super().read(i) if self.ids is self.names else self.compose(i, seed, epoch)
+        if self.form == '_photos':
+            return super().read(i)
+        if self.form == '_crops':
+            image = np.array(read_stored(self.photos[i // 2]))[self.window(self.person(i // 2)[0], i % 2)]
+            return np.ascontiguousarray(image), *self.read_parsing(i)
+        return self.compose(i, seed, epoch)
 
     def read_parsing(self, i, seed=0, epoch=0):
-        if self.ids is not self.names:
-            return self.compose(i, seed, epoch, paint=False)[1:]
-        ccp, *layers = self.annotation(i)
+        if self.form == '_photos':
+            return self.person(i)
+        if self.form == '_crops':
+            parsing, ignore = self.person(i // 2)
+            window = self.window(parsing, i % 2)
+            return np.ascontiguousarray(parsing[:, *window]), np.ascontiguousarray(ignore[window])
+        return self.compose(i, seed, epoch, paint=False)[1:]
+
+    def person(self, k):
+        """parsing (1, H, W) and ignore (H, W) of photo k."""
+        ccp, *layers = self.annotation(k)
         parts, ignore = (np.asarray(layer.resize(ccp.size, Image.NEAREST)) for layer in layers)
         ccp = np.asarray(ccp)
         return stack_people([self.labels(ccp, parts)], ccp.shape[::-1]), ignore & (ccp == 0)
+
+    @staticmethod
+    def window(parsing, upper):
+        """Rows and columns of a crop: the person's box with a margin of 10 pixels; `upper`: its upper half."""
+        x, y, w, h = box_of(parsing[0])
+        return slice(max(0, y - 10), y + h // 2 if upper else y + h + 10), slice(max(0, x - 10), x + w + 10)
 
     def annotation(self, k):
         """Photo k: its label map in rows of `table`, and our parts and ignore (of long side 640), Pillow images."""
