@@ -38,7 +38,7 @@ from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastL
 from data import input_size, network_input, to_photo
 from util import released
 from util.backbone import Backbone
-from util.beyond import averaged, distinct, mixture, parsing_quality
+from util.beyond import averaged, distinct, fitting, mixture, parsing_quality
 from util.checkpoints import (FORMAT, check_settings, load_pretrained, load_strictly, name_command, read_checkpoint,
                               reading, write_checkpoint)
 from util.results import Parsing
@@ -95,8 +95,8 @@ class Config:
     # inference (Sec. 6.2)
     theta_center: float = 0.1
     theta_mask: float = 0.5
-    theta_paint: float = 0.0            # correlation a pixel's class must reach; 0 = theta_mask
-    theta_part: float = 0.3             # mean correlation a part must reach; from the released code
+    theta_paint: float = 0.0            # correlation (mixture: posterior) a pixel's class must reach; 0 = theta_mask
+    theta_part: float = 0.3             # its mean that a part must reach; from the released code
     theta_same: float = 0.6             # mask IoU above which two detections are the same person; 1 = never
     peaks: int = 5                      # a center is the maximum of this many cells squared; 1 = every cell
     max_people: int = 100
@@ -136,8 +136,9 @@ class Config:
 THETAS = 'theta_center', 'theta_mask', 'theta_paint', 'theta_part', 'theta_same'
 INFERENCE = *THETAS, 'peaks', 'max_people', 'score', 'assign', 'flip_test', 'test_short_side', 'long_side'
 CHOICES = dict(recipe=('paper', 'released'), space=('cosine', 'inner', 'sigmoid_after', 'sigmoid_before'),
-               fusion=('index', 'convs', 'multi'), score=('center', 'parsing'), assign=('correlation', 'mixture'),
-               optimizer=('sgd', 'adamw'), schedule=('step', 'cosine'), compress_kernel=(1, 3, 5, 7), peaks=(1, 3, 5, 7))
+               fusion=('index', 'convs', 'multi'), optimizer=('sgd', 'adamw'), score=('center', 'parsing'),
+               assign=('correlation', 'mixture'), schedule=('step', 'cosine'),
+               **dict.fromkeys(('compress_kernel', 'peaks'), (1, 3, 5, 7)))
 RANGES = dict(
     num_classes=(1, 254), short_side=(1, 10000), long_side=(1, 10000), test_short_side=(1, 10000), grid=(2, 1000),
     pretrained_stages=(0, 4), neck_channels=(1, 4096), channels=(1, 4096), center_depth=(1, 50), depth=(1, 50),
@@ -171,11 +172,10 @@ def get_config(preset='mhp', **changes):
     if preset not in PRESETS:
         raise ValueError(f'unknown preset {preset!r}; choose one of {", ".join(PRESETS)}')
     names = [f.name for f in fields(Config)]
-    for name in changes:
-        if name not in names:
-            close = difflib.get_close_matches(name, names, 1)
-            raise ValueError(f'unknown setting {name!r}' + (f'; did you mean {close[0]!r}?' if close else ''))
-    return replace(Config(), **{**PRESETS[preset], **changes})
+    for name in (name for name in changes if name not in names):
+        close = difflib.get_close_matches(name, names, 1)
+        raise ValueError(f'unknown setting {name!r}' + (f'; did you mean {close[0]!r}?' if close else ''))
+    return replace(Config(), **{**fitting(PRESETS[preset], changes), **changes})
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -531,7 +531,7 @@ def decode(out, i, photo, config, fusion=None):
     theta_paint = config.theta_paint or config.theta_mask
     inside = q_ins > (config.theta_mask if config.fusion == 'index' else -math.inf)        # (N, h, w)
     parsing = np.zeros((len(cells), photo.height, photo.width), np.uint8)
-    if config.fusion == 'index':
+    if config.fusion == 'index' and config.assign == 'correlation':
         mean_cate = part_scores(inside, q_cate, theta_paint)                               # (N, K)
     for n in range(len(cells)):
         if config.assign == 'mixture':

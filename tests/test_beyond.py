@@ -12,11 +12,12 @@ import data
 from losses import make_maps, make_targets, uniparser_loss
 from tests.helpers import call, random_out, tiny_config, tiny_model, two_people
 from tests.test_data import photo, write_ccp
-from uniparser import UniParser, correlate, decode
+from uniparser import UniParser, correlate, decode, get_config
 from util import count_people, datasets, tagged
 from util.beyond import averaged, balanced_cross_entropy, degrade, mixture, parsing_quality
 from util.datasets import open_dataset, swap_sides
 from util.files import read_labels, write_png
+from util.oneshot_uniparser import UniParserByExample
 
 PAIRS = (3, 4), (5, 6)
 
@@ -257,7 +258,6 @@ def write_tagged(root, monkeypatch, tags):
     """A tiny clone of CCP with two more photos, of these tags."""
     from scipy.io import savemat
     write_ccp(root, monkeypatch)
-    monkeypatch.setattr(tagged, 'CCP_LAYERS', datasets.CCP_LAYERS)
     (root / 'annotations' / 'image-level').mkdir()
     for name, ids in zip(('1001', '1002'), tags):
         photo(root / 'photos' / f'{name}.jpg', 90, 60, 7)
@@ -289,8 +289,40 @@ def test_people_of_tagged_photos_join_the_scenes(tmp_path, monkeypatch):
     fixed = open_dataset('CCP', tmp_path, 'val', tagged=tmp_path / 'tagged')
     assert np.array_equal(fixed.read(5)[0], open_dataset('CCP', tmp_path, 'val').read(5)[0])
     write_png(tmp_path / 'tagged' / '1002.png', Image.fromarray(labels[1:]))
-    with pytest.raises(ValueError, match='1002.png and .*1002.jpg differ in size'):
+    with pytest.raises(ValueError, match='1002.png shows nobody or differs in size from .*1002.jpg'):
         [more.read_parsing(i) for i in range(60)]
+
+
+def test_a_wrong_folder_of_tagged_photos_is_one_sentence(tmp_path, monkeypatch):
+    write_tagged(tmp_path, monkeypatch, [[0], [0]])
+    (tmp_path / 'empty').mkdir()
+    write_png(tmp_path / 'strange' / 'photo_parts.png', Image.new('L', (60, 90), 1))
+    write_png(tmp_path / 'labeled' / '0001.png', Image.new('L', (60, 90), 1))           # has labels of its own
+    write_png(tmp_path / 'nobody' / '1001.png', Image.new('L', (60, 90)))
+    for name, sentence in dict(missing='missing does not exist; give the folder that util.tagged wrote', nobody='shows nobody',
+                               empty='empty is of no photo with tags', strange='photo_parts.png is of no photo with tags',
+                               labeled='0001.png is of no photo with tags').items():
+        with pytest.raises((ValueError, FileNotFoundError), match=sentence):
+            train = open_dataset('CCP', tmp_path, 'train', long_side=90, samples=60, tagged=tmp_path / name)
+            [train.read_parsing(i) for i in range(60)]
+    tiny_model('ccp', fusion='convs').save(tmp_path / 'w.pt')
+    done = call(tagged, '--root', tmp_path, '--out', tmp_path / 'out', '--weights', tmp_path / 'w.pt')
+    assert done.returncode == 2 and 'tags can exclude classes with cosine and index alone' in done.stderr
+
+
+def test_a_learned_fusion_leaves_out_the_mixture_of_a_preset():
+    plain, learned = get_config('ccp'), get_config('ccp', fusion='multi')
+    assert (plain.assign, plain.theta_part, plain.theta_paint) == ('mixture', 0.6, 0.45)
+    assert (learned.assign, learned.theta_part, learned.theta_paint) == ('correlation', 0.3, 0)
+    assert get_config('cihp_released', fusion='multi').theta_part == 0.275
+
+
+def test_one_shot_parsing_uses_correlations(tmp_path):
+    """With one class in the support, posteriors would paint it on all of a person."""
+    model = tiny_model('ccp')
+    assert model.config.assign == 'mixture'
+    taught = UniParserByExample(model).config
+    assert (taught.assign, taught.theta_part, taught.theta_paint) == ('correlation', 0.3, 0)
 
 
 def test_labels_of_tagged_photos_obey_the_tags(tmp_path, monkeypatch):

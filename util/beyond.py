@@ -1,8 +1,8 @@
 """Options of ours that the paper does not have. The presets of the paper leave them off, except for `distinct`.
 
     theta_same          `distinct`                  two detections of one person
-    score               `parsing_quality`           people are ranked by their parts, too
-    assign              `mixture`                   a pixel's class depends on the person's others
+    score               `parsing_quality`           people are ranked by their parts
+    assign              `mixture`                   a pixel's class depends on the person's other pixels
     flip_test           `averaged`                  the photo and its mirror image
     lambda_cross        `balanced_cross_entropy`    tells similar classes apart
     degrade             `degrade`                   gray, dark, blurred and compressed training images
@@ -54,22 +54,32 @@ def parsing_quality(gate, q_ins, q_cate):
 
 
 def mixture(q, gate, theta, temperature=0.1, rounds=10):
-    """Classes of one person's pixels, where each class has a share in the person: few patches of a second garment remain
-    on a first one. The likelihood of class c is exp(q_c / temperature), as in `balanced_cross_entropy`; expectation and
-    maximization find the shares. A class counts where its pixels' mean posterior is above theta.
+    """Classes of one person's pixels by a mixture model: small patches of a second garment on a first one vanish. The
+    likelihood of class c is exp(q_c / temperature), as in `balanced_cross_entropy`; expectation maximization finds the
+    mixing weights, the share of each class in the person. A class is kept if the mean posterior of the pixels that it
+    wins is above theta.
 
-    q (K, h, w), gate (h, w) bool -> maps (K, h, w): posteriors among the classes that count, 0 outside the person; means
-    (K,): the mean posterior of the pixels whose best class this is, before classes are left out; 0 where there is none."""
+    q (K, h, w), gate (h, w) bool -> maps (K, h, w): posteriors among the kept classes, 0 outside the person; means
+    (K,): the mean posterior of the pixels that a class wins, before any is left out; 0 where it wins none."""
     logits, maps, means = q[:, gate] / temperature, torch.zeros_like(q), q.new_zeros(len(q))     # logits: (K, P)
     if gate.any():
-        shares = logits.new_zeros(len(q), 1)                                              # as logarithms, all alike
+        log_shares = logits.new_zeros(len(q), 1)                                          # equal at first
         for _ in range(rounds):
-            shares = (logits + shares).softmax(0).mean(1, keepdim=True).clamp(min=1e-6).log()
-        logits = logits + shares
+            log_shares = (logits + log_shares).softmax(0).mean(1, keepdim=True).clamp(min=1e-6).log()
+        logits = logits + log_shares
         value, best = logits.softmax(0).max(0)
-        means.scatter_reduce_(0, best, value, 'mean', include_self=False)
+        won = torch.zeros_like(means).scatter_add_(0, best, torch.ones_like(value))
+        means = means.scatter_add_(0, best, value) / won.clamp(min=1)
         maps[:, gate] = logits.masked_fill(means[:, None] <= theta, -torch.inf).softmax(0).nan_to_num(0)
     return maps, means
+
+
+def fitting(preset, changes):
+    """The settings of a preset; where `changes` have a learned fusion, without `assign` and its thresholds, which are
+    for index."""
+    if changes.get('fusion', 'index') == 'index' or preset.get('assign') != 'mixture':
+        return preset
+    return {k: v for k, v in preset.items() if k not in ('assign', 'theta_paint', 'theta_part')}
 
 
 # ---------------------------------------------------------------------------------------------------------------

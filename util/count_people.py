@@ -13,7 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from infer import add_model_flags, load_model
-from util.files import naming, pick_all, pick_files, read_labels, read_stored, user_errors
+from util.files import pick_all, pick_files, read_labels, read_stored, user_errors
 
 
 def match(masks, ids, iou):
@@ -56,8 +56,7 @@ def parse_arguments(argv=None):
 def main(argv=None):
     args = parse_arguments(argv)
     with user_errors():
-        with naming(args.photos, 'give a folder of photos'):
-            photos = pick_all(args.photos)
+        photos = pick_all(args.photos)
         instances = pick_files(args.instances, list(photos), ('.png',)) if args.instances else [None] * len(photos)
         rows = count(load_model(args, args.device), list(photos.values()), instances, args.iou)
         people, found, false, detections, painted, outside = rows.sum(0).tolist()

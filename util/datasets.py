@@ -228,12 +228,18 @@ CCP_CLASSES = 59                                  # with the background
 SMALLEST = 16                                     # long side of a scene of CCP; people vanish in smaller ones
 
 
+def read_layers():
+    """The files of CCP_LAYERS: {name: content}."""
+    with naming(CCP_LAYERS), zipfile.ZipFile(CCP_LAYERS) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
 class CCP(Photos):
     """Clothing Co-Parsing (Yang et al. 2014) in the 19 classes of CIHP.
 
     train_photos and val_photos are the photos as they are, one labelled person each. train and val are scenes: people
     are cut out of photos and pasted beside another photo's person, or where that person was removed. val is always
-    the same 100 scenes. val_crops shows each person of val_photos closely, whole and without the legs. tune and test,
+    the same 100 scenes. val_crops shows each person of val_photos up close, whole and its upper half. tune and test,
     tune_photos, .. are the same of the two halves of val's people, one to choose with and one to report. Faces, limbs,
     left and right, and ignored bystanders are pseudo labels, described by README.txt in CCP_LAYERS.
 
@@ -247,8 +253,7 @@ class CCP(Photos):
 
     def __init__(self, root, split, long_side=640, backgrounds=None, people=None, tagged=None, samples=0):
         root, kind = inside(root, 'clothing-co-parsing'), split.split('_')[0]
-        with naming(CCP_LAYERS), zipfile.ZipFile(CCP_LAYERS) as archive:
-            self.files = {name: archive.read(name) for name in archive.namelist()}
+        self.files = read_layers()
         self.names = self.files['train.txt' if kind == 'train' else 'val.txt'].decode().split()
         if kind in ('tune', 'test'):
             self.names = self.names[kind == 'test'::2]
@@ -273,9 +278,14 @@ class CCP(Photos):
             self.crowds = list(zip(crowds.values(), ids))
         self.tagged = []                                              # label maps of photos len(names), ..
         if tagged and not self.fixed:
-            found = pick_all(tagged)
-            self.tagged = list(found.values())
-            self.photos = self.photos + pick_files(os.path.join(root, 'photos'), list(found))
+            maps = index_folder(tagged, ('.png',), 'give the folder that util.tagged wrote')
+            known, self.tagged = index_folder(os.path.join(root, 'photos')), list(maps.values())
+            labelled = {name for part in ('train.txt', 'val.txt') for name in self.files[part].decode().split()}
+            strange = [path for name, path in maps.items() if name not in known or name in labelled]
+            if strange or not maps:
+                raise ValueError(f'{strange[0] if maps else tagged} is of no photo with tags in {root}; give the '
+                                 'folder that util.tagged wrote')
+            self.photos = self.photos + [known[name] for name in maps]
         scenes = range(100 if self.fixed else samples or len(self.names))
         self.form = split[len(kind):]
         self.ids = {'': [f'{split}_{i:04d}' for i in scenes], '_photos': self.names,
@@ -293,8 +303,8 @@ class CCP(Photos):
         if self.form == '_photos':
             return super().read(i)
         if self.form == '_crops':
-            image = np.array(read_stored(self.photos[i // 2]))[self.window(self.person(i // 2)[0], i % 2)]
-            return np.ascontiguousarray(image), *self.read_parsing(i)
+            image, window = np.array(read_stored(self.photos[i // 2])), self.window(self.person(i // 2)[0], i % 2)
+            return np.ascontiguousarray(image[window]), *self.read_parsing(i)
         return self.compose(i, seed, epoch)
 
     def read_parsing(self, i, seed=0, epoch=0):
@@ -309,6 +319,8 @@ class CCP(Photos):
     def person(self, k):
         """parsing (1, H, W) and ignore (H, W) of photo k."""
         ccp, *layers = self.annotation(k)
+        if self.form == '_crops' and ccp.size != stored_size(self.photos[k]):
+            raise ValueError(f'{self.photos[k]} and its labels differ in size; unpack the download again')
         parts, ignore = (np.asarray(layer.resize(ccp.size, Image.NEAREST)) for layer in layers)
         ccp = np.asarray(ccp)
         return stack_people([self.labels(ccp, parts)], ccp.shape[::-1]), ignore & (ccp == 0)
@@ -324,8 +336,9 @@ class CCP(Photos):
         if k >= len(self.names):
             path = self.tagged[k - len(self.names)]
             labels = read_labels(path, 19)
-            if labels.shape[::-1] != stored_size(self.photos[k]):
-                raise ValueError(f'{path} and {self.photos[k]} differ in size; write it again with util.tagged')
+            if labels.shape[::-1] != stored_size(self.photos[k]) or not labels.any():
+                raise ValueError(f'{path} shows nobody or differs in size from {self.photos[k]}; write it again with '
+                                 'util.tagged')
             rows = np.minimum(labels, 20) + np.uint8(CCP_CLASSES - 1) * (labels > 0)
             return Image.fromarray(rows), Image.new('1', (1, 1)), Image.new('1', (1, 1))
         with naming(self.mats[k]):

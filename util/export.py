@@ -19,10 +19,12 @@ The ONNX file of UniParser computes the correlations of an image:
 mean, std, class_names and the settings named here are in the file's metadata, as JSON. A photo is scaled (bilinear)
 to a short side of test_short_side, but no long side above long_side; zeros are added right and below after normalizing
 (`data.network_input`). People are the peaks with scores > theta_center, each where its q_ins > theta_mask; a person
-whose mask has an IoU above theta_same with that of a better one is left out (`uniparser.distinct`). The classes
-of a person are those with a mean q_cate above theta_part inside that mask (`uniparser.part_scores`). The label of a
-pixel is the one of them with the largest q_cate, or 0 where that is not above theta_mask. Finally the labels are scaled
-to the photo's size (`uniparser.decode`).
+whose mask has an IoU above theta_same with that of a better one is left out (`util.beyond.distinct`). With assign
+"correlation", the classes of a person are those with a mean q_cate above theta_part inside that mask
+(`uniparser.part_scores`), and the label of a pixel is the one of them with the largest q_cate, or 0 where that is not
+above theta_paint (if that is 0: theta_mask). With assign "mixture", posteriors stand in for q_cate
+(`util.beyond.mixture`). With score "parsing", `util.beyond.parsing_quality` replaces the scores. Finally the labels are
+scaled to the photo's size (`uniparser.decode`). flip_test is not in the file: run it on the mirror image, too.
 """
 import preflight
 preflight.require('data', 'evaluate', 'infer', 'losses', 'schp', 'segformer', 'train', 'uniparser', 'util')

@@ -91,8 +91,11 @@ def check_name(name, source, advice, folders=False):
         raise ValueError(f'{source} {short(name)!r}, which is not a file name; {advice}')
 
 
+ROOT_ADVICE = '--root is the folder of the unpacked download'
+
+
 @contextmanager
-def naming(path, advice='--root is the folder of the unpacked download'):
+def naming(path, advice=ROOT_ADVICE):
     """Turns any error about a file into one sentence that names the file and says what to do."""
     try:
         yield
@@ -110,10 +113,10 @@ def naming(path, advice='--root is the folder of the unpacked download'):
                          + ('check the path' if system else 'get the file again')) from None
 
 
-def index_folder(folder, endings=PHOTOS):
+def index_folder(folder, endings=PHOTOS, advice=ROOT_ADVICE):
     """{name without ending: path} of a folder's files, sorted. The folder is listed once: a glob per image takes
     minutes on large data sets."""
-    with naming(folder):
+    with naming(folder, advice):
         files = sorted((e.name, e.path) for e in os.scandir(folder) if not e.name.startswith('.'))
     return {os.path.splitext(n)[0]: path for n, path in files if n.lower().endswith(endings)}
 
@@ -130,7 +133,7 @@ def pick_files(folder, ids, endings=PHOTOS):
 
 def pick_all(folder):
     """index_folder; FileNotFoundError where there is no photo."""
-    files = index_folder(folder)
+    files = index_folder(folder, advice='give a folder of photos')
     if not files:
         raise FileNotFoundError(f'{folder} holds no photos ({", ".join(PHOTOS)})')
     return files

@@ -112,7 +112,7 @@ class Fuser(PhotoPipeline):
 
 
 def uniparser_people(weights, device):
-    model = UniParser.from_pretrained(weights, device).fold()
+    model = UniParser.from_pretrained(weights, device, score='center').fold()               # the scale of --min-score
 
     def find_people(name, photo):
         found = model.predict(photo)[0]

@@ -1,8 +1,9 @@
 """The maps of one photo as a page: Fig. 4 of the paper (`infer.py --maps`).
 
 The first row is the photo, the heat map (Eq. 1), the maps of the best two people (Eq. 2), the map of their largest part
-(Eq. 3) and the parsing. Below it are the maps of the other people and of the other parts, of each point of `--at`, and
-the correlations of the kernels, A_ins of the people and A_cate of the categories (Eq. 6).
+(Eq. 3) and the parsing. Below it are the maps of the other people, of all other categories (those that were found come
+first), of each point of `--at`, and the correlations of the kernels, A_ins of the people and A_cate of the categories
+(Eq. 6).
 """
 import re
 
@@ -43,8 +44,7 @@ def draw_maps(model, out, photo, found, points=(), height=400):
     people = [panel(f'person {n}', values) for n, values in enumerate(q_ins, 1)]
     areas, best = (part_areas(p, model) for p in (found.parsing, found.parsing[:2]))
     largest = int(best.argmax())
-    parts = {c: panel(model.class_names[c + 1], q_cate[c]) for c in (largest, *np.argsort(-areas, kind='stable'))
-             if areas[c] or c == largest}
+    parts = {c: panel(model.class_names[c + 1], q_cate[c]) for c in (largest, *np.argsort(-areas, kind='stable'))}
     first = [('photo', photo), panel('heat map', out['heatmap'][0, 0].sigmoid()), *people[:2], parts.pop(largest),
              ('parsing', overlay(photo, found.parsing))]
     pointed = [p for point in points for p in point_maps(panel, out, point, config)]

@@ -4,6 +4,7 @@ UniParser's category space is cosine: a pixel belongs to the class whose kernel,
 the largest cosine with (Eq. 3). The mean F_cate over a support's pixels of a class is such a kernel, too. So it parses
 into the classes of the support, and separates people as always. Nothing is trained.
 """
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -30,6 +31,8 @@ class UniParserByExample:
             raise ValueError(f'{name} has the space {model.config.space} and the fusion {model.config.fusion}; '
                              'one-shot parsing needs cosine and index, where prototypes can stand in for K_cate')
         self.model, self.config, self.device = model.fold(), model.config, model.device
+        if self.config.assign == 'mixture':           # of a support's only class, the posterior is 1 everywhere
+            self.config = replace(self.config, assign='correlation', theta_paint=0.0, theta_part=0.3)
 
     @classmethod
     def from_pretrained(cls, path, device='cpu'):
