@@ -101,6 +101,7 @@ class Config:
     peaks: int = 5                      # a center is the maximum of this many cells squared; 1 = every cell
     max_people: int = 100
     score: str = 'center'               # center | parsing: of a person, see `parsing_quality`
+    theta_score: float = 0.0            # --score parsing: people below it are left out
     assign: str = 'correlation'         # correlation | mixture: of classes to a person's pixels, see `mixture`
     flip_test: bool = False             # average the photo with its mirror image: twice the time
     # training (Secs. 4.1, 6.2)
@@ -133,7 +134,7 @@ class Config:
             raise ValueError(f'--flip-test and --assign mixture are for --fusion index, not {self.fusion}')
 
 
-THETAS = 'theta_center', 'theta_mask', 'theta_paint', 'theta_part', 'theta_same'
+THETAS = 'theta_center', 'theta_mask', 'theta_paint', 'theta_part', 'theta_same', 'theta_score'
 INFERENCE = *THETAS, 'peaks', 'max_people', 'score', 'assign', 'flip_test', 'test_short_side', 'long_side'
 CHOICES = dict(recipe=('paper', 'released'), space=('cosine', 'inner', 'sigmoid_after', 'sigmoid_before'),
                fusion=('index', 'convs', 'multi'), optimizer=('sgd', 'adamw'), score=('center', 'parsing'),
@@ -152,7 +153,7 @@ RELEASED = dict(recipe='released', short_side=(640, 672, 704, 736, 768, 800), co
 SYNTHETIC = dict(data='synthetic', num_classes=6, short_side=(96,), long_side=128, test_short_side=96, workers=0,
                  backbone='resnet10', pretrained='', dcn=False, neck_channels=64, channels=32, depth=3, center_depth=3,
                  center_radius=1, epochs=2, optimizer='adamw', lr=3.75e-4, schedule='cosine', warmup=50, samples=1600)
-CROWD = dict(SYNTHETIC, data='crowd', num_classes=12, center_radius=0, epochs=1, batch_size=4, lr=7.5e-4, samples=1200)
+CROWD = dict(SYNTHETIC, data='crowd', num_classes=12, center_radius=0, epochs=1, batch_size=4, lr=7.5e-4, samples=1600)
 CIHP = dict(data='CIHP', num_classes=19, epochs=75, milestones=(50, 65), lambda_neg=0.0, lambda_pull=1.0)   # Sec. 6.5
 PRESETS = {
     'mhp': {}, 'cihp': CIHP, 'synthetic': SYNTHETIC, 'crowd': CROWD,
@@ -161,9 +162,9 @@ PRESETS = {
                           lr=2.25e-4, warmup=0, theta_part=0.275),
     'ccp': dict(data='CCP', num_classes=19, short_side=(240, 320), long_side=320, test_short_side=320, color_jitter=0.3,
                 crop=0.4, crop_min=0.35, degrade=0.05, backbone='resnet18', dcn=False, neck_channels=128, channels=64,
-                depth=3, center_depth=3, center_radius=1, lambda_cross=1.0, score='parsing', assign='mixture',
-                theta_paint=0.45, theta_part=0.6, epochs=20, optimizer='adamw', lr=1.25e-4, backbone_lr=0.3,
-                schedule='cosine', warmup=100, val_every=5, workers=1),
+                depth=3, center_depth=3, center_radius=1, lambda_cross=1.0, score='parsing', theta_score=0.25,
+                assign='mixture', theta_paint=0.45, theta_part=0.6, epochs=20, optimizer='adamw', lr=1.25e-4,
+                backbone_lr=0.3, schedule='cosine', warmup=100, val_every=5, workers=1),
     'crowd_released': dict(CROWD, **dict(RELEASED, short_side=(96,), depth=3))}
 
 
@@ -526,7 +527,7 @@ def decode(out, i, photo, config, fusion=None):
     cells, scores, q_ins = cells[kept], scores[kept], q_ins[kept]
     if config.score == 'parsing':
         scores = parsing_quality(q_ins > config.theta_mask, q_ins, q_cate)
-        best = scores.argsort(descending=True, stable=True)
+        best = scores.argsort(descending=True, stable=True)[:(scores > config.theta_score).sum()]
         cells, scores, q_ins = cells[best], scores[best], q_ins[best]
     theta_paint = config.theta_paint or config.theta_mask
     inside = q_ins > (config.theta_mask if config.fusion == 'index' else -math.inf)        # (N, h, w)
@@ -553,8 +554,7 @@ def decode(out, i, photo, config, fusion=None):
 
 def find_centers(heatmap, config):
     """Sigmoid of Eq. (1) and WHERE(H_c > theta_c) of Eq. (2), kept to local maxima of 5x5 cells: the target of a person
-    is a rectangle of cells, each of which would be a detection. heatmap (S, S) logits -> cells (N,) =
-    row * S + column, scores (N,) descending, at most max_people."""
+    is a rectangle of cells. heatmap (S, S) logits -> cells (N,) = row * S + column, scores (N,) descending."""
     logits, cells = keep_peaks(heatmap.float(), config).flatten().sort(descending=True, stable=True)
     scores = logits.sigmoid()
     found = (scores > config.theta_center).nonzero()[:config.max_people, 0]

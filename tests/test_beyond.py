@@ -85,6 +85,9 @@ def test_people_are_ranked_by_score():
     assert (np.diff(ranked.scores) <= 0).all() and (ranked.scores > 0).all() and (ranked.scores < 1).all()
     key = lambda people: sorted(zip(map(tuple, people.centers.tolist()), (p.tobytes() for p in people.parsing)))
     assert key(plain) == key(ranked)                                           # the same people in another order
+    middle = float(ranked.scores[1])
+    fewer = decode(out, 0, photo, tiny_config(**{**vars(config), 'score': 'parsing', 'theta_score': middle}))
+    assert np.array_equal(fewer.scores, ranked.scores[ranked.scores > middle])
 
 
 def test_the_paint_threshold_is_that_of_the_mask_unless_given():

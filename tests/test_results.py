@@ -12,7 +12,8 @@ from util import ablate
 from util.ablate import NAMES, TABLES, markdown
 
 RESULTS = json.loads((HERE / 'docs' / 'results.json').read_text())
-PAGE = DOCS['docs/results.md']
+PAGE, CARD = DOCS['docs/results.md'], DOCS['weights/README.md']
+SPLITS = 'tune', 'tune_photos', 'test', 'test_photos', 'test_crops'
 FOUND = RESULTS['ablation']['crowd']['rows']
 LONGER = RESULTS['published']['longer']
 
@@ -30,9 +31,7 @@ def percent(record):
 
 def test_the_runs_are_those_of_the_file():
     rows, runs = rows_of(section(PAGE, '## What was run')), list(RESULTS['runs'].values())
-    assert [row[1:] for row in rows] == [[run['images'], *percent(run), run['time']] for run in runs]
-    for row, run in zip(rows[:3], runs):
-        assert row[0] == f'`{run["command"]}`'
+    assert rows == [[run['name'], run['images'], *percent(run), run['time']] for run in runs]
 
 
 def test_the_oracle_experiments_are_those_of_the_file():
@@ -82,13 +81,27 @@ def test_the_self_correction_is_that_of_the_file():
 
 
 def test_the_settings_of_the_card_are_those_of_the_file():
-    rows = {row[0]: row[1:] for row in rows_of(section(DOCS['weights/README.md'], '## All runs')) if len(row) == 5}
-    for name, sets in RESULTS['settings']['rows'].items():
-        assert rows[name] == [' / '.join(percent(record)) for record in sets.values()], name
+    rows = rows_of(section(CARD, '## Settings of inference'))
+    assert rows == [[name, *(' / '.join(percent(sets[s])) if s in sets else '' for s in SPLITS)]
+                    for name, sets in RESULTS['settings']['rows'].items()]
+    sets = RESULTS['settings']['rows']
+    assert rows_of(section(CARD, '## Results')) == [
+        [text, *percent(sets[name][split])] for text, name, split in RESULTS['settings']['reported']]
+
+
+def test_the_levers_of_the_card_are_those_of_the_file():
+    rows = rows_of(section(CARD, '## What each lever does'))
+    assert rows == [[name, *(f'{row[split][k]:.1f}' for split in ('tune', 'tune_crops') for k in ('APvol', 'mIoU')),
+                     str(row['found'])] for name, row in RESULTS['levers']['rows'].items()]
+
+
+def test_the_photos_of_others_in_the_card_are_those_of_the_file():
+    rows = rows_of(section(CARD, '## What it can and cannot do'))
+    assert rows[-len(RESULTS['strangers']['rows']):] == [[name, *row] for name, row in RESULTS['strangers']['rows'].items()]
 
 
 def test_measured_numbers_name_their_command_and_date():
-    sections = [RESULTS[name] for name in ('self_correction', 'settings', 'parameters')]
+    sections = [RESULTS[name] for name in ('self_correction', 'settings', 'parameters', 'levers', 'strangers')]
     sections += [record for name in ('runs', 'oracle', 'ablation') for record in RESULTS[name].values()]
     for measured in sections:
         assert measured['command'].startswith('python ') and re.fullmatch(r'\d{4}-\d\d-\d\d', measured['measured'])

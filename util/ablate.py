@@ -42,7 +42,7 @@ TRAININGS = dict(
     released=dict(recipe='released'), grid_20=dict(grid=20), only_ins=dict(lambda_cate=0.0, lambda_neg=0.0),
     only_cate=dict(lambda_ins=0.0), multi=dict(fusion='multi'), sigmoid_after=dict(space='sigmoid_after'),
     sigmoid_before=dict(space='sigmoid_before'), sigma_01=dict(sigma=0.1), grid_80=dict(grid=80),
-    released_time=dict(recipe='released', samples=800), sigma_01_grid_20=dict(sigma=0.1, grid=20),
+    released_time=dict(recipe='released', samples=1068), sigma_01_grid_20=dict(sigma=0.1, grid=20),
     sigma_01_grid_80=dict(sigma=0.1, grid=80))
 NO_NMS, EVERY_CELL = dict(theta_same=1.0), dict(theta_same=1.0, peaks=1)
 
@@ -110,8 +110,8 @@ TABLES = {
         0.55: [(42.3, 45.9, 46.3), (42.6, 46.1, 46.4), (42.2, 45.9, 46.1)]})),
     '6': ('Table 6: light', [Row('full', paper=BASE), Row('light', 'light', paper=(41.1, 45.6, 45.3))]),
     'recipe': ('Recipes', [Row('paper'), Row('released, as many images', 'released'),
-                           Row('released, 800 images instead of 1,200', 'released_time')]),
-    'filter': ('Part filter', [Row('theta_part 0.3'), Row('theta_part 0', test=dict(theta_part=0.0))]),
+                           Row('released, 1,068 images instead of 1,600', 'released_time')]),
+    'filter': ('Part filter', [Row('part filter'), Row('no part filter', test=dict(theta_part=0.0))]),
     'peaks': ('Duplicates', [
         Row('5x5 maximum, theta_same 0.6'), Row('5x5 maximum', test=NO_NMS), Row('every cell', test=EVERY_CELL),
         Row('every cell, theta_same 0.6', test=dict(peaks=1)),

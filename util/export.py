@@ -23,8 +23,9 @@ whose mask has an IoU above theta_same with that of a better one is left out (`u
 "correlation", the classes of a person are those with a mean q_cate above theta_part inside that mask
 (`uniparser.part_scores`), and the label of a pixel is the one of them with the largest q_cate, or 0 where that is not
 above theta_paint (if that is 0: theta_mask). With assign "mixture", posteriors stand in for q_cate
-(`util.beyond.mixture`). With score "parsing", `util.beyond.parsing_quality` replaces the scores. Finally the labels are
-scaled to the photo's size (`uniparser.decode`). flip_test is not in the file: run it on the mirror image, too.
+(`util.beyond.mixture`). With score "parsing", `util.beyond.parsing_quality` replaces the scores, and people
+below theta_score are left out. Finally the labels are scaled to the photo's size (`uniparser.decode`). flip_test is not
+in the file: run it on the mirror image, too.
 """
 import preflight
 preflight.require('data', 'evaluate', 'infer', 'losses', 'schp', 'segformer', 'train', 'uniparser', 'util')

@@ -32,7 +32,7 @@ class UniParserByExample:
                              'one-shot parsing needs cosine and index, where prototypes can stand in for K_cate')
         self.model, self.config, self.device = model.fold(), model.config, model.device
         if self.config.assign == 'mixture':           # of a support's only class, the posterior is 1 everywhere
-            self.config = replace(self.config, assign='correlation', theta_paint=0.0, theta_part=0.3)
+            self.config = replace(self.config, assign='correlation', theta_paint=0.0, theta_part=0.3, theta_score=0.0)
 
     @classmethod
     def from_pretrained(cls, path, device='cpu'):

@@ -37,6 +37,7 @@ ALWAYS = 'hair', 'face', 'left-arm', 'right-arm', 'left-leg', 'right-leg'
 FOREIGN = 'tights', 'bodysuit'                     # clothes without a class of CIHP
 GARMENTS = tuple(map(CIHP.class_names.index, ('upper-clothes', 'dress', 'coat', 'pants', 'skirt')))
 SMALLEST = 0.02                                    # share of a garment in the person
+DEFAULTS = dict(score='parsing', theta_score=0.0, assign='correlation', theta_paint=0.2, theta_part=0.1)
 
 
 class Tags:
@@ -95,7 +96,7 @@ def parse_arguments(argv=None):
 
 def main(argv=None):
     args = parse_arguments(argv)
-    for name, value in dict(score='parsing', assign='correlation', theta_paint=0.2, theta_part=0.1).items():
+    for name, value in DEFAULTS.items():
         vars(args).setdefault(name, value)
     with user_errors():
         root, tags, model = inside(args.root, 'clothing-co-parsing'), Tags(), load_model(args, args.device)
