@@ -86,7 +86,7 @@ def test_a_row_that_diverges_counts_as_zero(tmp_path, monkeypatch):
     monkeypatch.setattr(train, 'train', diverge)
     assert call(ablate, '--table', 'filter', *TINY, '--out', tmp_path).returncode == 0
     text = (tmp_path / 'crowd' / 'results.md').read_text()
-    assert '| theta_part 0.3 |  | not published | 0.0 | 0.0 | 0.0 | 0.0 | 1, 1 diverged |' in text
+    assert '| part filter |  | not published | 0.0 | 0.0 | 0.0 | 0.0 | 1, 1 diverged |' in text
 
 
 def test_data_sets_without_a_recipe_or_samples_have_fewer_rows():

@@ -24,12 +24,12 @@ import train
 from tests.helpers import HERE, call
 from tests.test_layout import MODULES, TREES, graph, reachable
 from uniparser import Config
-from util import ablate, benchmark, checkpoints, count_people, export, oracle, run, self_correction
+from util import ablate, benchmark, checkpoints, count_people, export, oracle, run, self_correction, tagged
 from util.schp_config import RANGES, SCHPConfig
 
 PROGRAMS = dict(data=data, demo=demo, evaluate=evaluate, infer=infer, oneshot=oneshot, schp=schp, train=train)
 TOOLS = {'util.benchmark': benchmark, 'util.export': export, 'util.oracle': oracle, 'util.self_correction': self_correction,
-         'util.count_people': count_people, 'util.ablate': ablate}
+         'util.count_people': count_people, 'util.ablate': ablate, 'util.tagged': tagged}
 COMMANDS = {**{name: [HERE / f'{name}.py'] for name in PROGRAMS}, **{name: ['-m', name] for name in TOOLS}}
 
 
@@ -204,7 +204,8 @@ BASES = {                                         # arguments with which a comma
     'oracle': (oracle, ['people', '--data', 'MHP', '--weights', 'no.pt', '--out', 'new']),
     'demo': (demo, ['--weights', 'no.pt']),
     'ablate': (ablate, ['--table', '5', '--data', 'MHP', *NOWHERE]),
-    'self_correction': (self_correction, NOWHERE), 'count_people': (count_people, ['no', '--weights', 'no.pt'])}
+    'self_correction': (self_correction, NOWHERE), 'count_people': (count_people, ['no', '--weights', 'no.pt']),
+    'tagged': (tagged, [*NOWHERE, '--out', 'new', '--weights', 'no.pt'])}
 RUNS_WITHOUT_FILES = 'benchmark schp', 'benchmark evaluate'
 
 

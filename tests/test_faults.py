@@ -739,14 +739,15 @@ class Drawn(datasets.Photos):
 LAMBDAS = [f.name for f in fields(uniparser.Config) if f.name.startswith('lambda_')]
 ELSEWHERE = {                                     # of the training loop, the data set or the labels
     'data', 'num_classes', 'pretrained', 'pretrained_stages', 'batch_size', 'accumulate', 'epochs', 'milestones', 'optimizer',
-    'lr', 'backbone_lr', 'schedule', 'warmup', 'weight_decay', 'clip', 'samples', 'backgrounds', 'people', 'val_every',
-    'val_images', 'workers', 'seed'}
+    'lr', 'backbone_lr', 'schedule', 'warmup', 'weight_decay', 'clip', 'samples', 'backgrounds', 'people', 'tagged',
+    'val_every', 'val_images', 'workers', 'seed'}
 SETTINGS = st.fixed_dictionaries(dict(
     recipe=st.sampled_from(['paper', 'released']), space=st.sampled_from(uniparser.CHOICES['space']),
     fusion=st.sampled_from(uniparser.CHOICES['fusion']), light=st.booleans(), dcn=st.booleans(), grid=st.integers(2, 20),
     center_radius=st.integers(0, 2), sigma=st.sampled_from([0.0, 0.2, 3.0]), crop=st.sampled_from([0.0, 1.0]),
     crop_min=st.sampled_from([0.0, 0.5]), color_jitter=st.sampled_from([0.0, 0.5]), degrade=st.sampled_from([0.0, 1.0]),
-    score=st.sampled_from(uniparser.CHOICES['score']), flip_test=st.booleans(),
+    score=st.sampled_from(uniparser.CHOICES['score']), assign=st.sampled_from(uniparser.CHOICES['assign']),
+    theta_score=st.sampled_from([0.0, 0.3]), flip_test=st.booleans(),
     short_side=st.sampled_from([(8,), (1, 40), (16, 32, 48)]),
     long_side=st.integers(1, 90), test_short_side=st.integers(1, 60), max_people=st.integers(1, 20),
     theta_center=st.sampled_from([0.0, 0.1, 1.0]), theta_mask=st.sampled_from([0.0, 0.3, 1.0]),
@@ -807,7 +808,9 @@ def fuzz(count):
     @given(images(), SETTINGS)
     def check(image, changes):
         ran.append(1)
-        photo_to_metric(image, dict(changes, flip_test=changes['flip_test'] and changes['fusion'] == 'index'))
+        if changes['fusion'] != 'index':
+            changes = dict(changes, flip_test=False, assign='correlation')
+        photo_to_metric(image, changes)
     check()
     return len(ran)
 
