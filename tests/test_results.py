@@ -101,7 +101,7 @@ def test_the_photos_of_others_in_the_card_are_those_of_the_file():
 
 
 def test_measured_numbers_name_their_command_and_date():
-    sections = [RESULTS[name] for name in ('self_correction', 'settings', 'parameters', 'levers', 'strangers')]
+    sections = [RESULTS[name] for name in ('self_correction', 'settings', 'parameters', 'levers', 'strangers', 'oneshot')]
     sections += [record for name in ('runs', 'oracle', 'ablation') for record in RESULTS[name].values()]
     for measured in sections:
         assert measured['command'].startswith('python ') and re.fullmatch(r'\d{4}-\d\d-\d\d', measured['measured'])
@@ -120,3 +120,8 @@ def test_the_kernels_of_the_shipped_categories_are_orthogonal():
     kernels = UniParser.from_pretrained(HERE / 'weights' / 'uniparser_ccp.pt').category_builder.k_cate.detach().numpy()
     kernels = kernels / np.linalg.norm(kernels, axis=1, keepdims=True)
     assert np.abs(kernels @ kernels.T - np.eye(len(kernels))).max() < 0.005
+
+
+def test_uniparser_among_the_one_shot_networks_is_that_of_the_file():
+    rows = {row[0]: row[3] for row in rows_of(section(DOCS['docs/oneshot.md'], '## Numbers')) if len(row) == 4}
+    assert rows == RESULTS['oneshot']['rows']
