@@ -554,7 +554,7 @@ def decode(out, i, photo, config, fusion=None):
 
 def find_centers(heatmap, config):
     """Sigmoid of Eq. (1) and WHERE(H_c > theta_c) of Eq. (2), kept to local maxima of 5x5 cells: the target of a person
-    is a rectangle of cells. heatmap (S, S) logits -> cells (N,) = row * S + column, scores (N,) descending."""
+    is a rectangle. Logits (S, S) -> cells (N,) = row * S + column, scores (N,) descending, at most max_people."""
     logits, cells = keep_peaks(heatmap.float(), config).flatten().sort(descending=True, stable=True)
     scores = logits.sigmoid()
     found = (scores > config.theta_center).nonzero()[:config.max_people, 0]

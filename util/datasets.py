@@ -303,17 +303,15 @@ class CCP(Photos):
         if self.form == '_photos':
             return super().read(i)
         if self.form == '_crops':
-            image, window = np.array(read_stored(self.photos[i // 2])), self.window(self.person(i // 2)[0], i % 2)
-            return np.ascontiguousarray(image[window]), *self.read_parsing(i)
+            window, *labels = self.crop(i)
+            return np.ascontiguousarray(np.array(read_stored(self.photos[i // 2]))[window]), *labels
         return self.compose(i, seed, epoch)
 
     def read_parsing(self, i, seed=0, epoch=0):
         if self.form == '_photos':
             return self.person(i)
         if self.form == '_crops':
-            parsing, ignore = self.person(i // 2)
-            window = self.window(parsing, i % 2)
-            return np.ascontiguousarray(parsing[:, *window]), np.ascontiguousarray(ignore[window])
+            return tuple(self.crop(i)[1:])
         return self.compose(i, seed, epoch, paint=False)[1:]
 
     def person(self, k):
@@ -325,11 +323,14 @@ class CCP(Photos):
         ccp = np.asarray(ccp)
         return stack_people([self.labels(ccp, parts)], ccp.shape[::-1]), ignore & (ccp == 0)
 
-    @staticmethod
-    def window(parsing, upper):
-        """Rows and columns of a crop: the person's box with a margin of 10 pixels; `upper`: its upper half."""
+    def crop(self, i):
+        """Rows and columns of crop i in photo i // 2, its parsing and its ignore. Crops are the person's box with a
+        margin of 10 pixels, and its upper half."""
+        parsing, ignore = self.person(i // 2)
         x, y, w, h = box_of(parsing[0])
-        return slice(max(0, y - 10), y + h // 2 if upper else y + h + 10), slice(max(0, x - 10), x + w + 10)
+        bottom = y + h // 2 if i % 2 else y + h + 10
+        window = slice(max(0, y - 10), bottom), slice(max(0, x - 10), x + w + 10)
+        return window, np.ascontiguousarray(parsing[:, *window]), np.ascontiguousarray(ignore[window])
 
     def annotation(self, k):
         """Photo k: its label map in rows of `table`, and our parts and ignore (of long side 640), Pillow images."""

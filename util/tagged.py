@@ -91,13 +91,12 @@ def parse_arguments(argv=None):
     parser.add_argument('--certain', type=preflight.Between(0.01, 1, float), default=0.4, metavar='VALUE',
                         help="smallest correlation or posterior of a pixel's class; default 0.4")
     add_model_flags(parser)
+    parser.set_defaults(**DEFAULTS)
     return parser.parse_args(argv)
 
 
 def main(argv=None):
     args = parse_arguments(argv)
-    for name, value in DEFAULTS.items():
-        vars(args).setdefault(name, value)
     with user_errors():
         root, tags, model = inside(args.root, 'clothing-co-parsing'), Tags(), load_model(args, args.device)
         if list(model.class_names) != list(CIHP.class_names):
