@@ -173,6 +173,12 @@ def parse_image(model, image, labels):
     return found.convert(labels) if labels else found
 
 
+def check_classes(model, weights, name, class_names):
+    """ValueError where the model of the file `weights` has other classes than the data set of that name."""
+    if list(class_names) != list(model.class_names):
+        raise ValueError(f'{weights} was trained for other classes than {name} has; use weights of that set')
+
+
 def open_split(args, model):
     """The data set of the arguments; ValueError where the model has other classes, or with --labels where no table
     leads from one of them to that set."""
@@ -181,8 +187,8 @@ def open_split(args, model):
     dataset = open_dataset(args.data, args.root, args.split)
     if getattr(args, 'labels', None):
         find_set(dataset.class_names, args.labels), find_set(model.class_names, args.labels)
-    elif list(dataset.class_names) != list(model.class_names):
-        raise ValueError(f'{args.weights} was trained for other classes than {args.data} has; use weights of that set')
+    else:
+        check_classes(model, args.weights, args.data, dataset.class_names)
     return dataset
 
 

@@ -5,8 +5,8 @@
 
 A photo's largest person gets the parts that the model finds, but no class that the tags exclude; hair, face and limbs
 may always be there. A pixel whose class has a correlation (with --assign mixture: a posterior) below --certain is
-unknown (255). A photo is left out where that person scores less than --confident, where a tagged garment has nearly no
-pixels, and where clothes are tagged that CIHP has no class for. torchrun shares the photos among processes.
+unknown (255). A photo is left out where that person scores less than --confident, where a tagged garment, hat, glove, sock or scarf has
+nearly no pixels, and where clothes are tagged that CIHP has no class for. torchrun shares the photos among processes.
 
 Unless given, the settings are --score parsing --assign correlation --theta-paint 0.2 --theta-part 0.1: with the tags,
 a label is seldom wrong.
@@ -21,22 +21,20 @@ from dataclasses import replace
 import numpy as np
 import torch
 from scipy.io import loadmat
-from tqdm import tqdm
 
 from data import network_input
-from infer import add_model_flags, load_model
+from infer import add_model_flags, check_classes, load_model
 from uniparser import decode
 from util.datasets import CIHP, UNKNOWN, read_layers
-from util.files import (index_folder, inside, is_ours, make_folder, naming, pick_files, read_stored, user_errors,
-                        write_png)
-from util.photos import share_of_process
+from util.files import index_folder, inside, naming, pick_files, printable, read_stored, user_errors, write_png
+from util.photos import PhotoPipeline, check_failures, share_of_process
 from util.pictures import palette, palette_image
 from util.run import sum_over_processes
 
 ALWAYS = 'hair', 'face', 'left-arm', 'right-arm', 'left-leg', 'right-leg'
 FOREIGN = 'tights', 'bodysuit'                     # clothes without a class of CIHP
-GARMENTS = tuple(map(CIHP.class_names.index, ('upper-clothes', 'dress', 'coat', 'pants', 'skirt')))
-SMALLEST = 0.02                                    # share of a garment in the person
+SMALLEST = {**dict.fromkeys(('upper-clothes', 'dress', 'coat', 'pants', 'skirt'), 0.02),      # share in the person
+            **dict.fromkeys(('hat', 'glove', 'socks', 'scarf'), 0.001)}
 DEFAULTS = dict(score='parsing', theta_score=0.0, assign='correlation', theta_paint=0.2, theta_part=0.1)
 
 
@@ -61,25 +59,56 @@ class Tags:
         return allowed[1:20]
 
 
-def label(model, photo, allowed, confident, certain):
-    """Label map (H, W) of the largest person of a Pillow photo, or None where it is not certain. allowed: see
-    `Tags.read`."""
-    out = model.outputs(network_input(photo, model.config))
-    excluded = ~torch.from_numpy(allowed).to(model.device)
-    out['k_cate'] = out['k_cate'].masked_fill(excluded[:, None], -1.0)   # features are not negative: q is at most -1
-    found = decode(out, 0, photo, model.config)
-    n = (found.parsing > 0).sum((1, 2)).argmax() if len(found.scores) else 0
-    if not len(found.scores) or found.scores[n] < confident:
-        return None
-    labels, center = found.parsing[n], found.centers[n]
-    if not labels.any():
-        return None
-    areas = np.bincount(labels.ravel(), minlength=20)[1:]
-    if any(areas[c - 1] < SMALLEST * areas.sum() for c in GARMENTS if allowed[c - 1]):
-        return None
-    sure = decode(out, 0, photo, replace(model.config, theta_paint=certain))                 # the same person again
-    sure = (sure.parsing[(sure.centers == center).all(1)] == labels).any(0)
-    return np.where((labels > 0) & ~sure, np.uint8(UNKNOWN), labels)
+class Labeler(PhotoPipeline):
+    """Writes label maps of tagged photos. tags: their files by name."""
+    endings = '.png',
+
+    def __init__(self, model, args, tags):
+        super().__init__(args.out, model.device)
+        self.model, self.args, self.files, self.tags = model, args, tags, Tags()
+
+    def open(self, path):
+        return read_stored(path)
+
+    def prepare(self, photo):
+        return network_input(photo, self.model.config)
+
+    def outputs(self, inputs):
+        return [self.model.outputs(image) for image in inputs]
+
+    def write(self, result):
+        ((path, name), photo, out), target = result, self.targets(result[0][1])[0]
+        try:
+            allowed = self.tags.read(self.files[name]) if out else None
+        except (OSError, ValueError) as error:
+            photo, out = error, None
+        if out is None:
+            return f'error: {photo}', None
+        with self.turn:
+            labels = None if allowed is None else self.label(out, photo, allowed)
+        if labels is not None:
+            write_png(target, palette_image(labels, palette(19)))
+        elif target.exists():                                        # of an earlier model, which was certain
+            target.unlink()
+        return f'{printable(path)}: {"left out" if labels is None else "labeled"}', int(labels is not None)
+
+    def label(self, out, photo, allowed):
+        """Label map (H, W) of the largest person of a Pillow photo, or None where it is not certain. out: see
+        `outputs`; allowed: see `Tags.read`."""
+        config, excluded = self.model.config, ~torch.from_numpy(allowed).to(self.model.device)
+        k_cate = out['k_cate'].masked_fill(excluded[:, None], -1.0)  # features are not negative: q is at most -1
+        found = decode(dict(out, k_cate=k_cate), 0, photo, config)
+        n = (found.parsing > 0).sum((1, 2)).argmax() if len(found.scores) else 0
+        if not len(found.scores) or found.scores[n] < self.args.confident:
+            return None
+        labels, center = found.parsing[n], found.centers[n]
+        areas = np.bincount(labels.ravel(), minlength=20)[1:]
+        if any(tagged and area < SMALLEST.get(name, 0) * areas.sum()
+               for name, area, tagged in zip(CIHP.class_names[1:], areas, allowed)):
+            return None
+        sure = decode(dict(out, k_cate=k_cate), 0, photo, replace(config, theta_paint=self.args.certain))
+        sure = (sure.parsing[(sure.centers == center).all(1)] == labels).any(0)            # the same person again
+        return np.where((labels > 0) & ~sure, np.uint8(UNKNOWN), labels)
 
 
 def parse_arguments(argv=None):
@@ -98,31 +127,22 @@ def parse_arguments(argv=None):
 def main(argv=None):
     args = parse_arguments(argv)
     with user_errors():
-        root, tags, model = inside(args.root, 'clothing-co-parsing'), Tags(), load_model(args, args.device)
-        if list(model.class_names) != list(CIHP.class_names):
-            raise ValueError(f'{args.weights} was trained for other classes than CIHP has; use weights of CIHP or CCP')
+        root, model = inside(args.root, 'clothing-co-parsing'), load_model(args, args.device)
+        check_classes(model, args.weights, 'CIHP', CIHP.class_names)
         if model.config.space != 'cosine' or model.config.fusion != 'index':
             raise ValueError(f'{args.weights} has the space {model.config.space} and the fusion {model.config.fusion}; '
                              'tags can exclude classes with cosine and index alone')
         folder = os.path.join(root, 'annotations', 'image-level')
-        files = index_folder(folder, ('.mat',))
-        if not files:
+        tags = index_folder(folder, ('.mat',))
+        if not tags:
             raise FileNotFoundError(f'{folder} has no .mat file; unpack the download again')
-        photos, kept = pick_files(os.path.join(root, 'photos'), list(files)), 0
-        make_folder(args.out)
-        for path, photo in tqdm(share_of_process(list(zip(files.values(), photos))), unit='photo'):
-            allowed = tags.read(path)
-            labels = None if allowed is None else label(
-                model, read_stored(photo), allowed, args.confident, args.certain)
-            target = os.path.join(args.out, os.path.splitext(os.path.basename(photo))[0] + '.png')
-            if labels is not None:
-                write_png(target, palette_image(labels, palette(19)))
-                kept += 1
-            elif os.path.exists(target) and is_ours(target):
-                os.remove(target)                                    # of an earlier model, which was certain
-        kept = sum_over_processes(kept)
+        jobs = share_of_process(list(zip(pick_files(os.path.join(root, 'photos'), list(tags)), tags)))
+        counts = Labeler(model, args, tags).run(jobs)
+        failed = counts.count(None)
+        kept = sum_over_processes(sum(count for count in counts if count))
         if int(os.environ.get('RANK', 0)) == 0:
-            print(f'{kept} of {len(files)} photos labeled -> {os.path.join(args.out, "")}')
+            print(f'{kept} of {len(tags)} photos labeled -> {os.path.join(args.out, "")}')
+        check_failures(failed)
 
 
 if __name__ == '__main__':
