@@ -5,8 +5,9 @@
 
 A photo's largest person gets the parts that the model finds, but no class that the tags exclude; hair, face and limbs
 may always be there. A pixel whose class has a correlation (with --assign mixture: a posterior) below --certain is
-unknown (255). A photo is left out where that person scores less than --confident, where a tagged garment, hat, glove, sock or scarf has
-nearly no pixels, and where clothes are tagged that CIHP has no class for. torchrun shares the photos among processes.
+unknown (255). A photo is left out where that person scores less than --confident, where a tagged garment, hat, glove,
+sock or scarf has nearly no pixels, and where clothes are tagged that CIHP has no class for. torchrun shares the photos
+among processes.
 
 Unless given, the settings are --score parsing --assign correlation --theta-paint 0.2 --theta-part 0.1: with the tags,
 a label is seldom wrong.
