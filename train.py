@@ -428,7 +428,8 @@ def open_sets(config, root, skip_bad):
     """Training and validation set of a config."""
     drawn = dict(long_side=config.long_side, samples=config.samples) if config.data in ('CCP', *DRAWN) else {}
     if config.data == 'CCP':
-        drawn.update(backgrounds=config.backgrounds, people=config.people, tagged=config.tagged)
+        drawn.update(backgrounds=config.backgrounds, people=config.people, tagged=config.tagged, rare=config.rare,
+                     things=config.things)
     train_set = open_dataset(config.data, root, 'train', **drawn)
     val_set = open_dataset(config.data, root, 'val')
     train_set.skip_bad = val_set.skip_bad = skip_bad

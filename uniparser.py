@@ -120,6 +120,8 @@ class Config:
     backgrounds: str = ''               # CCP: folder of photos without people, for a fifth of the scenes
     people: str = ''                    # CCP: folder of images/ and instances/, people without parts, for a tenth
     tagged: str = ''                    # CCP: folder of label maps of further photos, see util/tagged.py
+    rare: float = 0.0                   # CCP: people with classes of a smaller share are drawn more often; 0 = off
+    things: float = 0.0                 # CCP: share of scenes with blobs of fabric that are no people
     val_every: int = 1                  # epochs
     val_images: int = 0                 # 0 = all
     workers: int = 4
@@ -147,7 +149,7 @@ RANGES = dict(
     epochs=(1, 10 ** 6), milestones=(0, 10 ** 6), lr=(0, 1000), backbone_lr=(0, 1000), warmup=(0, 10 ** 9),
     weight_decay=(0, 1000), clip=(0, 10 ** 9), samples=(0, 10 ** 9), val_every=(1, 10 ** 6), val_images=(0, 10 ** 9),
     workers=(0, 1000), seed=(0, 2 ** 32), **{f.name: (0, 10 ** 6) for f in fields(Config) if f.name[:6] == 'lambda'},
-    **dict.fromkeys((*THETAS, 'flip', 'crop', 'crop_min', 'color_jitter', 'degrade'), (0, 1)))
+    **dict.fromkeys((*THETAS, 'flip', 'crop', 'crop_min', 'color_jitter', 'degrade', 'rare', 'things'), (0, 1)))
 RELEASED = dict(recipe='released', short_side=(640, 672, 704, 736, 768, 800), compress_kernel=3, depth=4,
                 share_compression=False, category_coords=True, center_radius=1, lambda_neg=2.0, theta_same=1.0)
 SYNTHETIC = dict(data='synthetic', num_classes=6, short_side=(96,), long_side=128, test_short_side=96, workers=0,
@@ -498,9 +500,6 @@ class UniParser(nn.Module):
                 if state.get('format') != FORMAT:
                     raise ValueError(f'{path} is not a UniParser checkpoint of this version (its "format" is '
                                      f'{state.get("format")!r}); give a file of train.py or of the released code')
-                for name in 'config', 'model':
-                    if not isinstance(state[name], dict):
-                        raise ValueError(f'its {name} is of type {type(state[name]).__name__}, not a dictionary')
                 check_settings(state['config'], Config)
                 config = replace(Config(**state['config']), **changes)
                 names, flip_pairs, weights = state['class_names'], state['flip_pairs'], state['model']

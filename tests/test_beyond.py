@@ -2,6 +2,7 @@
 import math
 import os
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -339,8 +340,63 @@ def test_labels_of_tagged_photos_obey_the_tags(tmp_path, monkeypatch):
         done = call(tagged, *common, '--out', tmp_path / name, '--confident', score)
         assert done.returncode == 0, done.stderr
         found[name] = done.stdout
-    assert found['strict'].startswith('0 of 2 photos labeled')
+    assert '1001.jpg: left out' in found['strict'] and '\n0 of 2 photos labeled' in found['strict']
     labels = [read_labels(path) for path in sorted((tmp_path / 'free').iterdir())]
-    assert len(labels) and found['free'].startswith(f'{len(labels)} of 2 photos labeled')
+    assert len(labels) and f'\n{len(labels)} of 2 photos labeled' in found['free']
     body = {datasets.CIHP.class_names.index(name) for name in tagged.ALWAYS}
     assert all(set(np.unique(m)) <= body | {0, 6, 10, 255} and m.any() for m in labels)
+    (tmp_path / 'photos' / '1001.jpg').write_bytes(b'broken')
+    (tmp_path / 'annotations' / 'image-level' / '1002.mat').write_bytes(b'broken, too')
+    done = call(tagged, *common, '--out', tmp_path / 'broken', '--confident', 0)
+    assert done.returncode == 2 and '2 photos were not parsed' in done.stderr
+    assert '1001.jpg' in done.stderr and '1002.mat' in done.stderr and not list((tmp_path / 'broken').iterdir())
+
+
+def test_a_tagged_accessory_must_be_found(tmp_path):
+    """A person whose gloves the model does not see teaches that gloves are arms."""
+    model, labels = SimpleNamespace(config=get_config('ccp'), device=torch.device('cpu')), np.zeros((20, 10), np.uint8)
+    labels[:10], labels[10:] = 5, 15
+    found = SimpleNamespace(parsing=labels[None], scores=np.array([0.9]), centers=np.zeros((1, 2)))
+    args = SimpleNamespace(confident=0.4, certain=0.6, out=tmp_path)
+    def kept(names, decoded=found):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(tagged, 'decode', lambda *_: decoded)
+            allowed = np.isin(datasets.CIHP.class_names[1:], ['upper-clothes', *names, *tagged.ALWAYS])
+            return tagged.Labeler(model, args, {}).label(dict(k_cate=torch.ones(19, 4)), None, allowed)
+    assert np.array_equal(kept([]), labels) and kept(['glove']) is None and kept(['skirt']) is None
+    assert np.array_equal(kept(['sunglasses']), labels)                # too small to be always seen
+    labels[10:12] = 3
+    assert np.array_equal(kept(['glove']), labels)
+
+
+# ---- rare classes and things -----------------------------------------------------------------------------------
+
+
+def test_people_with_rare_classes_are_drawn_more_often(tmp_path, monkeypatch):
+    write_tagged(tmp_path, monkeypatch, [[0], [0]])
+    labels = np.zeros((90, 60), np.uint8)
+    labels[10:80, 20:40] = 12
+    write_png(tmp_path / 'tagged' / '1001.png', Image.fromarray(labels))
+    def share(rare):
+        scenes = open_dataset('CCP', tmp_path, 'train', long_side=90, samples=150, tagged=tmp_path / 'tagged', rare=rare)
+        return scenes.chances, np.mean([12 in scenes.read_parsing(i)[0] for i in range(150)])
+    (none, plain), (chances, more) = share(0), share(1)
+    assert none is None and more > 1.2 * plain
+    n = len(chances)                                                   # one has a share of 1 / n, the others (n - 1) / n
+    assert chances[-1] / chances[0] == pytest.approx((n - 1) ** 0.5) and chances.sum() == pytest.approx(1)
+    with pytest.raises(ValueError, match='--rare'):
+        get_config('ccp', rare=1.5)
+
+
+def test_things_are_nobody(tmp_path, monkeypatch):
+    write_ccp(tmp_path, monkeypatch)
+    plain, more = (open_dataset('CCP', tmp_path, 'train', long_side=160, samples=30, things=share) for share in (0, 1))
+    changed = 0
+    for i in range(30):
+        (image, parsing, ignore), (other, hidden, same) = plain.read(i), more.read(i)
+        assert np.array_equal(more.read_parsing(i)[0], hidden) and all(m.any() for m in hidden)
+        assert len(hidden) <= len(parsing) and not (hidden.any(0) & ~parsing.any(0)).any()     # they only cover
+        changed += np.mean((image != other).any(2))
+    assert 0.01 < changed / 30 < 0.6
+    fixed = open_dataset('CCP', tmp_path, 'val', things=1, rare=1)
+    assert np.array_equal(fixed.read(5)[0], open_dataset('CCP', tmp_path, 'val').read(5)[0])

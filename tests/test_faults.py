@@ -459,7 +459,7 @@ STRANGE = {                                              # what a file holds -> 
     'text for a number': (dict(config=dict(grid='a')), "its setting grid is 'a'"),
     'negative channels': (dict(config=dict(channels=-4)), 'no model that can be built'),
     'names of nothing': (dict(class_names=5), 'no model that can be built'),
-    'no weights': (dict(model=None), 'no model that can be built'),
+    'no weights': (dict(model=None), 'its model is of type NoneType, not a dictionary'),
     'text for weights': (dict(model={'a': 'b'}), 'does not fit'),
     'no format': (dict(format=None), 'not a UniParser checkpoint')}
 
@@ -740,7 +740,7 @@ LAMBDAS = [f.name for f in fields(uniparser.Config) if f.name.startswith('lambda
 ELSEWHERE = {                                     # of the training loop, the data set or the labels
     'data', 'num_classes', 'pretrained', 'pretrained_stages', 'batch_size', 'accumulate', 'epochs', 'milestones', 'optimizer',
     'lr', 'backbone_lr', 'schedule', 'warmup', 'weight_decay', 'clip', 'samples', 'backgrounds', 'people', 'tagged',
-    'val_every', 'val_images', 'workers', 'seed'}
+    'rare', 'things', 'val_every', 'val_images', 'workers', 'seed'}
 SETTINGS = st.fixed_dictionaries(dict(
     recipe=st.sampled_from(['paper', 'released']), space=st.sampled_from(uniparser.CHOICES['space']),
     fusion=st.sampled_from(uniparser.CHOICES['fusion']), light=st.booleans(), dcn=st.booleans(), grid=st.integers(2, 20),

@@ -146,6 +146,8 @@ def empty_array(_, shape, *__):
 
 def load_strictly(module, weights, path):
     """module.load_state_dict in float32, with a sentence that names what does not fit."""
+    if not isinstance(weights, dict):
+        raise ValueError(f'{path}: its model is of type {type(weights).__name__}, not a dictionary; get it again')
     own = module.state_dict()
     weights = {k: v for k, v in weights.items() if torch.is_tensor(v)}
     stored = {v.untyped_storage().data_ptr(): v.untyped_storage().nbytes() for v in weights.values()}
@@ -167,6 +169,8 @@ def load_strictly(module, weights, path):
 
 def check_settings(config, config_class):
     """ValueError where the config of a file, a dict, has unknown fields or values of another type."""
+    if not isinstance(config, dict):
+        raise ValueError(f'its config is of type {type(config).__name__}, not a dictionary')
     unknown = sorted(map(short, set(config) - {f.name for f in fields(config_class)}))
     if unknown:
         raise ValueError(f'its config has unknown fields such as {unknown[:3]}: another version wrote it')

@@ -246,12 +246,15 @@ class CCP(Photos):
     Options of train: long_side of the scenes in pixels; samples: scenes per epoch, 0 = one per photo; backgrounds: a
     folder of photos without people, used for a fifth of the scenes; people: a folder of images/ID.jpg and
     instances/ID.png (0 = nobody, 255 = crowd, else a person with unknown parts), used for a tenth;
-    tagged: a folder of label maps ID.png of photos without pixel labels (util/tagged.py), whose people are pasted, too.
+    tagged: a folder of label maps ID.png of photos without pixel labels (util/tagged.py), whose people are pasted, too;
+    rare: 0, or the share of people below which a class counts as rare (`repeats`); things: the share of scenes with
+    blobs of fabric that are nobody (`scenes.cut_thing`).
     """
     class_names, flip_pairs = CIHP.class_names, CIHP.flip_pairs
     splits = tuple(kind + form for kind in ('train', 'val', 'tune', 'test') for form in ('', '_photos', '_crops'))
 
-    def __init__(self, root, split, long_side=640, backgrounds=None, people=None, tagged=None, samples=0):
+    def __init__(self, root, split, long_side=640, backgrounds=None, people=None, tagged=None, samples=0,
+                 rare=0, things=0):
         root, kind = inside(root, 'clothing-co-parsing'), split.split('_')[0]
         self.files = read_layers()
         self.names = self.files['train.txt' if kind == 'train' else 'val.txt'].decode().split()
@@ -286,8 +289,10 @@ class CCP(Photos):
                 raise ValueError(f'{strange[0] if maps else tagged} is of no photo with tags in {root}; give the '
                                  'folder that util.tagged wrote')
             self.photos = self.photos + [known[name] for name in maps]
-        scenes = range(100 if self.fixed else samples or len(self.names))
         self.form = split[len(kind):]
+        self.chances = self.repeats(rare) if rare and not self.fixed else None
+        self.things = 0 if self.fixed else things
+        scenes = range(100 if self.fixed else samples or len(self.names))
         self.ids = {'': [f'{split}_{i:04d}' for i in scenes], '_photos': self.names,
                     '_crops': [f'{name}_{part}' for name in self.names for part in ('person', 'upper')]}[self.form]
 
@@ -322,6 +327,14 @@ class CCP(Photos):
         parts, ignore = (np.asarray(layer.resize(ccp.size, Image.NEAREST)) for layer in layers)
         ccp = np.asarray(ccp)
         return stack_people([self.labels(ccp, parts)], ccp.shape[::-1]), ignore & (ccp == 0)
+
+    def repeats(self, rare):
+        """How often each photo's person is drawn, relative to others: max(1, sqrt(rare / share of the people with a
+        class)) of its rarest class, the repeat factor of LVIS (Gupta et al. 2019), as a share of all."""
+        worn = np.array([np.bincount(self.person(k)[0].ravel(), minlength=256)[1:20] > 0
+                         for k in range(len(self.photos))])
+        factors = np.where(worn, np.sqrt(rare / worn.mean(0).clip(1e-9)), 1).max(1).clip(1)
+        return factors / factors.sum()
 
     def crop(self, i):
         """Rows and columns of crop i in photo i // 2, its parsing and its ignore. Crops are the person's box with a

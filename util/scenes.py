@@ -4,7 +4,8 @@
 background), body parts, and ignored bystanders; labels(annotation, parts, flip) -> uint8 label map; photo(k, draft) ->
 Pillow RGB, possibly decoded smaller; and background(rng) -> another photo as the stage and the ids of its people
 (Pillow RGB and L, ids as in `datasets.CCP`), or None. All randomness comes from `rng`, so a scene is a function of its
-seed.
+seed. Two options of training: chances: None, or how much more often than others a photo's person is drawn; things: the
+share of scenes with things (`cut_thing`).
 """
 from collections import namedtuple
 
@@ -26,17 +27,26 @@ def compose(source, count, more, size, rng, paint=True):
     """A scene of size (w, h) from photos 0..count - 1, and `more` after them whose people are only pasted -> image
     (H, W, 3) uint8 (only if paint), list of label maps (H, W) uint8, one per person, ignore (H, W) bool."""
     look = rng.spawn(1)[0]                        # its own generator: the same places with and without painting
-    cast = rng.choice(count, 13, replace=False)
+    cast = draw_cast(count, source.chances, rng)
     if more:
-        cast[1:] = np.setdiff1d(rng.choice(count + more, 13, replace=False), cast[:1], True)[:12]
+        cast[1:] = np.setdiff1d(draw_cast(count + more, source.chances, rng), cast[:1], True)[:12]
     background = source.background(rng)
     if background:
         stage = open_background(*background, size, rng, paint)
     else:
         stage = open_photo(source, cast[0], size, rng, look, paint)
     layers = stage.layers + add_people(source, stage, cast[1:], size, rng, look)
+    if source.things and rng.random() < source.things:
+        layers += [cut_thing(source, k, size, rng, paint) for k in cast[-rng.integers(1, 4):]]
     layers.sort(key=lambda layer: layer.feet)     # higher in the image is farther away
     return paint and np.asarray(paint_layers(stage.image, layers)), *flatten_layers(layers, stage.ignore)
+
+
+def draw_cast(count, chances, rng):
+    """13 different photos of 0..count - 1."""
+    if chances is not None:
+        chances = chances[:count] / chances[:count].sum()
+    return rng.choice(count, 13, replace=False, p=chances)
 
 
 def open_background(photo, ids, size, rng, paint):
@@ -121,6 +131,25 @@ def take_person(source, k, tall, scene, rng, look):
     photo = source.photo(k, (0.8 * width * zoom, 0.8 * height * zoom)) if scene else None
     image = photo and adapt(warp(photo, Image.BILINEAR), photo, scene, look)
     return label, alpha, image
+
+
+def cut_thing(source, k, size, rng, paint):
+    """A layer of nobody: a blob of the clothes of photo k's person, enlarged and turned. Fabric alone is no person."""
+    ccp = source.annotation(k)[0]
+    x0, y0, x1, y1 = ccp.getbbox()
+    x, y, half = (x0 + x1) / 2, y0 + (y1 - y0) * rng.uniform(0.25, 0.7), (y1 - y0) * rng.uniform(0.04, 0.12)
+    zoom = size[1] * rng.uniform(0.1, 0.5) / (2 * half)
+    warp = affine((x - half, y - half, x + half, y + half), ccp.width, zoom * rng.uniform(0.5, 1), zoom,
+                  rng.uniform(-45, 45), False)
+    alpha = Image.new('L', warp(ccp, Image.NEAREST).size)
+    turns = np.linspace(0, 2 * np.pi, 12, endpoint=False)
+    corners = (np.column_stack([np.cos(turns), np.sin(turns)]) * rng.uniform(0.5, 1, (12, 1)) + 1) / 2 * alpha.size
+    ImageDraw.Draw(alpha).polygon(corners.ravel().tolist(), 255)
+    alpha = alpha.filter(ImageFilter.BoxBlur(max(alpha.size) / 12)).point([255 * (v > 127) for v in range(256)])
+    left, top = (rng.random(2) * size - np.divide(alpha.size, 2)).astype(int).tolist()
+    feet = size[1] * rng.uniform(0, 1.2)                                     # behind people or in front of them
+    image = warp(source.photo(k), Image.BILINEAR) if paint else None
+    return Layer(np.zeros(alpha.size[::-1], np.uint8), alpha, image, left, top, feet, False)
 
 
 def choose_view(full, box, horizon, size, keep, rng):
@@ -212,9 +241,9 @@ def flatten_layers(layers, ignore):
     for number, area in enumerate(whole, 1):
         seen = owner == number
         people.append(seen * labels)
-        if np.count_nonzero(people[-1]) < 0.15 * area:
+        if np.count_nonzero(people[-1]) < 0.15 * area or not area:
             people.pop()
-            ignore |= seen
+            ignore = ignore | seen if area else ignore                  # a thing: nobody is there
     return people, ignore
 
 
