@@ -111,7 +111,7 @@ def mixture_by_hand(q, gate, theta):
         return [w / sum(weights) if sum(weights) else 0 for w in weights]
     for _ in range(10):
         found = [posterior(p, range(K)) for p in pixels]
-        share = [max(1e-6, sum(f[c] for f in found) / len(pixels)) for c in range(K)]
+        share = [max(1e-6, sum(f[c] for f in found) / len(pixels)) ** 0.5 for c in range(K)]
     found = [posterior(p, range(K)) for p in pixels]
     best = [max(range(K), key=f.__getitem__) for f in found]
     means = [np.mean([f[c] for f, b in zip(found, best) if b == c] or [0]) for c in range(K)]

@@ -53,11 +53,11 @@ def parsing_quality(gate, q_ins, q_cate):
     return (gate * quality).sum(1).clamp(min=0) / gate.sum(1).clamp(min=1)
 
 
-def mixture(q, gate, theta, temperature=0.1, rounds=10):
+def mixture(q, gate, theta, temperature=0.1, rounds=10, power=0.5):
     """Classes of one person's pixels by a mixture model: small patches of a second garment on a first one vanish. The
     likelihood of class c is exp(q_c / temperature), as in `balanced_cross_entropy`; expectation maximization finds the
-    mixing weights, the share of each class in the person. A class is kept if the mean posterior of the pixels that it
-    wins is above theta.
+    mixing weights, the share of each class in the person. They count by their square root: in full, coats swallow
+    scarves and shoes swallow socks. A class is kept if the mean posterior of the pixels that it wins is above theta.
 
     q (K, h, w), gate (h, w) bool -> maps (K, h, w): posteriors among the kept classes, 0 outside the person; means
     (K,): the mean posterior of the pixels that a class wins, before any is left out; 0 where it wins none."""
@@ -65,7 +65,8 @@ def mixture(q, gate, theta, temperature=0.1, rounds=10):
     if gate.any():
         log_shares = logits.new_zeros(len(q), 1)                                          # equal at first
         for _ in range(rounds):
-            log_shares = (logits + log_shares).softmax(0).mean(1, keepdim=True).clamp(min=1e-6).log()
+            shares = (logits + log_shares).softmax(0).mean(1, keepdim=True)
+            log_shares = power * shares.clamp(min=1e-6).log()
         logits = logits + log_shares
         value, best = logits.softmax(0).max(0)
         won = torch.zeros_like(means).scatter_add_(0, best, torch.ones_like(value))
