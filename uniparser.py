@@ -165,7 +165,7 @@ PRESETS = {
     'ccp': dict(data='CCP', num_classes=19, short_side=(240, 320), long_side=320, test_short_side=320, color_jitter=0.3,
                 crop=0.4, crop_min=0.35, degrade=0.05, backbone='resnet18', dcn=False, neck_channels=128, channels=64,
                 depth=3, center_depth=3, center_radius=1, lambda_cross=1.0, score='parsing', theta_score=0.25,
-                assign='mixture', theta_paint=0.45, theta_part=0.6, epochs=20, optimizer='adamw', lr=1.25e-4,
+                assign='mixture', theta_paint=0.45, theta_part=0.65, epochs=20, optimizer='adamw', lr=1.25e-4,
                 backbone_lr=0.3, schedule='cosine', warmup=100, val_every=5, workers=1),
     'crowd_released': dict(CROWD, **dict(RELEASED, short_side=(96,), depth=3))}
 

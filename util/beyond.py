@@ -56,8 +56,9 @@ def parsing_quality(gate, q_ins, q_cate):
 def mixture(q, gate, theta, temperature=0.1, rounds=10, power=0.5):
     """Classes of one person's pixels by a mixture model: small patches of a second garment on a first one vanish. The
     likelihood of class c is exp(q_c / temperature), as in `balanced_cross_entropy`; expectation maximization finds the
-    mixing weights, the share of each class in the person. They count by their square root: in full, coats swallow
-    scarves and shoes swallow socks. A class is kept if the mean posterior of the pixels that it wins is above theta.
+    mixing weights, the share of each class in the person. A share counts by its square root in every round: in full,
+    coats would swallow scarves, and shoes socks. A class is kept if the mean posterior of the pixels that it wins is
+    above theta.
 
     q (K, h, w), gate (h, w) bool -> maps (K, h, w): posteriors among the kept classes, 0 outside the person; means
     (K,): the mean posterior of the pixels that a class wins, before any is left out; 0 where it wins none."""

@@ -12,6 +12,7 @@ import io
 import json
 import os
 import zipfile
+import contextlib
 from collections import defaultdict, namedtuple
 from functools import cached_property
 
@@ -290,7 +291,7 @@ class CCP(Photos):
                                  'folder that util.tagged wrote')
             self.photos = self.photos + [known[name] for name in maps]
         self.form = split[len(kind):]
-        self.chances = self.repeats(rare) if rare and not self.fixed else None
+        self.chances = self.repeats(rare) if rare and not self.fixed and not self.form else None
         self.things = 0 if self.fixed else things
         scenes = range(100 if self.fixed else samples or len(self.names))
         self.ids = {'': [f'{split}_{i:04d}' for i in scenes], '_photos': self.names,
@@ -330,9 +331,12 @@ class CCP(Photos):
 
     def repeats(self, rare):
         """How often each photo's person is drawn, relative to others: max(1, sqrt(rare / share of the people with a
-        class)) of its rarest class, the repeat factor of LVIS (Gupta et al. 2019), as a share of all."""
-        worn = np.array([np.bincount(self.person(k)[0].ravel(), minlength=256)[1:20] > 0
-                         for k in range(len(self.photos))])
+        class)) of its rarest class, the repeat factor of LVIS (Gupta et al. 2019), as a share of all. A label map that
+        cannot be read is left to the scene that needs it."""
+        worn = np.zeros((len(self.photos), 19), bool)
+        for k in range(len(worn)):
+            with contextlib.suppress(ValueError, OSError):
+                worn[k] = np.bincount(self.person(k)[0].ravel(), minlength=256)[1:20] > 0
         factors = np.where(worn, np.sqrt(rare / worn.mean(0).clip(1e-9)), 1).max(1).clip(1)
         return factors / factors.sum()
 

@@ -19,8 +19,8 @@ NUM_PEOPLE = 0.10, 0.26, 0.27, 0.19, 0.11, 0.07               # share of scenes 
 # photo's own person, if kept; horizon: its row; camera: its height in heights of a person; tall: pixels of a person in
 # the first row; seams: columns where mirroring begins.
 Stage = namedtuple('Stage', 'image ignore layers horizon camera tall seams')
-# A person. label (h, w) uint8; alpha, image: Pillow; x, y: the top left corner; feet: the row of the ground.
-Layer = namedtuple('Layer', 'label alpha image x y feet pasted')
+# A person or a thing. label (h, w) uint8; alpha, image: Pillow; x, y: the top left corner; feet: the row of the ground.
+Layer = namedtuple('Layer', 'label alpha image x y feet pasted thing', defaults=[False])
 
 
 def compose(source, count, more, size, rng, paint=True):
@@ -134,7 +134,7 @@ def take_person(source, k, tall, scene, rng, look):
 
 
 def cut_thing(source, k, size, rng, paint):
-    """A layer of nobody: a blob of the clothes of photo k's person, enlarged and turned. Fabric alone is no person."""
+    """A thing: a blob from the middle of photo k's person, mostly clothes, enlarged and turned. It is nobody."""
     ccp = source.annotation(k)[0]
     x0, y0, x1, y1 = ccp.getbbox()
     x, y, half = (x0 + x1) / 2, y0 + (y1 - y0) * rng.uniform(0.25, 0.7), (y1 - y0) * rng.uniform(0.04, 0.12)
@@ -149,7 +149,7 @@ def cut_thing(source, k, size, rng, paint):
     left, top = (rng.random(2) * size - np.divide(alpha.size, 2)).astype(int).tolist()
     feet = size[1] * rng.uniform(0, 1.2)                                     # behind people or in front of them
     image = warp(source.photo(k), Image.BILINEAR) if paint else None
-    return Layer(np.zeros(alpha.size[::-1], np.uint8), alpha, image, left, top, feet, False)
+    return Layer(np.zeros(alpha.size[::-1], np.uint8), alpha, image, left, top, feet, False, thing=True)
 
 
 def choose_view(full, box, horizon, size, keep, rng):
@@ -227,8 +227,8 @@ def paint_layers(image, layers):
 
 
 def flatten_layers(layers, ignore):
-    """Layers, far to near -> list of label maps (H, W) of the visible pixels, ignore. People with less than 15 % of
-    their pixels visible are ignored."""
+    """Layers, far to near -> list of label maps (H, W) of the visible pixels, one per person, ignore. People with less
+    than 15 % of their pixels visible are ignored; things only cover others."""
     owner, labels = (Image.new('L', ignore.shape[::-1]) for _ in range(2))
     people, whole = [], []
     for number, layer in enumerate(layers, 1):
@@ -238,12 +238,14 @@ def flatten_layers(layers, ignore):
         whole.append(np.count_nonzero(np.asarray(solid) & layer.label))
     owner, labels = np.asarray(owner), np.asarray(labels)
     ignore = ignore & (owner == 0)
-    for number, area in enumerate(whole, 1):
+    for number, (layer, area) in enumerate(zip(layers, whole), 1):
+        if layer.thing:
+            continue
         seen = owner == number
         people.append(seen * labels)
         if np.count_nonzero(people[-1]) < 0.15 * area or not area:
             people.pop()
-            ignore = ignore | seen if area else ignore                  # a thing: nobody is there
+            ignore |= seen
     return people, ignore
 
 
