@@ -307,8 +307,8 @@ def test_the_weights_are_those_of_their_card():
     weights = HERE / 'weights' / 'uniparser_ccp.pt'
     assert hashlib.sha256(weights.read_bytes()).hexdigest() in DOCS['weights/README.md'] and weights.stat().st_size < 45e6
     config = UniParser.from_pretrained(weights).config
-    assert config.data == 'CCP' and config.test_short_side == config.long_side == 352
-    assert not any(os.path.dirname(getattr(config, name)) for name in ('pretrained', 'backgrounds', 'people'))
+    assert config.data == 'CCP' and config.test_short_side == config.long_side == 448
+    assert not any(os.path.dirname(getattr(config, name)) for name in ('pretrained', 'backgrounds', 'people', 'tagged'))
 
 
 def test_the_weights_that_ship_parse_the_demo_photo():
