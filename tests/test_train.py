@@ -129,6 +129,7 @@ if world > 1:                                     # a signal to one process stop
 if rank == 0:
     torch.save(model.state_dict(), sys.argv[2])
 if world > 1:
+    dist.barrier()                                # a process that leaves first may abort inside gloo
     dist.destroy_process_group()
 ''')
     one = run('python', script, HERE, tmp_path / 'one.pt')
