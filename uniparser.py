@@ -121,7 +121,7 @@ class Config:
     people: str = ''                    # CCP: folder of images/ and instances/, people without parts, for a tenth
     tagged: str = ''                    # CCP: folder of label maps of further photos, see util/tagged.py
     rare: float = 0.0                   # CCP: people with classes of a smaller share are drawn more often; 0 = off
-    things: float = 0.0                 # CCP: share of scenes with blobs of fabric that are no people
+    things: float = 0.0                 # CCP: share of scenes with blobs, mostly of clothes, that are nobody
     val_every: int = 1                  # epochs
     val_images: int = 0                 # 0 = all
     workers: int = 4

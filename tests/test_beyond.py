@@ -358,9 +358,9 @@ def test_a_tagged_accessory_must_be_found(tmp_path):
     labels[:10], labels[10:] = 5, 15
     found = SimpleNamespace(parsing=labels[None], scores=np.array([0.9]), centers=np.zeros((1, 2)))
     args = SimpleNamespace(confident=0.4, certain=0.6, out=tmp_path)
-    def kept(names, decoded=found):
+    def kept(names):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(tagged, 'decode', lambda *_: decoded)
+            patch.setattr(tagged, 'decode', lambda *_: found)
             allowed = np.isin(datasets.CIHP.class_names[1:], ['upper-clothes', *names, *tagged.ALWAYS])
             return tagged.Labeler(model, args, {}).label(dict(k_cate=torch.ones(19, 4)), None, allowed)
     assert np.array_equal(kept([]), labels) and kept(['glove']) is None and kept(['skirt']) is None

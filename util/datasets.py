@@ -12,8 +12,8 @@ import io
 import json
 import os
 import zipfile
-import contextlib
 from collections import defaultdict, namedtuple
+from contextlib import suppress
 from functools import cached_property
 
 import numpy as np
@@ -249,7 +249,7 @@ class CCP(Photos):
     instances/ID.png (0 = nobody, 255 = crowd, else a person with unknown parts), used for a tenth;
     tagged: a folder of label maps ID.png of photos without pixel labels (util/tagged.py), whose people are pasted, too;
     rare: 0, or the share of people below which a class counts as rare (`repeats`); things: the share of scenes with
-    blobs of fabric that are nobody (`scenes.cut_thing`).
+    blobs, mostly of clothes, that are nobody (`scenes.cut_thing`).
     """
     class_names, flip_pairs = CIHP.class_names, CIHP.flip_pairs
     splits = tuple(kind + form for kind in ('train', 'val', 'tune', 'test') for form in ('', '_photos', '_crops'))
@@ -291,7 +291,7 @@ class CCP(Photos):
                                  'folder that util.tagged wrote')
             self.photos = self.photos + [known[name] for name in maps]
         self.form = split[len(kind):]
-        self.chances = self.repeats(rare) if rare and not self.fixed and not self.form else None
+        self.chances = self.repeats(rare) if rare and split == 'train' else None
         self.things = 0 if self.fixed else things
         scenes = range(100 if self.fixed else samples or len(self.names))
         self.ids = {'': [f'{split}_{i:04d}' for i in scenes], '_photos': self.names,
@@ -333,10 +333,11 @@ class CCP(Photos):
         """How often each photo's person is drawn, relative to others: max(1, sqrt(rare / share of the people with a
         class)) of its rarest class, the repeat factor of LVIS (Gupta et al. 2019), as a share of all. A label map that
         cannot be read is left to the scene that needs it."""
-        worn = np.zeros((len(self.photos), 19), bool)
+        classes = np.arange(1, len(self.class_names))
+        worn = np.zeros((len(self.photos), len(classes)), bool)
         for k in range(len(worn)):
-            with contextlib.suppress(ValueError, OSError):
-                worn[k] = np.bincount(self.person(k)[0].ravel(), minlength=256)[1:20] > 0
+            with suppress(ValueError, OSError):
+                worn[k] = np.isin(classes, self.person(k)[0])
         factors = np.where(worn, np.sqrt(rare / worn.mean(0).clip(1e-9)), 1).max(1).clip(1)
         return factors / factors.sum()
 

@@ -4,8 +4,8 @@
 background), body parts, and ignored bystanders; labels(annotation, parts, flip) -> uint8 label map; photo(k, draft) ->
 Pillow RGB, possibly decoded smaller; and background(rng) -> another photo as the stage and the ids of its people
 (Pillow RGB and L, ids as in `datasets.CCP`), or None. All randomness comes from `rng`, so a scene is a function of its
-seed. Two options of training: chances: None, or how much more often than others a photo's person is drawn; things: the
-share of scenes with things (`cut_thing`).
+seed. Two options of training: chances: None, or the probability of each photo's person to be drawn; things: the share
+of scenes with things (`cut_thing`).
 """
 from collections import namedtuple
 
@@ -243,7 +243,7 @@ def flatten_layers(layers, ignore):
             continue
         seen = owner == number
         people.append(seen * labels)
-        if np.count_nonzero(people[-1]) < 0.15 * area or not area:
+        if np.count_nonzero(people[-1]) < 0.15 * area:
             people.pop()
             ignore |= seen
     return people, ignore
