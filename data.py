@@ -25,7 +25,7 @@ import torch
 from PIL import Image, ImageEnhance
 from tqdm import tqdm
 
-from util import released
+import released
 from util.beyond import degrade
 from util.datasets import DATASETS, open_dataset, swap_sides
 from util.files import check_target, read_photo, to_rgb, upright, user_errors, write_png

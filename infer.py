@@ -26,14 +26,14 @@ from tqdm import tqdm
 
 from data import network_input
 from uniparser import CHOICES, INFERENCE, RANGES, Config, UniParser, decode
-from util import released
+import released
 from util.checkpoints import SIGNS, find_system, read_checkpoint, reading
 from util.datasets import DATASETS, open_dataset
 from util.episodes import FOLDS
 from util.files import find_photos, printable, read_photo, short, user_errors, write_png
 from util.labelmaps import TARGETS, find_set, find_tables, names_of
 from util.labels import choose_labels, voc_palette
-from util.maps import draw_maps, read_points
+from maps import draw_maps, read_points
 from util.photos import PhotoPipeline, check_failures, name_jobs, share_of_process
 from util.pictures import palette
 from util.results import keep_parts

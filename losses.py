@@ -5,7 +5,7 @@ ignored one, sums for categories and parts no 255 either. A term with nothing to
 
 Dice needs three sums, of p*t, p*p and t*t. Each is a matrix product here: the N times K maps of people and parts are
 never built, no shape depends on the number of parts, and so the host never waits for the device.
-The functions of util/released.py stand in where `recipe` is `released`.
+The functions of released.py stand in where `recipe` is `released`.
 """
 import preflight
 preflight.require('data', 'uniparser', 'util')
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torchvision.ops import sigmoid_focal_loss
 
 from uniparser import correlate
-from util import released
+import released
 from util.beyond import balanced_cross_entropy
 from util.tensors import middle_and_extent, pad_to
 

@@ -19,7 +19,7 @@ one label map per person.
 
 Labels: parsing (N,H,W) uint8, one map per person: 0 not this person, 1..K part, 255 this person, part unknown.
 The defaults of `Config` are the paper's text on MHPv2.0. `recipe` decides between that text and the authors' released
-code (util/released.py) what no other field does; docs/differences.md lists every such place.
+code (released.py) what no other field does; docs/differences.md lists every such place.
 """
 import preflight
 preflight.require('data', 'util')
@@ -36,8 +36,8 @@ import torch.nn.functional as F
 from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
 
 from data import input_size, network_input, to_photo
-from util import released
-from util.backbone import Backbone
+import released
+from backbone import Backbone
 from util.beyond import averaged, distinct, fitting, mixture, parsing_quality
 from util.checkpoints import (FORMAT, check_settings, load_pretrained, load_strictly, name_command, read_checkpoint,
                               reading, write_checkpoint)

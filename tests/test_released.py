@@ -23,7 +23,8 @@ import data
 import losses
 import uniparser
 from losses import uniparser_loss
-from util import datasets, released
+from util import datasets
+import released
 from uniparser import UniParser, get_config
 from util.deform import ModulatedDeformConv2d
 
