@@ -2,7 +2,7 @@
 
     python evaluate.py --data MHP --root data/LV-MHP-v2 --split val --predictions results/
     python evaluate.py --data CIHP --root DIR --labels atr --predictions results/         # in another label set
-    python -m util.benchmark evaluate                                      # its speed on this machine
+    python -m tools.benchmark evaluate                                      # its speed on this machine
 
     metrics = parsing_metrics(predictions, ground_truths, num_classes)     # arrays in memory
     metrics['APvol'], metrics['PCP50'], metrics['mIoU']

@@ -119,7 +119,7 @@ class Config:
     samples: int = 0                    # training images per epoch of CCP and synthetic; 0 = their default
     backgrounds: str = ''               # CCP: folder of photos without people, for a fifth of the scenes
     people: str = ''                    # CCP: folder of images/ and instances/, people without parts, for a tenth
-    tagged: str = ''                    # CCP: folder of label maps of further photos, see util/tagged.py
+    tagged: str = ''                    # CCP: folder of label maps of further photos, see tools/tagged.py
     rare: float = 0.0                   # CCP: people with classes of a smaller share are drawn more often; 0 = off
     things: float = 0.0                 # CCP: share of scenes with blobs, mostly of clothes, that are nobody
     val_every: int = 1                  # epochs

@@ -11,8 +11,8 @@ import infer
 import train
 from tests.helpers import call, run, stop_at_step, tiny_config, tiny_model, weights, write_tiny_mhp
 from uniparser import Config, Parsing, find_centers, get_config
-from util import ablate
-from util.ablate import TABLES, TRAININGS, Row, SuppressingParser, markdown, replace_tables
+from tools import ablate
+from tools.ablate import TABLES, TRAININGS, Row, SuppressingParser, markdown, replace_tables
 from util.datasets import open_dataset
 from util.masks import matrix_nms
 from util.reports import mean_and_spread
@@ -44,7 +44,7 @@ def test_two_rows_are_trained_once_and_make_a_table(tmp_path, monkeypatch):
     assert saved['runs'] == 1 and saved['ablation']['crowd'] == numbers(folder / 'results.json')
     section = saved['ablation']['crowd']
     assert section['rows']['base']['0']['mIoU'] == rows['base']['mIoU'] > 0
-    assert section['command'].startswith('python -m util.ablate --table 5 --data crowd --samples 12 --val-images 2 ')
+    assert section['command'].startswith('python -m tools.ablate --table 5 --data crowd --samples 12 --val-images 2 ')
 
     monkeypatch.setattr(train, 'train', None)                                # what is finished is not trained again
     assert call(ablate, *command).returncode == 0
@@ -102,7 +102,7 @@ def test_processes_share_the_trainings_of_a_data_set(tmp_path):
     command = ['--table', '5', '--data', 'MHP', '--root', tmp_path, '--out', tmp_path / 'out', '--epochs', '1', '--backbone',
                'resnet10', '--pretrained', '', '--no-dcn', '--batch-size', '2', '--short-side', '64', '--long-side', '96',
                '--test-short-side', '64', '--workers', '0', *TINY[2:]]
-    done = run('python', '-m', 'torch.distributed.run', '--nproc-per-node', '2', '--standalone', '-m', 'util.ablate', *command)
+    done = run('python', '-m', 'torch.distributed.run', '--nproc-per-node', '2', '--standalone', '-m', 'tools.ablate', *command)
     assert done.returncode == 0, done.stderr
     folder = tmp_path / 'out' / 'MHP'
     rows = {name: numbers(folder / f'{name}-0' / 'metrics.json') for name in ('base', 'no_parsing')}
@@ -191,7 +191,7 @@ def test_tables_show_mean_spread_and_number_of_seeds():
     assert text.splitlines()[-2:] == [
         f'| two |  | 1.0 / 2.0 / 3.0 | 2.0 {spread} | 3.0 {spread} | 4.0 {spread} | 5.0 {spread} | 2 |',
         '| none | `--light` | not published | not run | not run | not run | not run | 0 |']
-    page = 'Text.\n\n    python -m util.ablate --table x --seeds 0\n\n| old |\n| --- |\n\nMore. --table x\n\n| other |\n'
+    page = 'Text.\n\n    python -m tools.ablate --table x --seeds 0\n\n| old |\n| --- |\n\nMore. --table x\n\n| other |\n'
     new = replace_tables(page, {}, tables)
     assert new.startswith(page[:51]) and new.endswith('\n\nMore. --table x\n\n| other |\n') and 'old' not in new
     assert new.count('| two |  | 1.0 / 2.0 / 3.0 | not run |') == 1 and replace_tables(new, {}, tables) == new

@@ -14,7 +14,9 @@ from losses import make_maps, make_targets, uniparser_loss
 from tests.helpers import call, random_out, tiny_config, tiny_model, two_people
 from tests.test_data import photo, write_ccp
 from uniparser import UniParser, correlate, decode, get_config
-from util import count_people, datasets, tagged
+from util import datasets
+from tools import tagged
+from tools import count_people
 from util.beyond import averaged, balanced_cross_entropy, degrade, mixture, parsing_quality
 from util.datasets import open_dataset, swap_sides
 from util.files import read_labels, write_png
@@ -303,7 +305,7 @@ def test_a_wrong_folder_of_tagged_photos_is_one_sentence(tmp_path, monkeypatch):
     write_png(tmp_path / 'strange' / 'photo_parts.png', Image.new('L', (60, 90), 1))
     write_png(tmp_path / 'labeled' / '0001.png', Image.new('L', (60, 90), 1))           # has labels of its own
     write_png(tmp_path / 'nobody' / '1001.png', Image.new('L', (60, 90)))
-    for name, sentence in dict(missing='missing does not exist; give the folder that util.tagged wrote', nobody='shows nobody',
+    for name, sentence in dict(missing='missing does not exist; give the folder that tools.tagged wrote', nobody='shows nobody',
                                empty='empty is of no photo with tags', strange='photo_parts.png is of no photo with tags',
                                labeled='0001.png is of no photo with tags').items():
         with pytest.raises((ValueError, FileNotFoundError), match=sentence):

@@ -24,12 +24,19 @@ import train
 from tests.helpers import HERE, call
 from tests.test_layout import MODULES, TREES, graph, reachable
 from uniparser import Config
-from util import ablate, benchmark, checkpoints, count_people, export, oracle, run, self_correction, tagged
+from util import checkpoints, run
+from tools import tagged
+from tools import self_correction
+from tools import oracle
+from tools import export
+from tools import count_people
+from tools import benchmark
+from tools import ablate
 from util.schp_config import RANGES, SCHPConfig
 
 PROGRAMS = dict(data=data, demo=demo, evaluate=evaluate, infer=infer, oneshot=oneshot, schp=schp, train=train)
-TOOLS = {'util.benchmark': benchmark, 'util.export': export, 'util.oracle': oracle, 'util.self_correction': self_correction,
-         'util.count_people': count_people, 'util.ablate': ablate, 'util.tagged': tagged}
+TOOLS = {'tools.benchmark': benchmark, 'tools.export': export, 'tools.oracle': oracle, 'tools.self_correction': self_correction,
+         'tools.count_people': count_people, 'tools.ablate': ablate, 'tools.tagged': tagged}
 COMMANDS = {**{name: [HERE / f'{name}.py'] for name in PROGRAMS}, **{name: ['-m', name] for name in TOOLS}}
 
 
@@ -159,7 +166,7 @@ def test_a_file_of_the_same_name_is_named(tmp_path, other, module):
 
 def test_a_file_of_the_same_name_stops_a_command_with_one_sentence(tmp_path):
     (tmp_path / 'data.py').write_text('')
-    for arguments in ['-P', HERE / 'infer.py'], ['-m', 'util.export']:
+    for arguments in ['-P', HERE / 'infer.py'], ['-m', 'tools.export']:
         process = start(*arguments, cwd=tmp_path, path=[tmp_path, HERE])
         err = process.communicate(timeout=300)[1]
         assert process.returncode == 2 and err.startswith('error: `import data` finds ') and err.count('\n') == 1, err

@@ -22,7 +22,14 @@ import schp
 import train
 from tests.helpers import HERE, SHORT, call, run, write_photo, write_tiny_mhp, write_video
 from uniparser import PRESETS, Config, UniParser, get_config
-from util import ablate, benchmark, count_people, datasets, export, oracle, self_correction, tagged
+from util import datasets
+from tools import tagged
+from tools import self_correction
+from tools import oracle
+from tools import export
+from tools import count_people
+from tools import benchmark
+from tools import ablate
 from util.datasets import DATASETS, open_dataset
 from util.masks import flatten_people
 from util.run import given_settings
@@ -31,9 +38,9 @@ PATHS = [HERE / 'README.md', *sorted((HERE / 'docs').glob('*.md')), HERE / 'weig
 DOCS = {str(path.relative_to(HERE)): path.read_text() for path in PATHS}
 README = DOCS['README.md']
 CODE = {str(path.relative_to(HERE)): path.read_text() for path in [*HERE.glob('*.py'), *HERE.glob('util/*.py')]}
-PROGRAMS = {'train.py': train, 'infer.py': infer, 'data.py': data, 'evaluate.py': evaluate, 'util.benchmark': benchmark,
-            'util.export': export, 'util.oracle': oracle, 'util.ablate': ablate, 'oneshot.py': oneshot, 'schp.py': schp,
-            'demo.py': demo, 'util.self_correction': self_correction, 'util.count_people': count_people, 'util.tagged': tagged}
+PROGRAMS = {'train.py': train, 'infer.py': infer, 'data.py': data, 'evaluate.py': evaluate, 'tools.benchmark': benchmark,
+            'tools.export': export, 'tools.oracle': oracle, 'tools.ablate': ablate, 'oneshot.py': oneshot, 'schp.py': schp,
+            'demo.py': demo, 'tools.self_correction': self_correction, 'tools.count_people': count_people, 'tools.tagged': tagged}
 TINY = [*SHORT, '--pretrained', '', '--no-dcn', '--epochs', '1', '--grid', '8', '--short-side', '64', '--test-short-side', '64',
         '--workers', '0']
 
@@ -87,7 +94,7 @@ def test_every_command_of_the_readme_runs(tmp_path):
             write_video(tmp_path / 'video.mp4', ticks=range(2))
         if name == 'train.py' and '--resume' not in words:
             arguments = [*arguments, *TINY]
-        if name == 'util.benchmark':
+        if name == 'tools.benchmark':
             arguments = [*arguments, '--size', '64', '64']
         if words[0] == 'torchrun':
             launcher = ['python', '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2']
@@ -100,7 +107,7 @@ def test_every_command_of_the_readme_runs(tmp_path):
             table = re.findall(r'^\| `(street\S+)` \|', README, re.M)
             assert sorted(table) == sorted(path.name for path in (tmp_path / 'results').iterdir())
         ran.add(name)
-    assert ran >= {'train.py', 'infer.py', 'data.py', 'evaluate.py', 'util.benchmark'} and len(commands) > 10
+    assert ran >= {'train.py', 'infer.py', 'data.py', 'evaluate.py', 'tools.benchmark'} and len(commands) > 10
 
 
 def test_the_snippets_of_the_readme_run(tmp_path):

@@ -38,7 +38,9 @@ import data
 import infer
 import train
 import uniparser
-from util import benchmark, datasets, export
+from util import datasets
+from tools import export
+from tools import benchmark
 from util.checkpoints import read_checkpoint
 from util.datasets import open_dataset
 from util.files import (find_photos, printable, read_labels, read_photo, read_prediction, result_names, stored_size,

@@ -14,7 +14,8 @@ import train
 from evaluate import parsing_metrics
 from tests.helpers import call, tiny_config, tiny_model, write_photo
 from uniparser import UniParser, correlate, find_centers
-from util import datasets, files, oracle
+from util import datasets, files
+from tools import oracle
 import maps
 from util.datasets import open_dataset
 from util.masks import decode_rle, encode_rle

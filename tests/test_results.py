@@ -8,8 +8,8 @@ import pytest
 from tests.helpers import HERE
 from tests.test_docs import DOCS, README, section
 from uniparser import UniParser
-from util import ablate
-from util.ablate import NAMES, TABLES, markdown
+from tools import ablate
+from tools.ablate import NAMES, TABLES, markdown
 
 RESULTS = json.loads((HERE / 'docs' / 'results.json').read_text())
 PAGE, CARD = DOCS['docs/results.md'], DOCS['weights/README.md']

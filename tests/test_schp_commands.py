@@ -14,7 +14,9 @@ import evaluate
 import infer
 import schp
 from schp import SCHP
-from util import export, self_correction, single_person
+from util import single_person
+from tools import self_correction
+from tools import export
 from util.labels import LABEL_SETS, voc_palette
 from util.semantic import confusion_matrix, semantic_metrics
 

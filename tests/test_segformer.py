@@ -15,7 +15,8 @@ from schp import SCHP
 from segformer import SegFormer
 from tests.helpers import call
 from tests.seeded import blobs, noise, seeded
-from util import export, finetuning, labelmaps
+from util import finetuning, labelmaps
+from tools import export
 from util.labels import choose_labels
 from util.mit_weights import CLASSIFIERS, load_mit
 from util.norms import InPlaceABN

@@ -19,7 +19,9 @@ import uniparser
 from data import network_input
 from tests.helpers import tiny_model
 from uniparser import UniParser, decode
-from util import benchmark, export, photos
+from util import photos
+from tools import export
+from tools import benchmark
 from util.datasets import open_dataset
 from util.deform import deform_conv2d_cpu
 from util.masks import flatten_people

@@ -247,7 +247,7 @@ class CCP(Photos):
     Options of train: long_side of the scenes in pixels; samples: scenes per epoch, 0 = one per photo; backgrounds: a
     folder of photos without people, used for a fifth of the scenes; people: a folder of images/ID.jpg and
     instances/ID.png (0 = nobody, 255 = crowd, else a person with unknown parts), used for a tenth;
-    tagged: a folder of label maps ID.png of photos without pixel labels (util/tagged.py), whose people are pasted, too;
+    tagged: a folder of label maps ID.png of photos without pixel labels (tools/tagged.py), whose people are pasted, too;
     rare: 0, or the share of people below which a class counts as rare (`repeats`); things: the share of scenes with
     blobs, mostly of clothes, that are nobody (`scenes.cut_thing`).
     """
@@ -282,13 +282,13 @@ class CCP(Photos):
             self.crowds = list(zip(crowds.values(), ids))
         self.tagged = []                                              # label maps of photos len(names), ..
         if tagged and not self.fixed:
-            maps = index_folder(tagged, ('.png',), 'give the folder that util.tagged wrote')
+            maps = index_folder(tagged, ('.png',), 'give the folder that tools.tagged wrote')
             known, self.tagged = index_folder(os.path.join(root, 'photos')), list(maps.values())
             labelled = {name for part in ('train.txt', 'val.txt') for name in self.files[part].decode().split()}
             strange = [path for name, path in maps.items() if name not in known or name in labelled]
             if strange or not maps:
                 raise ValueError(f'{strange[0] if maps else tagged} is of no photo with tags in {root}; give the '
-                                 'folder that util.tagged wrote')
+                                 'folder that tools.tagged wrote')
             self.photos = self.photos + [known[name] for name in maps]
         self.form = split[len(kind):]
         self.chances = self.repeats(rare) if rare and split == 'train' else None
@@ -357,7 +357,7 @@ class CCP(Photos):
             labels = read_labels(path, 19)
             if labels.shape[::-1] != stored_size(self.photos[k]) or not labels.any():
                 raise ValueError(f'{path} shows nobody or differs in size from {self.photos[k]}; write it again with '
-                                 'util.tagged')
+                                 'tools.tagged')
             rows = np.minimum(labels, 20) + np.uint8(CCP_CLASSES - 1) * (labels > 0)
             return Image.fromarray(rows), Image.new('1', (1, 1)), Image.new('1', (1, 1))
         with naming(self.mats[k]):
@@ -422,7 +422,7 @@ class Synthetic(Photos):
 
 
 class Crowd(Synthetic):
-    """Drawn crowds for the twins of the paper's tables (util/ablate.py): 4 to 8 small people who overlap, in 12
+    """Drawn crowds for the twins of the paper's tables (tools/ablate.py): 4 to 8 small people who overlap, in 12
     classes. Left arms are on the right."""
     class_names = tuple('''background hat hair upper-clothes pants skirt left-arm right-arm left-leg right-leg left-shoe
         right-shoe face'''.split())

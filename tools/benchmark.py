@@ -1,11 +1,11 @@
 """Times on this machine, and sizes.
 
-    python -m util.benchmark infer                       # from reading a photo to writing its results
-    python -m util.benchmark infer --preset mhp --size 512 512
-    python -m util.benchmark schp                        # SCHP's network on a crop, or --network segformer
-    python -m util.benchmark train                       # the data pipeline, the steps, and both
-    python -m util.benchmark evaluate
-    python -m util.benchmark parameters
+    python -m tools.benchmark infer                       # from reading a photo to writing its results
+    python -m tools.benchmark infer --preset mhp --size 512 512
+    python -m tools.benchmark schp                        # SCHP's network on a crop, or --network segformer
+    python -m tools.benchmark train                       # the data pipeline, the steps, and both
+    python -m tools.benchmark evaluate
+    python -m tools.benchmark parameters
 
 Beside milliseconds stands the unit "ResNet-50": the time of one forward of torchvision's plain ResNet-50 in float32 on
 an image of the same size, measured alternately with the rest; on a CPU the process time of all threads. The unit makes
@@ -352,7 +352,7 @@ def parse_arguments(argv=None):
     infer.add_argument('--size', type=preflight.Between(1, 10000), nargs=2, metavar=('H', 'W'),
                        help='of the photo, in pixels')
     infer.add_argument('--decode', type=preflight.Between(1, 255), default=10, help='people to decode (default: 10)')
-    infer.add_argument('--onnx', metavar='FILE', help='file of the same network (util.export), timed in ONNX Runtime')
+    infer.add_argument('--onnx', metavar='FILE', help='file of the same network (tools.export), timed in ONNX Runtime')
     add_model_flags(infer)
     schp = commands.add_parser('schp', help="SCHP's network on a crop")
     schp.set_defaults(function=benchmark_schp)

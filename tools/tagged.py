@@ -1,6 +1,6 @@
 """Labels the photos of CCP that have tags of the whole image instead of pixel labels: pseudo labels for training.
 
-    python -m util.tagged --root clothing-co-parsing --out tagged/ --flip-test
+    python -m tools.tagged --root clothing-co-parsing --out tagged/ --flip-test
     python train.py --data CCP --root clothing-co-parsing --tagged tagged/
 
 A photo's largest person gets the parts that the model finds, but no class that the tags exclude; hair, face and limbs

@@ -1,7 +1,7 @@
 """Counts the people that a model finds, misses and invents in photos whose people are known, but not their parts.
 
-    python -m util.count_people coco_people/images --instances coco_people/instances
-    python -m util.count_people coco_backgrounds/images             # photos of nobody
+    python -m tools.count_people coco_people/images --instances coco_people/instances
+    python -m tools.count_people coco_backgrounds/images             # photos of nobody
 
 --instances: a folder of ID.png (0 = nobody, 255 = crowd, else a person). A person counts as found where a detection's
 mask has an IoU of at least --iou with the person's. A detection that lies mostly in a crowd is not counted as false.

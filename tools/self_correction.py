@@ -1,6 +1,6 @@
 """Does self-correction mend noisy labels? Trains SCHP on corrupted labels with and without its cycles.
 
-    python -m util.self_correction --root clothing-co-parsing --out runs/self_correction
+    python -m tools.self_correction --root clothing-co-parsing --out runs/self_correction
 
 The people are CCP's single photos. The training labels of 35 % of them, drawn once per photo, are wrong in three ways:
 shifted by up to 5 % of the photo's sides, left and right swapped, a part missing. Validation labels stay as they are.

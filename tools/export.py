@@ -1,9 +1,9 @@
 """Writes a model for other programs: as ONNX, or as a weights file without the state of the training.
 
-    python -m util.export --weights runs/MHP/best.pt --out uniparser.onnx
-    python -m util.export --weights runs/MHP/best.pt --out uniparser.pt --half
-    python -m util.export --weights UniParser_MHP_r101_light.pth --out uniparser.pt     # a released file in our format
-    python -m util.export --weights exp-schp-201908261155-lip.pth --out schp.onnx       # SCHP, too
+    python -m tools.export --weights runs/MHP/best.pt --out uniparser.onnx
+    python -m tools.export --weights runs/MHP/best.pt --out uniparser.pt --half
+    python -m tools.export --weights UniParser_MHP_r101_light.pth --out uniparser.pt     # a released file in our format
+    python -m tools.export --weights exp-schp-201908261155-lip.pth --out schp.onnx       # SCHP, too
 
 The ONNX file of SCHP takes image (B, 3, H, W) float32, BGR in 0..1, minus mean, over std, of the size in its metadata,
 and gives logits (B, C, H, W), before the softmax. mean and std (of B, G, R), labels and size are metadata, as JSON.

@@ -1,6 +1,6 @@
 """Predicts a split with the ground truth in place of a part of the network, which shows what the other parts cost.
 
-    python -m util.oracle people --data CCP --root DIR --out results/        # then evaluate.py as usual
+    python -m tools.oracle people --data CCP --root DIR --out results/        # then evaluate.py as usual
 """
 import preflight
 preflight.require('data', 'infer', 'losses', 'uniparser', 'util')

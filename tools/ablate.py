@@ -1,9 +1,9 @@
 """Trains and measures the rows of the paper's tables: on drawn crowds, which take a minute per row, or on a data set.
 
-    python -m util.ablate --table 4a                                  # Table 4 (a) on drawn crowds, CPU
-    python -m util.ablate --table all --seeds 0 1 2
-    python -m util.ablate --table all --data MHP --root DIR           # the paper's own tables, on a GPU
-    torchrun --nproc-per-node 8 -m util.ablate --table all --data MHP --root DIR     # the processes share the trainings
+    python -m tools.ablate --table 4a                                  # Table 4 (a) on drawn crowds, CPU
+    python -m tools.ablate --table all --seeds 0 1 2
+    python -m tools.ablate --table all --data MHP --root DIR           # the paper's own tables, on a GPU
+    torchrun --nproc-per-node 8 -m tools.ablate --table all --data MHP --root DIR     # the processes share the trainings
 
 A row and seed has a folder OUT/DATA/ROW-SEED. It is finished once it has metrics.json; the same command skips finished
 rows and resumes the others. Rows of one training, such as thresholds, share its weights. Settings of train.py, such as
@@ -231,7 +231,7 @@ class Study:
         args, found = self.args, self.results()
         given = given_settings(args, Config)
         flags = as_flags({'table': args.table, 'data': args.data, **given, 'seeds': tuple(args.seeds)})
-        section = dict(command=f'python -m util.ablate {flags}',
+        section = dict(command=f'python -m tools.ablate {flags}',
                        settings=describe(get_config(train.preset_of(args.data, None), **given)),
                        measured=str(date.today()), torch=torch.__version__, device=find_device(args.device),
                        threads=torch.get_num_threads(), rows=found)
