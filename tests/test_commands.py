@@ -32,7 +32,7 @@ from tools import export
 from tools import count_people
 from tools import benchmark
 from tools import ablate
-from util.schp_config import RANGES, SCHPConfig
+from schp.config import RANGES, SCHPConfig
 
 PROGRAMS = dict(data=data, demo=demo, evaluate=evaluate, infer=infer, oneshot=oneshot, schp=schp, train=train)
 TOOLS = {'tools.benchmark': benchmark, 'tools.export': export, 'tools.oracle': oracle, 'tools.self_correction': self_correction,

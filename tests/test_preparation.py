@@ -7,14 +7,14 @@ import torch
 from PIL import Image
 
 import schp
-from segformer import SegFormer
+from schp.segformer import SegFormer
 from tests.helpers import call
 from tests.seeded import blobs, photo
 from util import labelmaps
 from util.labels import LABEL_SETS
-from util.preparation import prepare
-from util.semantic import flatten
-from util.single_person import open_dataset
+from schp.preparation import prepare
+from schp.semantic import flatten
+from schp.data import open_dataset
 
 torch.set_num_threads(1)
 TINY = ['--network', 'segformer', '--size', '64', '48', '--blocks', '1', '1', '1', '1', '--width', '8', '--epochs', '2',
@@ -184,7 +184,7 @@ def steps(tmp_path_factory):
 
 def test_steps_of_the_readme_print_what_they_did(steps):
     root, results = steps
-    assert results['prepare'].stdout.startswith('6 training and 3 validation images -> sep/; next: python schp.py train')
+    assert results['prepare'].stdout.startswith('6 training and 3 validation images -> sep/; next: python -m schp train')
     assert '--data merged-sep' in results['prepare'].stdout and '--data merged ' in results['prepare_lip'].stdout
     for name in ('lip', 'phase_1', 'phase_2'):
         out = results[name].stdout

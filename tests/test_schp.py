@@ -14,10 +14,10 @@ from tests.seeded import blobs, noise, photo, seeded
 
 import schp
 from schp import SCHP, average, learning_rate, reestimate_norms, schp_loss
-from util.ace2p import conv_norm_pairs
-from util.norms import EPS, InPlaceABN
+from schp.ace2p import conv_norm_pairs
+from schp.norms import EPS, InPlaceABN
 from util.labels import LABEL_SETS, RELEASED, LabelSet, flip_order
-from util.warp import crop
+from schp.warp import crop
 
 torch.set_num_threads(1)
 FIXTURES = Path(__file__).resolve().parent / 'fixtures' / 'schp'

@@ -14,11 +14,11 @@ import evaluate
 import infer
 import schp
 from schp import SCHP
-from util import single_person
+from schp import data as single_person
 from tools import self_correction
 from tools import export
 from util.labels import LABEL_SETS, voc_palette
-from util.semantic import confusion_matrix, semantic_metrics
+from schp.semantic import confusion_matrix, semantic_metrics
 
 torch.set_num_threads(1)
 SHORT = ['--size', '48', '40', '--blocks', '1', '1', '1', '1', '--width', '4', '--batch-size', '4', '--epochs', '4',
@@ -396,7 +396,7 @@ def test_impossible_settings_get_a_sentence(lip, tmp_path, flags, sentence):
 def test_files_of_the_other_system_name_the_command(checkpoint, trained, lip, tmp_path):
     write_photo(tmp_path / 'a.png')
     for program, flags, sentence in (
-            (infer, (tmp_path / 'a.png', '--weights', trained / 'best.pt'), 'use python schp.py extract'),
+            (infer, (tmp_path / 'a.png', '--weights', trained / 'best.pt'), 'use python -m schp extract'),
             (schp, ('extract', tmp_path / 'a.png', '--weights', checkpoint), 'use python infer.py'),
             (schp, ('evaluate', '--data', 'ATR', '--root', lip, '--weights', trained / 'best.pt'), 'has 20 classes, ATR has 18'),
             (schp, ('extract', tmp_path / 'a.png'), '--weights'),

@@ -8,7 +8,9 @@ import torch
 import torch.nn.functional as F
 from tests.seeded import blobs, noise, photo
 
-from util import crowd, semantic, warp
+from schp import warp
+from schp import semantic
+from schp import crowd
 from util.labels import LABEL_SETS, choose_labels, voc_palette
 
 torch.set_num_threads(1)

@@ -12,15 +12,16 @@ import torch.nn.functional as F
 
 import schp
 from schp import SCHP
-from segformer import SegFormer
+from schp.segformer import SegFormer
 from tests.helpers import call
 from tests.seeded import blobs, noise, seeded
-from util import finetuning, labelmaps
+from util import labelmaps
+from schp import finetuning
 from tools import export
 from util.labels import choose_labels
-from util.mit_weights import CLASSIFIERS, load_mit
-from util.norms import InPlaceABN
-from util.schp_config import SCHPConfig
+from schp.mit_weights import CLASSIFIERS, load_mit
+from schp.norms import InPlaceABN
+from schp.config import SCHPConfig
 
 torch.set_num_threads(1)
 FIXTURES = Path(__file__).resolve().parent / 'fixtures' / 'segformer'

@@ -42,8 +42,8 @@ from util.labels import LABEL_SETS
 from util.pictures import overlay
 from util.results import describe_people, write_results
 from util.run import Run, add_settings, find_device, given_settings, memory, synchronize
-from util.schp_config import SCHPConfig
-from util.schp_config import preset as schp_preset
+from schp.config import SCHPConfig
+from schp.config import preset as schp_preset
 from util.submissions import PredictionWriter, open_predictions
 
 PHOTO = Path(__file__).parent.parent / 'assets' / 'street.jpg'

@@ -42,7 +42,7 @@ from data import MEAN, STD
 from infer import WEIGHTS
 from schp import SCHP
 from uniparser import INFERENCE, PRESETS, ConvTower, UniParser, correlate, get_config, keep_peaks
-from util import warp
+from schp import warp
 from util.checkpoints import find_system, read_checkpoint
 from util.files import user_errors, write_file
 from util.labels import LABEL_SETS

@@ -28,9 +28,9 @@ from util.datasets import swap_sides
 from util.files import write_file
 from util.labels import LabelSet
 from util.run import Run
-from util.schp_config import PRESETS, SCHPConfig
-from util.semantic import confusion_matrix, flatten, semantic_metrics
-from util.single_person import Reduced, Samples, open_dataset
+from schp.config import PRESETS, SCHPConfig
+from schp.semantic import confusion_matrix, flatten, semantic_metrics
+from schp.data import Reduced, Samples, open_dataset
 
 SHARE, SHIFT = 0.35, 0.05
 SETTINGS = dict(PRESETS['CCP'], size=(64, 48), width=12, batch_size=16, epochs=40, lr=0.03, cycle_start=25,

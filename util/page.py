@@ -22,7 +22,7 @@ from util.files import USER_ERRORS, explain
 from util.oneshot_parse import ExampleParser, read_names, read_supports
 from util.oneshot_uniparser import UniParserByExample
 from util.oneshot_use import as_one_person
-from util.parser import Parser
+from schp.parser import Parser
 from util.pictures import overlay, palette
 from util.results import describe_people, file_part
 

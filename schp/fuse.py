@@ -18,7 +18,7 @@ from PIL import Image
 from infer import WEIGHTS
 from preflight import Between
 from uniparser import UniParser
-from util.crowd import choose_people, fuse_logits, parse_people
+from schp.crowd import choose_people, fuse_logits, parse_people
 from util.datasets import DATASETS, open_dataset
 from util.files import (check_pair, find_photos, naming, printable, read_prediction, read_rows, write_pair,
                         write_png)
@@ -178,7 +178,7 @@ def load_networks(args, load_model):
 def fuse(args, load_model):
     """load_model(args, path) -> the Parser of a file."""
     if bool(args.photos) == bool(args.data):
-        raise ValueError('give photos, or --data with a data set (python schp.py fuse --help)')
+        raise ValueError('give photos, or --data with a data set (python -m schp fuse --help)')
     model, local = load_networks(args, load_model)
     dataset = open_dataset(args.data, args.root, args.split) if args.data else None
     if dataset:

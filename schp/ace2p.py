@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from util.checkpoints import load_strictly, read_checkpoint
-from util.norms import EPS, SLOPE, InPlaceABN
+from schp.norms import EPS, SLOPE, InPlaceABN
 
 def conv(channels, out, kernel=1, stride=1, dilation=1, bias=False):
     return nn.Conv2d(channels, out, kernel, stride, dilation * (kernel // 2), dilation, bias=bias)

@@ -19,8 +19,8 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torchvision.ops import StochasticDepth
 
-from util.ace2p import EdgeBranch, conv, convolve_stack, unit
-from util.parser import Parser
+from schp.ace2p import EdgeBranch, conv, convolve_stack, unit
+from schp.parser import Parser
 
 HEADS, SR_RATIOS = (1, 2, 5, 8), (8, 4, 2, 1)             # of the four stages; each head has `width` channels
 

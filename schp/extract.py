@@ -19,7 +19,7 @@ from util.labels import voc_palette
 from util.photos import PhotoPipeline, check_failures, name_jobs, share_of_process
 from util.pictures import overlay, palette_image
 from util.run import sum_over_processes
-from util.warp import as_array, crop, crop_matrix, invert, label_map, warp
+from schp.warp import as_array, crop, crop_matrix, invert, label_map, warp
 
 CODES = np.float32([0, 0.5, 0.6, 0.7, 0.8, 0.9, 1])      # IntegratedPIFu compares float32 numbers with these
 PASCAL = 'checkpoints/exp-schp-201908270938-pascal-person-part.pth'          # IntegratedPIFu's default
@@ -98,7 +98,7 @@ def renderings(folder):
 def extract(args, load_model):
     """load_model(args) -> the Parser of --weights."""
     if bool(args.photos) == bool(args.integratedpifu):
-        raise ValueError('give photos, or --integratedpifu with a folder (python schp.py extract --help)')
+        raise ValueError('give photos, or --integratedpifu with a folder (python -m schp extract --help)')
     if args.integratedpifu:
         args.weights, make, out = args.weights or PASCAL, PIFuExtractor, args.out or 'render_human_parse_results'
         jobs = renderings(args.integratedpifu)

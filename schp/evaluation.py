@@ -6,8 +6,8 @@ from tqdm import tqdm
 from preflight import Between
 from util.files import read_prediction, write_json
 from util.labels import check_classes
-from util.semantic import compare_image, semantic_metrics, semantic_table
-from util.single_person import DATASETS, open_dataset
+from schp.semantic import compare_image, semantic_metrics, semantic_table
+from schp.data import DATASETS, open_dataset
 
 
 def add_flags(parser):

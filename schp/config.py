@@ -2,7 +2,7 @@
 from dataclasses import dataclass
 
 from util.run import check_ranges
-from util.single_person import DATASETS
+from schp.data import DATASETS
 
 
 @dataclass(frozen=True)
@@ -11,7 +11,7 @@ class SCHPConfig:
     # data
     data: str = 'LIP'
     size: tuple = (473, 473)            # (H, W) of the network's input
-    scale: float = 0.25                 # deviation of the random scale, see util.single_person.augment
+    scale: float = 0.25                 # deviation of the random scale, see schp.data.augment
     rotation: float = 30.0              # deviation of the random rotation, degrees
     loss_stride: int = 1                # losses at every n-th pixel; 2 makes them four times cheaper
     keep: bool = False                  # keep the photos in memory, reduced: for small data sets and networks
@@ -21,7 +21,7 @@ class SCHPConfig:
     width: int = 64                     # channels of the first convolution; all others in proportion
     pretrained: str = ''                # file of ImageNet weights, see `load_imagenet`
     # training
-    phase: int = 0                      # segformer: 1 backbone frozen, 2 rates fall by stage; see util.finetuning
+    phase: int = 0                      # segformer: 1 backbone frozen, 2 rates fall by stage; see schp.finetuning
     samples: int = 0                    # the first training images alone; 0 = all
     batch_size: int = 48                # images per step, over all processes
     accumulate: int = 1                 # passes per step, each with a share of its images

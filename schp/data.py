@@ -18,12 +18,12 @@ from PIL import Image
 
 import data
 from util import datasets
-from util.crowd import enlarge
+from schp.crowd import enlarge
 from util.files import index_folder, naming, pick_files
 from util.labels import LABEL_SETS
 from util.masks import box_of
-from util.semantic import flatten
-from util.warp import crop, crop_matrix, warp
+from schp.semantic import flatten
+from schp.warp import crop, crop_matrix, warp
 
 LAYOUT = '{}_images', '{}_segmentations', '{}_id.txt'    # of SCHP: folders of photos and of labels, list of ids
 
@@ -100,7 +100,7 @@ class CCP(datasets.CCP):
 
 
 class Merged(Single):
-    """What util.preparation writes."""
+    """What schp.preparation writes."""
     class_names, _, flip_pairs = LABEL_SETS['merged']
 
 

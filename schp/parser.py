@@ -2,10 +2,10 @@
 import torch
 import torch.nn as nn
 
-from util.ace2p import fold_norms, resize
+from schp.ace2p import fold_norms, resize
 from util.checkpoints import write_checkpoint
 from util.labels import flip_order
-from util.warp import as_array, crop, crop_matrix, invert, label_map, warp
+from schp.warp import as_array, crop, crop_matrix, invert, label_map, warp
 
 
 class Parser(nn.Module):

@@ -14,7 +14,7 @@ averaged, and the averaged network corrects the labels of the next cycle.
     model aggregation      average             cycle m: w_hat = m/(m+1) w_hat + 1/(m+1) w, then `reestimate_norms`
     label refinement       soft_target         cycle m: y_hat = m/(m+1) y_hat + 1/(m+1) y
 
-util/ace2p.py has the network's blocks, util/labels.py the label sets, util/crowd.py the extension to several people.
+schp/ace2p.py has the network's blocks, util/labels.py the label sets, schp/crowd.py the extension to several people.
 Modules and parameters have the names of the released code (github.com/GoGoDuck912/Self-Correction-Human-Parsing),
 "fushion" included, so its checkpoints load as they are. The paper's text leaves details open; constants are the
 released code's. Images are BGR: `predict` takes RGB photos and turns the channels itself.
@@ -34,20 +34,24 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from data import read_batches
-from segformer import SegFormer
+from schp.segformer import SegFormer
 from train import PICTURES, STOPPED, Task, check_run, make_loader, read_resumed, run_command, train_task
-from util import extract, finetuning, fuse, preparation, single_evaluation
-from util.ace2p import (Bottleneck, ContextEncoding, Decoder, EdgeBranch, bare_norm, conv, convert_plain_norms,
+from schp import evaluation as single_evaluation
+from schp import preparation
+from schp import fuse
+from schp import finetuning
+from schp import extract
+from schp.ace2p import (Bottleneck, ContextEncoding, Decoder, EdgeBranch, bare_norm, conv, convert_plain_norms,
                         convolve_stack, load_imagenet, released_weights, resize, unit)
 from util.checkpoints import FORMAT, check_settings, load_strictly, name_command, read_checkpoint, reading
 from util.labels import LABEL_SETS, LabelSet, choose_labels
-from util.mit_weights import load_mit
-from util.norms import MOMENTUM, InPlaceABN
-from util.parser import Parser
+from schp.mit_weights import load_mit
+from schp.norms import MOMENTUM, InPlaceABN
+from schp.parser import Parser
 from util.run import Run, add_run_flags, add_settings, find_device, given_settings
-from util.schp_config import CHOICES, RANGES, SCHPConfig, preset
-from util.semantic import compare_image, semantic_metrics
-from util.single_person import DATASETS, Samples, open_sets
+from schp.config import CHOICES, RANGES, SCHPConfig, preset
+from schp.semantic import compare_image, semantic_metrics
+from schp.data import DATASETS, Samples, open_sets
 
 IGNORE = 255                                              # label of pixels that are left out of the losses
 HEADS = ('parsing', 'fusion', 'edge')
@@ -475,7 +479,3 @@ def parse_arguments(argv=None):
 def main(argv=None):
     args = parse_arguments(argv)
     run_command(args.function, args, stopped=STOPPED if args.function is train else 'stopped')
-
-
-if __name__ == '__main__':
-    preflight.start(main)

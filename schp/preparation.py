@@ -1,4 +1,4 @@
-"""Sets with merged labels in the layout of LIP, made from downloads: `python schp.py prepare`.
+"""Sets with merged labels in the layout of LIP, made from downloads: `python -m schp prepare`.
 
     DeepFashion      DeepFashion-MultiModal: images, segm, densepose; its images are split into train and val
     LIP, CCP         as `schp.py train` reads them, with their own train and val
@@ -15,8 +15,8 @@ from tqdm import tqdm
 from preflight import Between
 from util.files import index_folder, load_image, make_folder, read_labels, read_stored, writing
 from util.labelmaps import SCHEMES, SEGM, cihp_to_merged, deepfashion_to_merged, find_scheme, lip_to_merged
-from util.semantic import flatten
-from util.single_person import LIP, open_dataset
+from schp.semantic import flatten
+from schp.data import LIP, open_dataset
 
 NUM_TRAIN = 2500                                          # of DeepFashion's 12,701 images, as in the fork's README
 DEFAULT_SCHEMES = dict(DeepFashion='sep', LIP='sans_torso', CCP='sans_torso')
@@ -161,10 +161,10 @@ def add_flags(parser):
 
 
 def command(args):
-    """`python schp.py prepare`."""
+    """`python -m schp prepare`."""
     counts = prepare(args.data, args.root, args.out, args.scheme, args.samples, args.val_samples, args.seed)
     if counts['left_out']:
         print(f'{counts["left_out"]} images without photo or DensePose map are left out')
     name = 'merged-sep' if (args.scheme or DEFAULT_SCHEMES[args.data]) == 'sep' else 'merged'
-    print(f'{counts["train"]} training and {counts["val"]} validation images -> {args.out}/; next: python schp.py '
+    print(f'{counts["train"]} training and {counts["val"]} validation images -> {args.out}/; next: python -m schp '
           f'train --network segformer --data {name} --root {args.out}')
