@@ -29,7 +29,7 @@ from uniparser import CHOICES, INFERENCE, RANGES, Config, UniParser, decode
 import released
 from util.checkpoints import SIGNS, find_system, read_checkpoint, reading
 from util.datasets import DATASETS, open_dataset
-from util.episodes import FOLDS
+from oneshot.episodes import FOLDS
 from util.files import find_photos, printable, read_photo, short, user_errors, write_png
 from util.labelmaps import TARGETS, find_set, find_tables, names_of
 from util.labels import choose_labels, voc_palette

@@ -20,7 +20,7 @@ from tools import count_people
 from util.beyond import averaged, balanced_cross_entropy, degrade, mixture, parsing_quality
 from util.datasets import open_dataset, swap_sides
 from util.files import read_labels, write_png
-from util.oneshot_uniparser import UniParserByExample
+from oneshot.by_uniparser import UniParserByExample
 
 PAIRS = (3, 4), (5, 6)
 

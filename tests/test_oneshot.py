@@ -14,8 +14,9 @@ from tests.seeded import blobs, noise, photo, seeded
 
 from oneshot import (EOPNet, contrast_loss, episode_labels, foreground, learning_rate, oneshot_loss, query_target,
                      screened)
-from util import augment, episodes
-from util.episodes import FOLDS
+from oneshot import episodes
+from oneshot import augment
+from oneshot.episodes import FOLDS
 
 torch.set_num_threads(1)
 FIXTURES = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'fixtures', 'oneshot')

@@ -15,14 +15,15 @@ from oneshot import EOPNet, screened
 from tests.helpers import call, stop_at_step, tiny_model, weights
 from tests.seeded import blobs
 from uniparser import UniParser
-from util import episodes, oneshot_scores
-from util.augment import normalize
+from oneshot import scores as oneshot_scores
+from oneshot import episodes
+from oneshot.augment import normalize
 from util.checkpoints import write_checkpoint
 from util.masks import decode_rle
-from util.oneshot_data import EpisodePairs, EpisodeSamples, open_photos
-from util.oneshot_parse import read_masks, read_names
-from util.oneshot_uniparser import UniParserByExample
-from util.prototypes import query_target
+from oneshot.data import EpisodePairs, EpisodeSamples, open_photos
+from oneshot.parse import read_masks, read_names
+from oneshot.by_uniparser import UniParserByExample
+from oneshot.prototypes import query_target
 
 COLORS = np.random.default_rng(0).integers(0, 256, (256, 3), np.uint8)
 SIZES = dict(stem=4, middle=0, channels=16, high_level=False)

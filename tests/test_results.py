@@ -123,5 +123,5 @@ def test_the_kernels_of_the_shipped_categories_are_orthogonal():
 
 
 def test_uniparser_among_the_one_shot_networks_is_that_of_the_file():
-    rows = {row[0]: row[3] for row in rows_of(section(DOCS['docs/oneshot.md'], '## Numbers')) if len(row) == 4}
+    rows = {row[0]: row[3] for row in rows_of(section(DOCS['oneshot/README.md'], '## Numbers')) if len(row) == 4}
     assert rows == RESULTS['oneshot']['rows']

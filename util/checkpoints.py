@@ -77,7 +77,7 @@ def check_globals(path):
 
 COMMANDS = dict(uniparser='of UniParser; use python infer.py PHOTO --weights FILE',
                 schp='of SCHP, for photos of one person; use python -m schp extract PHOTO --weights FILE',
-                oneshot='of one-shot human parsing; use python oneshot.py parse --weights FILE')
+                oneshot='of one-shot human parsing; use python -m oneshot parse --weights FILE')
 SIGNS = {'mask_head.seg_kernels': 'uniparser', 'fushion.3.weight': 'schp', 'head.linear_pred.weight': 'schp',
          'xception_features.conv1.weight': 'oneshot'}    # an entry of each system's released files
 

@@ -19,9 +19,9 @@ from infer import PhotoParser
 from uniparser import UniParser
 from util.checkpoints import find_system, read_checkpoint
 from util.files import USER_ERRORS, explain
-from util.oneshot_parse import ExampleParser, read_names, read_supports
-from util.oneshot_uniparser import UniParserByExample
-from util.oneshot_use import as_one_person
+from oneshot.parse import ExampleParser, read_names, read_supports
+from oneshot.by_uniparser import UniParserByExample
+from oneshot.use import as_one_person
 from schp.parser import Parser
 from util.pictures import overlay, palette
 from util.results import describe_people, file_part

@@ -3,9 +3,9 @@
 A support photo and its label map name the classes. The query photo is parsed into exactly these, also into novel ones,
 which no training label ever named. Two ways: k-way parses all classes at once, 1-way one class against the rest.
 
-    python oneshot.py parse query.jpg more/ --support photo.jpg --support-mask mask.png --weights F --out results/
-    python oneshot.py train --data CCP --root clothing-co-parsing --fold 1 --way k
-    python oneshot.py evaluate --data CCP --root clothing-co-parsing --fold 1 --way k --weights F
+    python -m oneshot parse query.jpg more/ --support photo.jpg --support-mask mask.png --weights F --out results/
+    python -m oneshot train --data CCP --root clothing-co-parsing --fold 1 --way k
+    python -m oneshot evaluate --data CCP --root clothing-co-parsing --fold 1 --way k --weights F
 
     paper                              here               shape          what
     feature of both photos             mid_level          (B,C,h,w)      Xception and a decoder, h = H/4, w = W/4
@@ -38,18 +38,18 @@ import torch.nn.functional as F
 from train import STOPPED, Task, check_run, make_loader, read_resumed, run_command, train_task
 from util.checkpoints import (FORMAT, check_settings, load_strictly, name_command, read_checkpoint, reading,
                               write_checkpoint)
-from util.episodes import FOLDS, IGNORE, read_episodes, write_episodes
+from oneshot.episodes import FOLDS, IGNORE, read_episodes, write_episodes
 from util.files import find_photos, write_json
-from util.oneshot_data import NAMES, EpisodePairs, EpisodeSamples, open_photos
-from util.oneshot_parse import ExampleParser, check_learned, read_names, read_supports
-from util.oneshot_scores import count_pixels, scores, table
-from util.oneshot_uniparser import UniParserByExample
-from util.oneshot_use import ByExample
+from oneshot.data import NAMES, EpisodePairs, EpisodeSamples, open_photos
+from oneshot.parse import ExampleParser, check_learned, read_names, read_supports
+from oneshot.scores import count_pixels, scores, table
+from oneshot.by_uniparser import UniParserByExample
+from oneshot.use import ByExample
 from util.photos import check_failures, name_jobs, share_of_process
-from util.prototypes import class_masks, cosine, episode_labels, foreground, query_target, static_prototypes
+from oneshot.prototypes import class_masks, cosine, episode_labels, foreground, query_target, static_prototypes
 from util.run import (Run, add_run_flags, add_settings, check_ranges, find_device, given_settings,
                       sum_over_processes)
-from util.xception import Atrous, DeepLab, pass_norm, read_weights, upsample
+from oneshot.xception import Atrous, DeepLab, pass_norm, read_weights, upsample
 
 ALPHA = 0.001                                # of this episode's prototype in a smoothed one
 TEMPERATURE = 0.1                            # of the contrast
@@ -482,7 +482,3 @@ def main(argv=None):
     args = parse_arguments(argv)
     stopped = STOPPED if args.command == 'train' else 'stopped'
     run_command(dict(train=train, evaluate=evaluate, parse=parse)[args.command], args, stopped=stopped)
-
-
-if __name__ == '__main__':
-    preflight.start(main)

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from util.episodes import IGNORE, confusion, kway_scores, merge, oneway_scores
-from util.prototypes import known_labels
+from oneshot.episodes import IGNORE, confusion, kway_scores, merge, oneway_scores
+from oneshot.prototypes import known_labels
 
 ROWS = ('novel', 'novel classes'), ('base', 'base classes'), ('human', 'all classes')
 WITHOUT = dict(base='base_parts', human='human_parts')
@@ -51,7 +51,7 @@ def count_pixels(model, photos, episodes, way, heads=('npm',), stopped=lambda: F
 
 
 def scores(counts, fold):
-    """Counts of one head -> `util.episodes.kway_scores` or `oneway_scores`."""
+    """Counts of one head -> `oneshot.episodes.kway_scores` or `oneway_scores`."""
     if counts.ndim == 2:
         return kway_scores(counts, fold)
     return oneway_scores({c: counts[c] for c in fold.all if counts[c].any()}, fold)

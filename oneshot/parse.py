@@ -5,7 +5,7 @@ import sys
 import numpy as np
 
 from infer import PhotoParser
-from util.episodes import IGNORE
+from oneshot.episodes import IGNORE
 from util.files import first_channel, load_image, naming, read_photo, to_rgb
 
 MOST = IGNORE - 1                                     # classes: labels are bytes, 0 background, 255 ignore

@@ -3,7 +3,7 @@ import numpy as np
 from PIL import Image
 
 from util.datasets import swap_sides
-from util.episodes import IGNORE, merge
+from oneshot.episodes import IGNORE, merge
 
 
 def as_photo(photo):

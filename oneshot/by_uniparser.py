@@ -14,10 +14,10 @@ from PIL import Image
 
 from data import input_size, network_input
 from uniparser import UniParser, decode
-from util.augment import as_photo
-from util.episodes import IGNORE
+from oneshot.augment import as_photo
+from oneshot.episodes import IGNORE
 from util.masks import flatten_people
-from util.prototypes import class_masks, static_prototypes
+from oneshot.prototypes import class_masks, static_prototypes
 
 ROWS = 256                                            # prototypes are indexed by label
 
@@ -74,7 +74,7 @@ class UniParserByExample:
         found = decode({**out, 'k_cate': F.normalize(prototypes[ids], dim=1)}, 0, photo, self.config)
         return found._replace(parsing=np.array([0, *ids], np.uint8)[found.parsing]).visible()
 
-    # test episodes, see util/oneshot_scores.py
+    # test episodes, see oneshot/scores.py
 
     def look(self, photo):
         return self.outputs(self.prepare(as_photo(photo)))

@@ -7,7 +7,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from util.episodes import IGNORE
+from oneshot.episodes import IGNORE
 
 
 def episode_labels(labels, classes):

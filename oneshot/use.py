@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 
 from uniparser import Parsing
-from util.augment import as_photo, label_rows, normalize, reduced
-from util.prototypes import class_masks, cosine, foreground, static_prototypes
-from util.xception import upsample
+from oneshot.augment import as_photo, label_rows, normalize, reduced
+from oneshot.prototypes import class_masks, cosine, foreground, static_prototypes
+from oneshot.xception import upsample
 
 LONG_SIDE = 1024                                      # of photos, where the config does not say
 
@@ -109,7 +109,7 @@ class ByExample:
         long_side = long_side or self.config.long_side or max(photo.size)
         return torch.from_numpy(normalize(np.asarray(reduced(photo, long_side)))).to(self.device)[None]
 
-    # test episodes, see util/oneshot_scores.py
+    # test episodes, see oneshot/scores.py
 
     @torch.inference_mode()
     def look(self, photo):

@@ -1,7 +1,7 @@
 """The data sets of one-shot human parsing, read from their folders, and their episodes on the way to a batch.
 
     ATR, LIP, CIHP   {ATR,LIP,CIHP}_OS: list/meta_{train,test}_id.txt, trainval_images/ID.jpg, trainval_classes/ID.png,
-                     support/meta_{train,test}_NAME_supports.pkl: pools (see `util.episodes`), also as .json, and
+                     support/meta_{train,test}_NAME_supports.pkl: pools (see `oneshot.episodes`), also as .json, and
                      support/NAME_meta_test_list.txt or .json: test episodes
     CCP              Clothing Co-Parsing as downloaded, its photos in CIHP's classes
 
@@ -16,9 +16,9 @@ import torch
 from tqdm import tqdm
 
 from data import Samples
-from util.augment import augment, normalize, reduced_pair
+from oneshot.augment import augment, normalize, reduced_pair
 from util.datasets import CCP
-from util.episodes import (FOLDS, IGNORE, kway_pairs, make_pools, meta_test_list, oneway_pairs,
+from oneshot.episodes import (FOLDS, IGNORE, kway_pairs, make_pools, meta_test_list, oneway_pairs,
                            read_episodes, read_pools, write_pools)
 from util.files import inside, pick_files, read_labels, read_list, read_stored
 
@@ -82,7 +82,7 @@ class OneShotPhotos:
         return pools
 
     def training_pairs(self, way, seed):
-        """Episodes of `util.episodes`."""
+        """Episodes of `oneshot.episodes`."""
         if way == '1way':
             return oneway_pairs(self.pools, self.fold, seed)
         return kway_pairs(len(self), seed, self.queries)
