@@ -4,7 +4,7 @@
 
 All data sets, losses and metrics share two arrays. parsing: uint8 (N, H, W), one map per person; 0 = not this person,
 1..K = part, 255 = this person, part unknown. ignore: bool (H, W), pixels about which nothing is known. A person with a
-hat (1 in CIHP) and an unlabeled coat is a map of 0, 1 and 255. The data sets themselves are in util/datasets.py.
+hat (1 in CIHP) and an unlabeled coat is a map of 0, 1 and 255. The data sets themselves are in util/datasets/__init__.py.
 """
 import preflight
 preflight.require('util')

@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 
 import data
-from util import datasets, files, pictures, scenes
+from util import datasets, files, pictures
+from util.datasets import scenes
 from util.datasets import open_dataset
 from util.masks import decode_rle
 

@@ -143,7 +143,7 @@ def test_the_worked_example_of_a_data_set_trains_and_is_evaluated(tmp_path, monk
     code, = re.findall(r'```python\n(.*?)```', text, re.S)
     assert len(code.strip().splitlines()) <= 30
     monkeypatch.setattr(datasets, 'MyData', None, raising=False), monkeypatch.setitem(DATASETS, 'MyData', None)
-    exec(code, vars(datasets))                           # as if appended to util/datasets.py
+    exec(code, vars(datasets))                           # as if appended to util/datasets/__init__.py
     write_my_data(tmp_path / 'mydata')
 
     dataset, people = open_dataset('MyData', tmp_path / 'mydata', 'val'), 0

@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 from scipy.io import loadmat
 
-from util import scenes
+from util.datasets import scenes
 from util.files import (UNKNOWN, check_name, index_folder, inside, naming, pick_all, pick_files, read_labels,
                         read_list, read_stored, stored_size)
 from util.masks import box_of, coco_mask, paste_masks, split_map, stack_people
