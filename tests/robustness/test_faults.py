@@ -1,4 +1,4 @@
-"""Bad input, faults and hostile files: what docs/robustness.md promises. python -m pytest tests/test_faults.py
+"""Bad input, faults and hostile files: what docs/robustness.md promises. python -m pytest tests/robustness/test_faults.py
 
 The long versions, in one process each, print what they saw:
 
