@@ -6,9 +6,6 @@ All data sets, losses and metrics share two arrays. parsing: uint8 (N, H, W), on
 1..K = part, 255 = this person, part unknown. ignore: bool (H, W), pixels about which nothing is known. A person with a
 hat (1 in CIHP) and an unlabeled coat is a map of 0, 1 and 255. The data sets themselves are in util/datasets/__init__.py.
 """
-import preflight
-preflight.require('util')
-
 import atexit
 import os
 import re
@@ -27,6 +24,7 @@ from tqdm import tqdm
 
 import released
 from util.beyond import degrade
+from util.cli import CommandParser, start
 from util.datasets import DATASETS, open_dataset, swap_sides
 from util.files import check_target, read_photo, to_rgb, upright, user_errors, write_png
 from util.pictures import add_legend, overlay, palette
@@ -355,7 +353,7 @@ def draw_samples(dataset, indices, out, columns=4, side=400):
 
 
 def main(argv=None):
-    parser = preflight.CommandParser('Checks a data set: reads all files, counts, draws samples.')
+    parser = CommandParser('Checks a data set: reads all files, counts, draws samples.')
     parser.add_argument('--data', required=True, choices=list(DATASETS))
     parser.add_argument('--root', help='folder of the unpacked download')
     parser.add_argument('--split', default='val')
@@ -369,4 +367,4 @@ def main(argv=None):
 
 
 if __name__ == '__main__':
-    preflight.start(main)
+    start(main)

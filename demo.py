@@ -4,14 +4,12 @@
 
 The page serves this computer alone, asks nothing of the internet, and removes photos and results when it ends.
 It needs Gradio: pip install gradio"""
-import preflight
-preflight.require('data', 'evaluate', 'infer', 'losses', 'oneshot', 'schp', 'segformer', 'train', 'uniparser', 'util')
-
 import tempfile
 from functools import partial
 from pathlib import Path
 
 from infer import WEIGHTS
+from util.cli import Between, CommandParser, filled, start
 from util.files import user_errors
 from util.labels import LABEL_SETS
 from util.page import SCRIPT, answer, by_example, import_gradio, load_models, serve
@@ -21,13 +19,13 @@ NAMES = 'hair,face,top,skirt,arms,legs,shoes'              # of the classes of e
 
 
 def parse_arguments(argv=None):
-    parser = preflight.CommandParser(__doc__)
-    parser.add_argument('--weights', type=preflight.filled, nargs='+', default=[str(WEIGHTS)], help='of any system')
-    parser.add_argument('--labels', choices=list(LABEL_SETS), help='of SCHP files with 20 or 9 classes, as for schp.py')
+    parser = CommandParser(__doc__)
+    parser.add_argument('--weights', type=filled, nargs='+', default=[str(WEIGHTS)], help='of any system')
+    parser.add_argument('--labels', choices=list(LABEL_SETS), help='of SCHP files with 20 or 9 classes, as for python -m schp')
     parser.add_argument('--device', default='auto', choices=['auto', 'cpu', 'cuda', 'mps'])
-    parser.add_argument('--max-size', type=preflight.Between(1, 10 ** 6), metavar='PIXELS',
+    parser.add_argument('--max-size', type=Between(1, 10 ** 6), metavar='PIXELS',
                         help='reduce larger photos to this long side first')
-    parser.add_argument('--port', type=preflight.Between(1, 65535), default=7860)
+    parser.add_argument('--port', type=Between(1, 65535), default=7860)
     return parser.parse_args(argv)
 
 
@@ -77,4 +75,4 @@ def main(argv=None):
 
 
 if __name__ == '__main__':
-    preflight.start(main)
+    start(main)

@@ -28,9 +28,6 @@ PCP), CIHP_PGN's test_inst_part_ap.py (AP^r), QANet's computeAPh (AP^h). n = num
 Pixels under `ignore` are left out, and so is a detection with more than half of its pixels there. The official
 evaluators of MHP and CIHP have no such pixels, so these two are scored without `ignore`.
 """
-import preflight
-preflight.require('util')
-
 import math
 import multiprocessing
 import os
@@ -42,6 +39,7 @@ from functools import cache
 import numpy as np
 from tqdm import tqdm
 
+from util.cli import Between, CommandParser, start
 from util.datasets import GroundTruth, open_dataset
 from util.files import short, user_errors, write_file, write_json
 from util.labelmaps import SOURCES, TARGETS, ConvertedPredictions, ConvertedSet
@@ -422,7 +420,7 @@ def run(args):
 
 
 def parse_arguments(argv=None):
-    parser = preflight.CommandParser(__doc__)
+    parser = CommandParser(__doc__)
     parser.add_argument('--data', default='MHP', help='MHP, CIHP, DensePose, CCP or synthetic')
     parser.add_argument('--root', help='folder of the data set, as downloaded')
     parser.add_argument('--split', default='val')
@@ -431,9 +429,9 @@ def parse_arguments(argv=None):
     parser.add_argument('--labels', choices=TARGETS, help='compare in this label set, see docs/labels.md')
     parser.add_argument('--predicted-labels', choices=SOURCES,
                         help='with --labels: the set of the predictions; default: --labels, as infer.py writes them')
-    parser.add_argument('--score-threshold', type=preflight.Between(-math.inf, math.inf, float), default=-math.inf,
+    parser.add_argument('--score-threshold', type=Between(-math.inf, math.inf, float), default=-math.inf,
                         help='leave out people below this score')
-    parser.add_argument('--workers', type=preflight.Between(1, 1000), default=min(8, os.cpu_count()), help='processes')
+    parser.add_argument('--workers', type=Between(1, 1000), default=min(8, os.cpu_count()), help='processes')
     parser.add_argument('--json', metavar='FILE', help='write all numbers')
     parser.add_argument('--per-class', action='store_true', help='print the numbers of each class')
     parser.add_argument('--per-image', metavar='FILE.csv', help='write the match of every detection')
@@ -448,4 +446,4 @@ def main(argv=None):
 
 
 if __name__ == '__main__':
-    preflight.start(main)
+    start(main)

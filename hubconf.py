@@ -11,7 +11,7 @@ from pathlib import Path
 
 dependencies = ['torch', 'torchvision', 'numpy', 'PIL', 'scipy', 'tqdm']
 HERE = Path(__file__).resolve().parent
-NAMES = {path.stem for path in HERE.glob('*.py')} | {'util'}
+NAMES = {path.stem for path in HERE.glob('*.py')} | {'schp', 'oneshot', 'tools', 'util'}
 
 
 def take_modules(ours):
@@ -79,7 +79,7 @@ def schp(path, labels=None, device='cpu'):
         labels = model.predict([photo])[0]           # RGB photo -> uint8 (H, W); model.labels names the classes
 
     Args:
-        path (str): any released file of SCHP, or one of schp.py train.
+        path (str): any released file of SCHP, or one of schp train.
         labels (str): lip, atr, pascal, cihp, merged or merged-sep; default: by the number of classes, 20 being lip.
         device (str): cpu, cuda, mps or auto.
 
@@ -95,7 +95,7 @@ def oneshot(path=str(WEIGHTS), device='cpu'):
         labels = model.predict(photo, support, support_labels)        # uint8 (H, W), RGB photos
 
     Args:
-        path (str): a file of oneshot.py train or of EOP-Net's authors; or of UniParser, without training (default: the
+        path (str): a file of oneshot train or of EOP-Net's authors; or of UniParser, without training (default: the
             weights that ship), whose model has learn(supports, masks) and people(outputs, photo, prototypes).
         device (str): cpu, cuda, mps or auto.
 

@@ -12,9 +12,6 @@ NAME_overlay.png (a picture with a legend) and NAME.json (scores, boxes, areas, 
 pip install av): NAME_overlay.mp4 and NAME.jsonl, one line per frame. With --data: the predictions of a whole split,
 for evaluate.py.
 """
-import preflight
-preflight.require('data', 'uniparser', 'util')
-
 import argparse
 import os
 import sys
@@ -28,11 +25,11 @@ from data import network_input
 from uniparser import CHOICES, INFERENCE, RANGES, Config, UniParser, decode
 import released
 from util.checkpoints import SIGNS, find_system, read_checkpoint, reading
+from util.cli import Between, CommandParser, filled, start
 from util.datasets import DATASETS, open_dataset
-from oneshot.episodes import FOLDS
 from util.files import find_photos, printable, read_photo, short, user_errors, write_png
 from util.labelmaps import TARGETS, find_set, find_tables, names_of
-from util.labels import choose_labels, voc_palette
+from util.labels import ONESHOT_NAMES, choose_labels, voc_palette
 from maps import draw_maps, read_points
 from util.photos import PhotoPipeline, check_failures, name_jobs, share_of_process
 from util.pictures import palette
@@ -46,27 +43,27 @@ WEIGHTS = Path(__file__).parent / 'weights' / 'uniparser_ccp.pt'
 
 def add_model_flags(parser):
     """Flags of every command that runs a model: weights, device, and the settings of inference."""
-    parser.add_argument('--weights', type=preflight.filled, default=str(WEIGHTS),
+    parser.add_argument('--weights', type=filled, default=str(WEIGHTS),
                         help='a checkpoint of train.py or of the released code (default: weights/uniparser_ccp.pt)')
     parser.add_argument('--device', default='auto', choices=['auto', 'cpu', 'cuda', 'mps'])
     add_settings(parser, Config, RANGES, CHOICES, only=INFERENCE, default='those the weights were saved with')
 
 
 def parse_arguments(argv=None):
-    parser = preflight.CommandParser(__doc__)
+    parser = CommandParser(__doc__)
     parser.add_argument('photos', nargs='*', help='files, folders (searched for photos) and globs')
     parser.add_argument('--out', default='results', help='folder for the results (default: results)')
-    parser.add_argument('--only', type=preflight.filled, metavar='NAMES', help='keep these parts, e.g. hair,dress')
+    parser.add_argument('--only', type=filled, metavar='NAMES', help='keep these parts, e.g. hair,dress')
     parser.add_argument('--labels', choices=TARGETS, help='give the results in this label set, see docs/labels.md')
     parser.add_argument('--list', action='store_true', help='print ids, colors and names of --weights or --labels')
     parser.add_argument('--cutouts', action='store_true', help='also write each person and part as an RGBA picture')
-    parser.add_argument('--max-size', type=preflight.Between(1, 10 ** 6), metavar='PIXELS',
+    parser.add_argument('--max-size', type=Between(1, 10 ** 6), metavar='PIXELS',
                         help='reduce larger photos to this long side first')
     parser.add_argument('--maps', action='store_true',
                         help='also draw heat map and correlations of people and parts, as Fig. 4')
     parser.add_argument('--at', action='append', default=[], metavar='X,Y',
                         help='with --maps and one photo: also draw the correlations with this pixel; may be repeated')
-    parser.add_argument('--fps', type=preflight.Between(0.01, 1000, float), metavar='N',
+    parser.add_argument('--fps', type=Between(0.01, 1000, float), metavar='N',
                         help='parse N frames per second of videos (default: theirs)')
     parser.add_argument('--data', choices=list(DATASETS), help='predict a split of this data set instead')
     parser.add_argument('--root', help='with --data: its folder, as downloaded')
@@ -217,8 +214,9 @@ def released_names(system, weights):
     """Class names of a released file of SCHP or EOP-Net, which does not hold them, by the number of its classes."""
     if system == 'schp':
         return choose_labels(next(len(weights[sign]) for sign in SIGNS if sign in weights)).names
-    fold = FOLDS['lip' if len(weights['prototype']) == 20 else 'atr', 1]
-    return [fold.names.get(i, '') for i in range(fold.num_labels)]
+    num_labels = len(weights['prototype'])
+    names = ONESHOT_NAMES['lip' if num_labels == 20 else 'atr']
+    return [names.get(i, '') for i in range(num_labels)]
 
 
 def list_classes(path, labels=None):
@@ -283,4 +281,4 @@ def main(argv=None):
 
 
 if __name__ == '__main__':
-    preflight.start(main)
+    start(main)

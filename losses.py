@@ -7,9 +7,6 @@ Dice needs three sums, of p*t, p*p and t*t. Each is a matrix product here: the N
 never built, no shape depends on the number of parts, and so the host never waits for the device.
 The functions of released.py stand in where `recipe` is `released`.
 """
-import preflight
-preflight.require('data', 'uniparser', 'util')
-
 import torch
 import torch.nn.functional as F
 from torchvision.ops import sigmoid_focal_loss

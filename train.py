@@ -11,9 +11,6 @@ val/*.png; its last line is its metrics.
 
 `Trainer` is the loop, for any `Task`: a model, its data and its loss. UniParser's task is at the end.
 """
-import preflight
-preflight.require('data', 'evaluate', 'losses', 'uniparser', 'util')
-
 import math
 import os
 import sys
@@ -30,6 +27,7 @@ from evaluate import ParsingMetrics
 from losses import uniparser_loss
 from uniparser import CHOICES, PRESETS, RANGES, Config, UniParser, get_config
 from util.checkpoints import FORMAT, PATHS, load_strictly, read_checkpoint, reading
+from util.cli import CommandParser, start
 from util.datasets import DATASETS, DRAWN, open_dataset
 from util.files import explain as explain_error, is_exhausted, write_png
 from util.pictures import compare_labels
@@ -406,7 +404,7 @@ class UniParserTask(Task):
 
 
 def parse_arguments(argv=None):
-    parser = preflight.CommandParser(__doc__)
+    parser = CommandParser(__doc__)
     parser.add_argument('--data', choices=list(DATASETS), help='default: synthetic')
     parser.add_argument('--recipe', choices=CHOICES['recipe'], help='default: paper')
     add_run_flags(parser)
@@ -469,4 +467,4 @@ def main(argv=None):
 
 
 if __name__ == '__main__':
-    preflight.start(main)
+    start(main)

@@ -21,9 +21,6 @@ Labels: parsing (N,H,W) uint8, one map per person: 0 not this person, 1..K part,
 The defaults of `Config` are the paper's text on MHPv2.0. `recipe` decides between that text and the authors' released
 code (released.py) what no other field does; docs/differences.md lists every such place.
 """
-import preflight
-preflight.require('data', 'util')
-
 import difflib
 import math
 import os

@@ -23,9 +23,6 @@ episode leaves out; `classes` says which classes it keeps. Modules have the name
 released files are loaded as they are. POPNet, the predecessor (arXiv:2012.11810), is not built: it was released without
 weights, training script or schedule, and EOP-Net supersedes it.
 """
-import preflight
-preflight.require('data', 'evaluate', 'infer', 'losses', 'train', 'uniparser', 'util')
-
 import argparse
 import os
 import sys
@@ -38,6 +35,7 @@ import torch.nn.functional as F
 from train import STOPPED, Task, check_run, make_loader, read_resumed, run_command, train_task
 from util.checkpoints import (FORMAT, check_settings, load_strictly, name_command, read_checkpoint, reading,
                               write_checkpoint)
+from util.cli import Between, CommandParser, filled
 from oneshot.episodes import FOLDS, IGNORE, read_episodes, write_episodes
 from util.files import find_photos, write_json
 from oneshot.data import NAMES, EpisodePairs, EpisodeSamples, open_photos
@@ -237,7 +235,7 @@ class EOPNet(DeepLab, ByExample):
             if 'format' in state:
                 if state['format'] != FORMAT:
                     raise ValueError(f'{path} has the format {state["format"]!r}, which this version does not know; '
-                                     'give a file of oneshot.py train or of the authors')
+                                     'give a file of oneshot train or of the authors')
                 check_settings(state['config'], Config)
                 config, weights = Config(**state['config']), state['model']
             else:
@@ -437,8 +435,8 @@ def parse(args):
 
 
 def add_model_flags(command):
-    command.add_argument('--weights', type=preflight.filled, required=True,
-                         help='a file of oneshot.py train, of the authors, or of UniParser')
+    command.add_argument('--weights', type=filled, required=True,
+                         help='a file of oneshot train, of the authors, or of UniParser')
     command.add_argument('--device', default='auto', help='auto, cpu, cuda or mps')
 
 
@@ -448,7 +446,7 @@ def add_way(command, default):
 
 
 def parse_arguments(argv=None):
-    parser = preflight.CommandParser(__doc__)
+    parser = CommandParser(__doc__)
     commands = parser.add_subparsers(dest='command', required=True)
     command = commands.add_parser('train', help='train on ATR-OS, LIP-OS, CIHP-OS or CCP-OS')
     command.add_argument('--data', choices=NAMES, help='default: ATR')
@@ -459,7 +457,7 @@ def parse_arguments(argv=None):
     command = commands.add_parser('evaluate', help='score the test episodes of a data set')
     command.add_argument('--data', choices=NAMES, default='ATR')
     command.add_argument('--root', help='folder of the data set')
-    command.add_argument('--fold', type=preflight.Between(1, 2), default=1)
+    command.add_argument('--fold', type=Between(1, 2), default=1)
     add_way(command, 'kway')
     command.add_argument('--agm', action='store_true', help='score the AGM head, too')
     command.add_argument('--list', metavar='FILE', help='test episodes: read from it, or written if it does not exist')

@@ -1,6 +1,6 @@
 """One-shot parsing's commands: python -m oneshot parse | train | evaluate."""
-import preflight
 from oneshot import main
+from util.cli import start
 
 if __name__ == '__main__':
-    preflight.start(main)
+    start(main)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from util.files import write_file
+from util.labels import ONESHOT_NAMES
 
 IGNORE = 255
 
@@ -42,11 +43,9 @@ class Fold:
 
 SIDES = {15: 14, 17: 16, 19: 18}                                   # LIP and CIHP: right arm, leg, shoe -> left
 ATR = dict(merges={15: 14, 10: 9, 13: 12}, num_labels=18, order=(1, 7, 5, 16, 9, 4, 2, 6, 11, 12, 14),
-           names={0: 'background', 1: 'hat', 2: 'hair', 4: 'upper-clothes', 5: 'skirt', 6: 'pants', 7: 'dress',
-                  9: 'shoe', 11: 'face', 12: 'leg', 14: 'arm', 16: 'bag'})
+           names=ONESHOT_NAMES['atr'])
 LIP = dict(merges=SIDES, num_labels=20, order=(10, 6, 12, 1, 2, 5, 7, 9, 13, 14, 16, 18),
-           names={0: 'background', 1: 'hat', 2: 'hair', 5: 'upper-clothes', 6: 'dress', 7: 'coat', 9: 'pants',
-                  10: 'jumpsuits', 12: 'skirt', 13: 'face', 14: 'arms', 16: 'legs', 18: 'shoes'})
+           names=ONESHOT_NAMES['lip'])
 CIHP = dict(LIP, order=(12, 6, 1, 2, 5, 7, 9, 10, 13, 14, 16, 18), names={**LIP['names'], 10: 'torso-skin'})
 FOLDS = {('atr', 1): Fold(**ATR, novel=(5, 6, 7)),
          ('atr', 2): Fold(**ATR, novel=(1, 4, 16)),

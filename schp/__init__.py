@@ -19,9 +19,6 @@ Modules and parameters have the names of the released code (github.com/GoGoDuck9
 "fushion" included, so its checkpoints load as they are. The paper's text leaves details open; constants are the
 released code's. Images are BGR: `predict` takes RGB photos and turns the channels itself.
 """
-import preflight
-preflight.require('data', 'evaluate', 'infer', 'losses', 'segformer', 'train', 'uniparser', 'util')
-
 import copy
 import math
 import sys
@@ -44,6 +41,7 @@ from schp import extract
 from schp.ace2p import (Bottleneck, ContextEncoding, Decoder, EdgeBranch, bare_norm, conv, convert_plain_norms,
                         convolve_stack, load_imagenet, released_weights, resize, unit)
 from util.checkpoints import FORMAT, check_settings, load_strictly, name_command, read_checkpoint, reading
+from util.cli import CommandParser, filled
 from util.labels import LABEL_SETS, LabelSet, choose_labels
 from schp.mit_weights import load_mit
 from schp.norms import MOMENTUM, InPlaceABN
@@ -446,19 +444,19 @@ USES = ((extract.extract, extract.add_flags, 'the classes of every pixel of phot
 def load_model(args, path=None):
     """The model of --weights, folded, on the device."""
     if not (path or args.weights):
-        raise ValueError('--weights is missing: a file of the released code or of schp.py train')
+        raise ValueError('--weights is missing: a file of the released code or of schp train')
     model = SCHP.from_pretrained(path or args.weights, args.labels, find_device(args.device))
     return model.folded().to(memory_format=torch.channels_last)
 
 
 def parse_arguments(argv=None):
-    parser = preflight.CommandParser(__doc__)
+    parser = CommandParser(__doc__)
     commands = parser.add_subparsers(required=True, metavar='extract | evaluate | fuse | train | prepare')
     command = commands.add_parser('train', help='train a network through the cycles of self-correction')
     command.set_defaults(function=train)
     command.add_argument('--data', choices=list(DATASETS), help='default: LIP')
     command.add_argument('--recipe', choices=CHOICES['recipe'], help='default: paper')
-    command.add_argument('--weights', type=preflight.filled, help='begin with the weights and the cycle of this file')
+    command.add_argument('--weights', type=filled, help='begin with the weights and the cycle of this file')
     command.add_argument('--reset-cycle', action='store_true', help='with --weights: begin with cycle 0')
     add_run_flags(command)
     add_settings(command, SCHPConfig, RANGES, CHOICES, skip=('data', 'recipe'))
@@ -469,7 +467,7 @@ def parse_arguments(argv=None):
         command = commands.add_parser(function.__name__, help=text)
         command.set_defaults(function=partial(function, load_model=load_model))
         add_flags(command)
-        command.add_argument('--weights', type=preflight.filled, help='a file of the released code or of schp.py train')
+        command.add_argument('--weights', type=filled, help='a file of the released code or of schp train')
         command.add_argument('--labels', choices=list(LABEL_SETS),
                              help='20 classes: lip (default) or cihp; 9: merged (default) or merged-sep')
         command.add_argument('--device', default='auto', choices=['auto', 'cpu', 'cuda', 'mps'])

@@ -1,6 +1,6 @@
 """SCHP's commands: python -m schp extract | train | evaluate | fuse | prepare."""
-import preflight
 from schp import main
+from util.cli import start
 
 if __name__ == '__main__':
-    preflight.start(main)
+    start(main)

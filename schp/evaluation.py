@@ -1,9 +1,9 @@
-"""schp.py evaluate: mIoU, pixel accuracy and mean accuracy of a split, of a model or of anybody's label maps."""
+"""schp evaluate: mIoU, pixel accuracy and mean accuracy of a split, of a model or of anybody's label maps."""
 from pathlib import Path
 
 from tqdm import tqdm
 
-from preflight import Between
+from util.cli import Between
 from util.files import read_prediction, write_json
 from util.labels import check_classes
 from schp.semantic import compare_image, semantic_metrics, semantic_table

@@ -1,4 +1,4 @@
-"""schp.py extract: the classes of every pixel of photos of one person.
+"""schp extract: the classes of every pixel of photos of one person.
 
 Per photo NAME: NAME.png (palette image of the photo's size; value = class id, colors of Pascal VOC), overlays/NAME.png
 (a picture with a legend) and, with --logits, NAME.npy (float32 (H, W, classes), before the softmax).
@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from preflight import Between
+from util.cli import Between
 from util.files import find_photos, printable, read_list, write_array, write_png
 from util.labels import voc_palette
 from util.photos import PhotoPipeline, check_failures, name_jobs, share_of_process

@@ -1,4 +1,4 @@
-"""schp.py fuse: the parts of several people in a photo, from two networks for one person and anybody's person masks.
+"""schp fuse: the parts of several people in a photo, from two networks for one person and anybody's person masks.
 
 People come from UniParser, or from --people DIR: id maps DIR/NAME.png or infer.py's NAME_people.png, where value i is
 person i, with the scores in NAME.json (people: [{score}]) or NAME.txt (the first number of line i), 1 without either;
@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from infer import WEIGHTS
-from preflight import Between
+from util.cli import Between
 from uniparser import UniParser
 from schp.crowd import choose_people, fuse_logits, parse_people
 from util.datasets import DATASETS, open_dataset

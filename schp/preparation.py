@@ -1,7 +1,7 @@
 """Sets with merged labels in the layout of LIP, made from downloads: `python -m schp prepare`.
 
     DeepFashion      DeepFashion-MultiModal: images, segm, densepose; its images are split into train and val
-    LIP, CCP         as `schp.py train` reads them, with their own train and val
+    LIP, CCP         as `schp train` reads them, with their own train and val
 """
 import os
 import tempfile
@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from preflight import Between
+from util.cli import Between
 from util.files import index_folder, load_image, make_folder, read_labels, read_stored, writing
 from util.labelmaps import SCHEMES, SEGM, cihp_to_merged, deepfashion_to_merged, find_scheme, lip_to_merged
 from schp.semantic import flatten

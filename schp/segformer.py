@@ -10,9 +10,6 @@ checkpoints, so its files load as they are. The backbone is written from the pap
     edge     edge logits (2) and features (768)          1/4
     fusion   fusion logits (C), those of inference       1/4
 """
-import preflight
-preflight.require('util')
-
 from collections import OrderedDict
 
 import torch.nn as nn

@@ -1,5 +1,4 @@
-"""How every command starts: Ctrl-C during the imports, files of the same name, flags in and out of range."""
-import ast
+"""How every command starts and ends: Ctrl-C, flags in and out of range."""
 import math
 import os
 import signal
@@ -18,12 +17,13 @@ import demo
 import evaluate
 import infer
 import oneshot
-import preflight
 import schp
 import train
 from tests.helpers import HERE, call
-from tests.test_layout import MODULES, TREES, graph, reachable
+from tests.test_layout import MODULES
 from uniparser import Config
+from util.cli import Between, CommandParser
+from util.cli import start as start_command
 from util import checkpoints, run
 from tools import tagged
 from tools import self_correction
@@ -37,7 +37,7 @@ from schp.config import RANGES, SCHPConfig
 PROGRAMS = dict(data=data, demo=demo, evaluate=evaluate, infer=infer, oneshot=oneshot, schp=schp, train=train)
 TOOLS = {'tools.benchmark': benchmark, 'tools.export': export, 'tools.oracle': oracle, 'tools.self_correction': self_correction,
          'tools.count_people': count_people, 'tools.ablate': ablate, 'tools.tagged': tagged}
-COMMANDS = {**{name: [HERE / f'{name}.py'] for name in PROGRAMS}, **{name: ['-m', name] for name in TOOLS}}
+COMMANDS = {'data', 'demo', 'evaluate', 'infer', 'train', 'schp.__main__', 'oneshot.__main__', *TOOLS}
 
 
 def start(*arguments, cwd=HERE, path=()):
@@ -50,69 +50,21 @@ def start(*arguments, cwd=HERE, path=()):
 # ---- Ctrl-C ------------------------------------------------------------------------------------------------------------
 
 
-SLOW = '''import sys, time
-print('importing', flush=True)
-try:
-    time.sleep(60)
-except BaseException:                         # as a library that tries several things would
-    raise ImportError('numpy.core.multiarray failed to import')
-'''
-
-
 def test_all_commands_are_known():
     """Every file with a main starts it the same way."""
-    start = "if __name__ == '__main__':\n    preflight.start(main)"
+    start = "if __name__ == '__main__':\n    start(main)"
     starts = {name for name, path in MODULES.items() if start in path.read_text()}
-    assert starts == set(COMMANDS) == {name for name, path in MODULES.items() if '__main__\'' in path.read_text()} - {'preflight'}
-
-
-@pytest.mark.parametrize('name', COMMANDS)
-def test_ctrl_c_during_the_imports_is_one_word(tmp_path, name):
-    """torch and numpy take long here, and what Ctrl-C raises inside them would be turned into another error."""
-    for module in 'torch', 'numpy':
-        (tmp_path / f'{module}.py').write_text(SLOW)
-    process = start(*COMMANDS[name], path=[tmp_path])
-    assert process.stdout.readline() == 'importing\n', process.stderr.read()
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=300)
-    assert (process.returncode, out, err) == (130, '', 'stopped\n')
-
-
-def test_ctrl_c_is_one_word_from_the_first_import_on(tmp_path):
-    (tmp_path / 'argparse.py').write_text(SLOW)
-    process = start(HERE / 'train.py', path=[tmp_path])
-    assert process.stdout.readline() == 'importing\n', process.stderr.read()
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=300)
-    assert (process.returncode, out, err) == (130, '', 'stopped\n')
-
-
-def test_who_imports_the_repository_keeps_its_own_ctrl_c(tmp_path):
-    (tmp_path / 'torch.py').write_text(SLOW.split('try:')[0] + 'time.sleep(60)')
-    process = start('-c', 'import uniparser', cwd=tmp_path, path=[tmp_path, HERE])
-    process.stdout.readline()
-    process.send_signal(signal.SIGINT)
-    assert 'KeyboardInterrupt' in process.communicate(timeout=300)[1] and process.returncode != 130
-
-
-def test_an_ignored_ctrl_c_stays_ignored(tmp_path):
-    """As the shell leaves it for a command in the background."""
-    (tmp_path / 'torch.py').write_text(SLOW.split('try:')[0] + 'time.sleep(1)\nprint("on", flush=True)\nsys.exit(7)')
-    code = f'import os, signal; signal.signal(2, signal.SIG_IGN); os.execv({sys.executable!r}, ["python", "train.py"])'
-    process = start('-c', code, path=[tmp_path])
-    process.stdout.readline()
-    process.send_signal(signal.SIGINT)
-    assert process.communicate(timeout=300)[0] == 'on\n' and process.returncode == 7
+    assert starts == COMMANDS == {name for name, path in MODULES.items() if '__main__\'' in path.read_text()}
 
 
 @pytest.mark.parametrize('where', ['numpy', 'evaluation'])
 def test_ctrl_c_is_one_sentence_until_the_end(tmp_path, where):
     """After the imports: evaluate.py with two processes, all of which receive the signal, as in a terminal."""
-    code = ('import sys, time; sys.argv[0] = "evaluate.py"; sys.path.insert(0, sys.argv.pop(1)); import evaluate, preflight\n'
+    code = ('import sys, time; sys.argv[0] = "evaluate.py"; sys.path.insert(0, sys.argv.pop(1)); import evaluate; from util.cli import start\n'
             'class Job(list):\n'
             '    dataset, metrics = range(99), type("M", (), dict(records={}))\n'
             '    def __call__(self, i):\n        print("job\\n", end="", flush=True); time.sleep(5)\n'
-            'preflight.start(lambda: evaluate.evaluate(Job(), 1 if "numpy" in sys.argv else 2))')
+            'start(lambda: evaluate.evaluate(Job(), 1 if "numpy" in sys.argv else 2))')
     process = subprocess.Popen([sys.executable, '-c', code, str(HERE), where], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                                text=True, start_new_session=True)
     assert process.stdout.readline() == 'job\n'             # one write: those of two workers would mix
@@ -121,71 +73,11 @@ def test_ctrl_c_is_one_sentence_until_the_end(tmp_path, where):
     assert process.returncode == 130 and err.splitlines()[-1] == 'stopped' and 'Traceback' not in err, err
 
 
-def test_start_gives_ctrl_c_back_and_ends_with_a_word(capsys, monkeypatch):
-    former = signal.signal(signal.SIGINT, preflight.leave)
-    try:
-        monkeypatch.setattr(sys.stdout, 'reconfigure', lambda **_: None, raising=False)
-        with pytest.raises(SystemExit) as stop:
-            preflight.start(lambda: os.kill(os.getpid(), signal.SIGINT) or threading.Event().wait(9))
-    finally:
-        signal.signal(signal.SIGINT, former)
+def test_ctrl_c_ends_a_command_with_a_word(capsys, monkeypatch):
+    monkeypatch.setattr(sys.stdout, 'reconfigure', lambda **_: None, raising=False)
+    with pytest.raises(SystemExit) as stop:
+        start_command(lambda: os.kill(os.getpid(), signal.SIGINT) or threading.Event().wait(9))
     assert stop.value.code == 130 and capsys.readouterr().err == 'stopped\n'
-
-
-# ---- files of the same name --------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize('name', [name for name, tree in TREES.items() if '.' not in name or name in TOOLS])
-def test_every_file_at_the_top_requires_what_it_imports(name):
-    """Its own imports, and theirs, before any other import: torch alone takes seconds. hubconf.py sets a program's modules
-    of the same names aside instead."""
-    if name in ('preflight', 'hubconf'):
-        return
-    needed = {other.split('.')[0] for other in reachable(name, graph())} - {'preflight'}
-    calls = [node for node in TREES[name].body
-             if isinstance(node, ast.Expr) and ast.unparse(node).startswith('preflight.require(')]
-    assert len(calls) == 1 and [word.value for word in calls[0].value.args] == sorted(needed)
-    assert ast.unparse(TREES[name].body[1]) == 'import preflight' and calls[0] is TREES[name].body[2]
-
-
-@pytest.mark.parametrize('other, module', [
-    ('data.py', 'uniparser'), ('util/__init__.py', 'uniparser'), ('util.py', 'uniparser'), ('train.py', 'schp'),
-    ('evaluate.py', 'train'), ('infer.py', 'oneshot'), ('data/__init__.py', 'infer'), ('losses.py', 'train'),
-    ('util.py', 'evaluate')])
-def test_a_file_of_the_same_name_is_named(tmp_path, other, module):
-    (tmp_path / other).parent.mkdir(exist_ok=True)
-    (tmp_path / other).write_text('open("ran", "w")')
-    process = start('-c', f'import {module}', cwd=tmp_path, path=[HERE])
-    err = process.communicate(timeout=300)[1]
-    own = HERE / ('util/__init__.py' if other.startswith('util') else f'{other.split("/")[0].removesuffix(".py")}.py')
-    assert err.splitlines()[-1] == (f'ImportError: `import {own.parent.name if own.name == "__init__.py" else own.stem}` finds '
-                                    f'{tmp_path / other} instead of {own}; rename the former, or put {HERE} before its '
-                                    'folder in sys.path or PYTHONPATH')
-    assert process.returncode == 1 and not (tmp_path / 'ran').exists()
-
-
-def test_a_file_of_the_same_name_stops_a_command_with_one_sentence(tmp_path):
-    (tmp_path / 'data.py').write_text('')
-    for arguments in ['-P', HERE / 'infer.py'], ['-m', 'tools.export']:
-        process = start(*arguments, cwd=tmp_path, path=[tmp_path, HERE])
-        err = process.communicate(timeout=300)[1]
-        assert process.returncode == 2 and err.startswith('error: `import data` finds ') and err.count('\n') == 1, err
-
-
-def test_a_module_that_is_imported_already_is_named(tmp_path):
-    (tmp_path / 'data.py').write_text('')
-    code = f'import data, sys; sys.path.insert(0, {str(HERE)!r}); import uniparser'
-    err = start('-c', code, cwd=tmp_path).communicate(timeout=300)[1]
-    assert f'finds {tmp_path / "data.py"} instead of' in err.splitlines()[-1]
-
-
-def test_files_that_are_in_nobodys_way_are_left_alone(tmp_path):
-    """A train.py of the user's, a folder of data without Python files, other names."""
-    (tmp_path / 'train.py').write_text(''), (tmp_path / 'mine.py').write_text('')
-    (tmp_path / 'data').mkdir(), (tmp_path / 'util').mkdir()
-    process = start('-c', 'import uniparser, mine, train; print(train.__file__)', cwd=tmp_path, path=[HERE])
-    out, err = process.communicate(timeout=300)
-    assert out.strip() == str(tmp_path / 'train.py'), err
 
 
 # ---- flags -------------------------------------------------------------------------------------------------------------
@@ -224,27 +116,27 @@ def parsers(program, arguments):
     """The parser of a command, and those of its commands."""
     def catch(self, *_, **__):
         raise Caught(self)
-    former, preflight.CommandParser.parse_args = preflight.CommandParser.parse_args, catch
+    former, CommandParser.parse_args = CommandParser.parse_args, catch
     try:
         (program.parse_arguments if hasattr(program, 'parse_arguments') else program.main)(arguments)
     except Caught as caught:
         whole = caught.args[0]
     finally:
-        preflight.CommandParser.parse_args = former
+        CommandParser.parse_args = former
     subs = [a for a in whole._actions if hasattr(a, '_parser_class')]
     return [parser for action in subs for parser in action.choices.values()] or [whole]
 
 
 def numbers(parser):
     """{flag: Between} of a parser."""
-    return {a.option_strings[0]: a for a in parser._actions if isinstance(a.type, preflight.Between)}
+    return {a.option_strings[0]: a for a in parser._actions if isinstance(a.type, Between)}
 
 
 def test_every_number_among_the_flags_of_all_commands_has_a_range():
     found = 0
     for program, arguments in BASES.values():
         for parser in parsers(program, arguments):
-            assert isinstance(parser, preflight.CommandParser)
+            assert isinstance(parser, CommandParser)
             plain = [a.option_strings for a in parser._actions if a.type in (int, float) and not a.choices]
             assert not plain, (program.__name__, plain)
             found += len(numbers(parser))

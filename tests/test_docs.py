@@ -17,11 +17,11 @@ import demo
 import evaluate
 import infer
 import oneshot
-import preflight
 import schp
 import train
 from tests.helpers import HERE, SHORT, call, run, write_photo, write_tiny_mhp, write_video
 from uniparser import PRESETS, Config, UniParser, get_config
+from util.cli import CommandParser
 from util import datasets
 from tools import tagged
 from tools import self_correction
@@ -39,7 +39,7 @@ DOCS = {str(path.relative_to(HERE)): path.read_text() for path in PATHS}
 README = DOCS['README.md']
 CODE = {str(path.relative_to(HERE)): path.read_text() for path in [*HERE.glob('*.py'), *HERE.glob('util/*.py')]}
 PROGRAMS = {'train.py': train, 'infer.py': infer, 'data.py': data, 'evaluate.py': evaluate, 'tools.benchmark': benchmark,
-            'tools.export': export, 'tools.oracle': oracle, 'tools.ablate': ablate, 'oneshot.py': oneshot, 'schp.py': schp,
+            'tools.export': export, 'tools.oracle': oracle, 'tools.ablate': ablate, 'oneshot': oneshot, 'schp': schp,
             'demo.py': demo, 'tools.self_correction': self_correction, 'tools.count_people': count_people, 'tools.tagged': tagged}
 TINY = [*SHORT, '--pretrained', '', '--no-dcn', '--epochs', '1', '--grid', '8', '--short-side', '64', '--test-short-side', '64',
         '--workers', '0']
@@ -183,7 +183,7 @@ def refuse(parser, message):
 @pytest.fixture
 def strict(monkeypatch):
     """Parsers that raise ValueError instead of ending the program, and know the data set of the worked example."""
-    monkeypatch.setattr(preflight.CommandParser, 'error', refuse)
+    monkeypatch.setattr(CommandParser, 'error', refuse)
     monkeypatch.setitem(DATASETS, 'MyData', datasets.MHP)
 
 

@@ -10,9 +10,6 @@ rows and resumes the others. Rows of one training, such as thresholds, share its
 --epochs 36, change the base of all rows. OUT/DATA/results.md has the tables, results.json the numbers; --json
 docs/results.json --page docs/results.md brings both into the documents.
 """
-import preflight
-preflight.require('data', 'evaluate', 'losses', 'train', 'uniparser', 'util')
-
 import json
 import os
 import re
@@ -27,6 +24,7 @@ import torch
 import train
 from uniparser import CHOICES, PRESETS, RANGES, Config, UniParser, get_config
 from util.checkpoints import read_checkpoint
+from util.cli import Between, CommandParser, start
 from util.datasets import DATASETS, DRAWN
 from util.files import write_file, write_json
 from util.masks import matrix_nms
@@ -273,11 +271,11 @@ def replace_tables(page, found, tables=TABLES):
 
 
 def parse_arguments(argv=None):
-    parser = preflight.CommandParser(__doc__)
+    parser = CommandParser(__doc__)
     parser.add_argument('--table', choices=[*TABLES, 'all'], required=True)
     parser.add_argument('--data', choices=list(DATASETS), default='crowd', help='default: crowd, drawn people')
     parser.add_argument('--root', help='folder of the data set, as downloaded')
-    parser.add_argument('--seeds', type=preflight.Between(0, 2 ** 32), nargs='+', default=[0])
+    parser.add_argument('--seeds', type=Between(0, 2 ** 32), nargs='+', default=[0])
     parser.add_argument('--device', default='auto', choices=['auto', 'cpu', 'cuda', 'mps'])
     parser.add_argument('--out', default='runs/ablate', help='default: runs/ablate')
     parser.add_argument('--json', metavar='FILE', help='also write the numbers into this file')
@@ -293,4 +291,4 @@ def main(argv=None):
 
 
 if __name__ == '__main__':
-    preflight.start(main)
+    start(main)

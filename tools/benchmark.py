@@ -11,9 +11,6 @@ Beside milliseconds stands the unit "ResNet-50": the time of one forward of torc
 an image of the same size, measured alternately with the rest; on a CPU the process time of all threads. The unit makes
 numbers of different machines comparable.
 """
-import preflight
-preflight.require('data', 'evaluate', 'infer', 'losses', 'schp', 'segformer', 'train', 'uniparser', 'util')
-
 import argparse
 import itertools
 import math
@@ -36,6 +33,7 @@ from infer import add_model_flags, load_model
 from schp import NETWORKS, build
 from train import CHOICES, UniParserTask, make_loader, open_sets, preset_of, train_step
 from uniparser import INFERENCE, PRESETS, RANGES, Config, UniParser, decode, find_centers, get_config
+from util.cli import Between, CommandParser, start
 from util.datasets import DATASETS, open_dataset
 from util.files import read_photo, read_prediction, user_errors
 from util.labels import LABEL_SETS
@@ -341,7 +339,7 @@ def count_parameters(args):
 
 
 def parse_arguments(argv=None):
-    parser = preflight.CommandParser(__doc__)
+    parser = CommandParser(__doc__)
     commands = parser.add_subparsers(required=True, metavar='infer | schp | train | evaluate | parameters')
     infer = commands.add_parser('infer', help='from reading a photo to writing its results')
     infer.set_defaults(function=benchmark_inference)
@@ -349,16 +347,16 @@ def parse_arguments(argv=None):
     infer.add_argument('--preset', choices=list(PRESETS), help='an untrained network instead of weights')
     infer.add_argument('--backbone', help='with --preset: another backbone')
     infer.add_argument('--light', action='store_true', help='with --preset: UniParser_light')
-    infer.add_argument('--size', type=preflight.Between(1, 10000), nargs=2, metavar=('H', 'W'),
+    infer.add_argument('--size', type=Between(1, 10000), nargs=2, metavar=('H', 'W'),
                        help='of the photo, in pixels')
-    infer.add_argument('--decode', type=preflight.Between(1, 255), default=10, help='people to decode (default: 10)')
+    infer.add_argument('--decode', type=Between(1, 255), default=10, help='people to decode (default: 10)')
     infer.add_argument('--onnx', metavar='FILE', help='file of the same network (tools.export), timed in ONNX Runtime')
     add_model_flags(infer)
     schp = commands.add_parser('schp', help="SCHP's network on a crop")
     schp.set_defaults(function=benchmark_schp)
     schp.add_argument('--network', choices=list(NETWORKS), default='ace2p')
     schp.add_argument('--labels', choices=list(LABEL_SETS), help='default: lip, of segformer merged')
-    schp.add_argument('--repeats', type=preflight.Between(1, 10 ** 6), default=5)
+    schp.add_argument('--repeats', type=Between(1, 10 ** 6), default=5)
     schp.add_argument('--device', default='auto', choices=['auto', 'cpu', 'cuda', 'mps'])
     train = commands.add_parser('train', help='images/s of training; MHP without --root: on drawn files')
     train.set_defaults(function=benchmark_training)
@@ -370,7 +368,7 @@ def parse_arguments(argv=None):
     add_settings(train, Config, RANGES, CHOICES, skip=('data', 'recipe', 'num_classes', 'pretrained_stages'))
     evaluation = commands.add_parser('evaluate', help='evaluate.py on drawn people')
     evaluation.set_defaults(function=benchmark_evaluation)
-    evaluation.add_argument('--workers', type=preflight.Between(1, 1000), default=min(8, os.cpu_count()),
+    evaluation.add_argument('--workers', type=Between(1, 1000), default=min(8, os.cpu_count()),
                             help='processes')
     commands.add_parser('parameters', help='of all presets').set_defaults(function=count_parameters)
     return parser.parse_args(argv)
@@ -383,4 +381,4 @@ def main(argv=None):
 
 
 if __name__ == '__main__':
-    preflight.start(main)
+    start(main)

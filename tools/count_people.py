@@ -6,13 +6,11 @@
 --instances: a folder of ID.png (0 = nobody, 255 = crowd, else a person). A person counts as found where a detection's
 mask has an IoU of at least --iou with the person's. A detection that lies mostly in a crowd is not counted as false.
 """
-import preflight
-preflight.require('data', 'infer', 'uniparser', 'util')
-
 import numpy as np
 from tqdm import tqdm
 
 from infer import add_model_flags, load_model
+from util.cli import Between, CommandParser, start
 from util.files import pick_all, pick_files, read_labels, read_stored, user_errors
 
 
@@ -45,10 +43,10 @@ def count(model, photos, instances, iou):
 
 
 def parse_arguments(argv=None):
-    parser = preflight.CommandParser(__doc__)
+    parser = CommandParser(__doc__)
     parser.add_argument('photos', help='folder of photos')
     parser.add_argument('--instances', help='folder of ID.png; without it, the photos show nobody')
-    parser.add_argument('--iou', type=preflight.Between(0, 1, float), default=0.5, help='of masks; default 0.5')
+    parser.add_argument('--iou', type=Between(0, 1, float), default=0.5, help='of masks; default 0.5')
     add_model_flags(parser)
     return parser.parse_args(argv)
 
@@ -65,4 +63,4 @@ def main(argv=None):
 
 
 if __name__ == '__main__':
-    preflight.start(main)
+    start(main)

@@ -27,9 +27,6 @@ above theta_paint (if that is 0: theta_mask). With assign "mixture", posteriors 
 below theta_score are left out. Finally the labels are scaled to the photo's size (`uniparser.decode`). flip_test is not
 in the file: run it on the mirror image, too.
 """
-import preflight
-preflight.require('data', 'evaluate', 'infer', 'losses', 'schp', 'segformer', 'train', 'uniparser', 'util')
-
 import importlib
 import io
 import json
@@ -44,6 +41,7 @@ from schp import SCHP
 from uniparser import INFERENCE, PRESETS, ConvTower, UniParser, correlate, get_config, keep_peaks
 from schp import warp
 from util.checkpoints import find_system, read_checkpoint
+from util.cli import CommandParser, filled, start
 from util.files import user_errors, write_file
 from util.labels import LABEL_SETS
 from util.run import describe
@@ -116,8 +114,8 @@ def write_onnx(path, model, image, shapes, outputs, metadata):
 
 
 def parse_arguments(argv=None):
-    parser = preflight.CommandParser(__doc__)
-    parser.add_argument('--weights', type=preflight.filled, default=str(WEIGHTS),
+    parser = CommandParser(__doc__)
+    parser.add_argument('--weights', type=filled, default=str(WEIGHTS),
                         help='a checkpoint of train.py or of the released code')
     parser.add_argument('--preset', choices=list(PRESETS), help='an untrained network instead of weights')
     parser.add_argument('--labels', choices=list(LABEL_SETS), help='SCHP with 20 classes: lip (default) or cihp')
@@ -149,4 +147,4 @@ def main(argv=None):
 
 
 if __name__ == '__main__':
-    preflight.start(main)
+    start(main)

@@ -2,9 +2,6 @@
 
     python -m tools.oracle people --data CCP --root DIR --out results/        # then evaluate.py as usual
 """
-import preflight
-preflight.require('data', 'infer', 'losses', 'uniparser', 'util')
-
 
 import numpy as np
 import torch
@@ -15,6 +12,7 @@ from data import input_size, network_input, resize_sample
 from infer import add_model_flags, load_model, open_split, predict_split
 from losses import make_targets
 from uniparser import decode
+from util.cli import CommandParser, start
 from util.datasets import DATASETS
 from util.files import user_errors
 from util.submissions import FORMS
@@ -45,7 +43,7 @@ def predict_with_truth(model, kind, image, parsing, ignore):
 
 
 def parse_arguments(argv=None):
-    parser = preflight.CommandParser(__doc__)
+    parser = CommandParser(__doc__)
     parser.add_argument('part', choices=['centers', 'people', 'classes'], help='what the ground truth replaces')
     parser.add_argument('--data', choices=list(DATASETS), required=True)
     parser.add_argument('--root', help='folder of the data set, as downloaded')
@@ -65,4 +63,4 @@ def main(argv=None):
 
 
 if __name__ == '__main__':
-    preflight.start(main)
+    start(main)

@@ -12,9 +12,6 @@ All runs have equally many epochs and images:
 
 FOLDER/results.json gets the mIoU of every run; a second call goes on with the runs that it lacks.
 """
-import preflight
-preflight.require('data', 'evaluate', 'infer', 'losses', 'schp', 'segformer', 'train', 'uniparser', 'util')
-
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +21,7 @@ import torch
 
 from schp import SCHPTask, build
 from train import make_loader, run_command, train_task
+from util.cli import Between, CommandParser, start
 from util.datasets import swap_sides
 from util.files import write_file
 from util.labels import LabelSet
@@ -92,12 +90,12 @@ def train_once(config, train_set, val_set, folder, device):
 
 
 def parse_arguments(argv=None):
-    parser = preflight.CommandParser(__doc__)
+    parser = CommandParser(__doc__)
     parser.add_argument('--root', required=True, help='folder of Clothing Co-Parsing, as downloaded')
     parser.add_argument('--out', default='runs/self_correction', help='folder of the runs')
-    parser.add_argument('--seeds', type=preflight.Between(0, 2 ** 32), nargs='+', default=[0, 1, 2])
+    parser.add_argument('--seeds', type=Between(0, 2 ** 32), nargs='+', default=[0, 1, 2])
     parser.add_argument('--runs', nargs='+', choices=list(RUNS), default=list(RUNS))
-    parser.add_argument('--photos', type=preflight.Between(1, 10 ** 6), default=400, help='training photos')
+    parser.add_argument('--photos', type=Between(1, 10 ** 6), default=400, help='training photos')
     parser.add_argument('--device', default='auto', choices=['auto', 'cpu', 'cuda', 'mps'])
     return parser.parse_args(argv)
 
@@ -135,4 +133,4 @@ def main(argv=None):
 
 
 if __name__ == '__main__':
-    preflight.start(main)
+    start(main)

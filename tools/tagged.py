@@ -12,9 +12,6 @@ among processes.
 Unless given, the settings are --score parsing --assign correlation --theta-paint 0.2 --theta-part 0.1: with the tags,
 a label is seldom wrong.
 """
-import preflight
-preflight.require('data', 'infer', 'uniparser', 'util')
-
 import json
 import os
 from dataclasses import replace
@@ -26,6 +23,7 @@ from scipy.io import loadmat
 from data import network_input
 from infer import add_model_flags, check_classes, load_model
 from uniparser import decode
+from util.cli import Between, CommandParser, start
 from util.datasets import CIHP, UNKNOWN, read_layers
 from util.files import index_folder, inside, naming, pick_files, printable, read_stored, user_errors, write_png
 from util.photos import PhotoPipeline, check_failures, share_of_process
@@ -113,12 +111,12 @@ class Labeler(PhotoPipeline):
 
 
 def parse_arguments(argv=None):
-    parser = preflight.CommandParser(__doc__)
+    parser = CommandParser(__doc__)
     parser.add_argument('--root', required=True, help='folder of CCP, as downloaded')
     parser.add_argument('--out', required=True, help='folder for the label maps')
-    parser.add_argument('--confident', type=preflight.Between(0, 1, float), default=0.4, metavar='SCORE',
+    parser.add_argument('--confident', type=Between(0, 1, float), default=0.4, metavar='SCORE',
                         help='smallest score of a person; default 0.4')
-    parser.add_argument('--certain', type=preflight.Between(0.01, 1, float), default=0.4, metavar='VALUE',
+    parser.add_argument('--certain', type=Between(0.01, 1, float), default=0.4, metavar='VALUE',
                         help="smallest correlation or posterior of a pixel's class; default 0.4")
     add_model_flags(parser)
     parser.set_defaults(**DEFAULTS)
@@ -147,4 +145,4 @@ def main(argv=None):
 
 
 if __name__ == '__main__':
-    preflight.start(main)
+    start(main)

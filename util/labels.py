@@ -26,6 +26,13 @@ LABEL_SETS = {                          # as the released code of SCHP defines t
     'cihp': LabelSet((*LIP[:10], 'Torso-skin', *LIP[11:]), (473, 473), ((14, 15), (16, 17), (18, 19))),
     'merged': LabelSet(MERGED, (512, 384)),
     'merged-sep': LabelSet(MERGED_SEP, (512, 384))}       # of the scheme `sep` in util/labelmaps.py
+
+# The classes of one-shot parsing: ids of ATR and LIP, equal classes under one id. CIHP has LIP's, but for one.
+ONESHOT_NAMES = {
+    'atr': {0: 'background', 1: 'hat', 2: 'hair', 4: 'upper-clothes', 5: 'skirt', 6: 'pants', 7: 'dress',
+            9: 'shoe', 11: 'face', 12: 'leg', 14: 'arm', 16: 'bag'},
+    'lip': {0: 'background', 1: 'hat', 2: 'hair', 5: 'upper-clothes', 6: 'dress', 7: 'coat', 9: 'pants',
+            10: 'jumpsuits', 12: 'skirt', 13: 'face', 14: 'arms', 16: 'legs', 18: 'shoes'}}
 RELEASED = {20: 'lip', 18: 'atr', 7: 'pascal', 9: 'merged'}          # by number of classes; CIHP has 20 as well
 
 

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from preflight import Between, filled, flag, outside
+from util.cli import Between, filled, flag, outside
 from util.checkpoints import FORMAT
 from util.files import MARK, is_ours, make_folder, remove_temporaries, write_file, writing
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from tests.helpers import HERE
 from tests.seeded import blobs, noise, photo, seeded
 
 from oneshot import (EOPNet, contrast_loss, episode_labels, foreground, learning_rate, oneshot_loss, query_target,
@@ -19,7 +20,7 @@ from oneshot import augment
 from oneshot.episodes import FOLDS
 
 torch.set_num_threads(1)
-FIXTURES = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'fixtures', 'oneshot')
+FIXTURES = HERE / 'tests' / 'fixtures' / 'oneshot'
 ATR = FOLDS['atr', 1].all
 SMALL = dict(stem=8, middle=1, channels=16, high_level=False)
 

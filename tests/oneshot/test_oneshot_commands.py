@@ -1,4 +1,4 @@
-"""oneshot.py train, evaluate and parse: data sets in their layouts, results, names, mistakes."""
+"""oneshot train, evaluate and parse: data sets in their layouts, results, names, mistakes."""
 import json
 import os
 import pickle

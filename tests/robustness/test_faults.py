@@ -54,7 +54,7 @@ from uniparser import UniParser
 
 torch.set_num_threads(1)
 pytestmark = pytest.mark.filterwarnings('ignore:::PIL')                      # data.py's own filter is not pytest's
-HERE = Path(__file__).resolve().parent.parent
+HERE = Path(__file__).resolve().parents[2]
 STREET = HERE / 'assets' / 'street.jpg'
 RGB = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8))
 

@@ -1,4 +1,4 @@
-"""schp.py prepare, and the three steps of the fork's README on tiny files in the original layouts."""
+"""schp prepare, and the three steps of the fork's README on tiny files in the original layouts."""
 import os
 
 import numpy as np

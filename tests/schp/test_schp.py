@@ -10,6 +10,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from PIL import Image
+from tests.helpers import HERE
 from tests.seeded import blobs, noise, photo, seeded
 
 import schp
@@ -20,7 +21,7 @@ from util.labels import LABEL_SETS, RELEASED, LabelSet, flip_order
 from schp.warp import crop
 
 torch.set_num_threads(1)
-FIXTURES = Path(__file__).resolve().parent / 'fixtures' / 'schp'
+FIXTURES = HERE / 'tests' / 'fixtures' / 'schp'
 SMALL = dict(blocks=(1, 2, 1, 1), width=8)
 FOUR = LabelSet(('Background', 'Head', 'Left-arm', 'Right-arm'), (65, 49), ((2, 3),))
 

@@ -203,7 +203,7 @@ def test_extract_writes_palette_logits_and_overlay_and_goes_past_broken_photos(t
 def test_processes_share_a_folder(trained, tmp_path):
     for k in range(3):
         write_photo(tmp_path / 'in' / f'{k}.png', k)
-    done = run('python', '-m', 'torch.distributed.run', '--nproc-per-node', '2', '--standalone', HERE / 'schp.py',
+    done = run('python', '-m', 'torch.distributed.run', '--nproc-per-node', '2', '--standalone', '-m', 'schp',
                'extract', tmp_path / 'in', '--weights', trained / 'best.pt', '--out', tmp_path / 'out', '--device', 'cpu')
     assert done.returncode == 0, done.stderr[-2000:]
     assert len(list((tmp_path / 'out').glob('*.png'))) == 3
@@ -211,7 +211,7 @@ def test_processes_share_a_folder(trained, tmp_path):
 
 def test_two_processes_train_through_the_cycles(tmp_path):
     write_lip(tmp_path / 'LIP')
-    done = run('python', '-m', 'torch.distributed.run', '--nproc-per-node', '2', '--standalone', HERE / 'schp.py', 'train',
+    done = run('python', '-m', 'torch.distributed.run', '--nproc-per-node', '2', '--standalone', '-m', 'schp', 'train',
                '--data', 'LIP', '--root', tmp_path / 'LIP', '--out', tmp_path / 'run', *SHORT)
     assert done.returncode == 0, done.stderr[-2000:]
     assert '2 x cpu' in done.stdout and done.stdout.count('epoch 4: mIoU') == 1

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from tests.helpers import HERE
 from tests.seeded import blobs, noise, photo
 
 from schp import warp
@@ -14,7 +15,7 @@ from schp import crowd
 from util.labels import LABEL_SETS, choose_labels, voc_palette
 
 torch.set_num_threads(1)
-FIXTURES = Path(__file__).resolve().parent / 'fixtures' / 'schp'
+FIXTURES = HERE / 'tests' / 'fixtures' / 'schp'
 
 
 def read_json(name):

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 import schp
 from schp import SCHP
 from schp.segformer import SegFormer
-from tests.helpers import call
+from tests.helpers import HERE, call
 from tests.seeded import blobs, noise, seeded
 from util import labelmaps
 from schp import finetuning
@@ -24,7 +24,7 @@ from schp.norms import InPlaceABN
 from schp.config import SCHPConfig
 
 torch.set_num_threads(1)
-FIXTURES = Path(__file__).resolve().parent / 'fixtures' / 'segformer'
+FIXTURES = HERE / 'tests' / 'fixtures' / 'segformer'
 KEYS = json.loads(lzma.open(FIXTURES / 'keys.json.xz').read())               # [[key, shape], ..]
 SCHEMES = json.loads((FIXTURES / 'schemes.json').read_text())
 OPTIMIZERS = json.loads((FIXTURES / 'optimizers.json').read_text())

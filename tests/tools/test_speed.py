@@ -17,7 +17,7 @@ import infer
 import train
 import uniparser
 from data import network_input
-from tests.helpers import tiny_model
+from tests.helpers import HERE, tiny_model
 from uniparser import UniParser, decode
 from util import photos
 from tools import export
@@ -29,7 +29,6 @@ from util.run import Run
 from util.tensors import bilinear_taps
 
 torch.set_num_threads(1)
-HERE = Path(__file__).resolve().parent.parent
 
 
 # ---- deformable convolution ------------------------------------------------------------------------------------

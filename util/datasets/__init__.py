@@ -15,6 +15,7 @@ import zipfile
 from collections import defaultdict, namedtuple
 from contextlib import suppress
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -25,7 +26,7 @@ from util.files import (UNKNOWN, check_name, index_folder, inside, naming, pick_
                         read_list, read_stored, stored_size)
 from util.masks import box_of, coco_mask, paste_masks, split_map, stack_people
 
-CCP_LAYERS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), 'assets', 'ccp_layers.zip')
+CCP_LAYERS = Path(__file__).resolve().parents[2] / 'assets' / 'ccp_layers.zip'
 
 # What an evaluator compares predictions with. parsing (M, H, W) uint8; ignore (H, W) bool, None where the official
 # evaluator ignores no pixels; semantic, parts, humans: cropped maps from official files, None = those of parsing.
