@@ -22,10 +22,10 @@ import torch
 from tqdm import tqdm
 
 from data import network_input
-from uniparser import CHOICES, INFERENCE, RANGES, Config, UniParser, decode
+from uniparser import INFERENCE, Config, UniParser, decode
 import released
 from util.checkpoints import SIGNS, find_system, read_checkpoint, reading
-from util.cli import Between, CommandParser, filled, start
+from util.cli import Between, CommandParser, add_settings, filled, start
 from util.datasets import DATASETS, open_dataset
 from util.files import find_photos, printable, read_photo, short, user_errors, write_png
 from util.labelmaps import TARGETS, find_set, find_tables, names_of
@@ -34,7 +34,7 @@ from maps import draw_maps, read_points
 from util.photos import PhotoPipeline, check_failures, name_jobs, share_of_process
 from util.pictures import palette
 from util.results import keep_parts
-from util.run import add_settings, find_device, sum_over_processes
+from util.run import find_device, sum_over_processes
 from util.submissions import FORMS, PredictionWriter
 from util.video import VIDEOS, parse_videos
 
@@ -46,7 +46,7 @@ def add_model_flags(parser):
     parser.add_argument('--weights', type=filled, default=str(WEIGHTS),
                         help='a checkpoint of train.py or of the released code (default: weights/uniparser_ccp.pt)')
     parser.add_argument('--device', default='auto', choices=['auto', 'cpu', 'cuda', 'mps'])
-    add_settings(parser, Config, RANGES, CHOICES, only=INFERENCE, default='those the weights were saved with')
+    add_settings(parser, Config, only=INFERENCE, default='default: those the weights were saved with')
 
 
 def parse_arguments(argv=None):

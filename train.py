@@ -25,14 +25,13 @@ from tqdm import tqdm
 import data
 from evaluate import ParsingMetrics
 from losses import uniparser_loss
-from uniparser import CHOICES, PRESETS, RANGES, Config, UniParser, get_config
+from uniparser import PRESETS, Config, UniParser, get_config
 from util.checkpoints import FORMAT, PATHS, load_strictly, read_checkpoint, reading
-from util.cli import CommandParser, start
+from util.cli import CommandParser, add_settings, describe, given_settings, start
 from util.datasets import DATASETS, DRAWN, open_dataset
 from util.files import explain as explain_error, is_exhausted, write_png
 from util.pictures import compare_labels
-from util.run import (Run, add_run_flags, add_settings, catching_signals, describe, given_settings, memory,
-                      thread_advice)
+from util.run import Run, add_run_flags, catching_signals, memory, thread_advice
 
 LOG_SECONDS, SAVE_SECONDS, PICTURES = 10, 600, 8
 STATE = 'format', 'config', 'model', 'optimizer', 'scaler', 'root', 'paths', 'world', 'amp', 'best', 'epoch', 'position'
@@ -406,9 +405,9 @@ class UniParserTask(Task):
 def parse_arguments(argv=None):
     parser = CommandParser(__doc__)
     parser.add_argument('--data', choices=list(DATASETS), help='default: synthetic')
-    parser.add_argument('--recipe', choices=CHOICES['recipe'], help='default: paper')
+    parser.add_argument('--recipe', choices=['paper', 'released'], help='default: paper')
     add_run_flags(parser)
-    add_settings(parser, Config, RANGES, CHOICES, skip=('data', 'recipe', 'num_classes', 'pretrained_stages'))
+    add_settings(parser, Config, skip=('data', 'recipe', 'num_classes', 'pretrained_stages'))
     return parser.parse_args(argv)
 
 

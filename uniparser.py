@@ -21,10 +21,9 @@ Labels: parsing (N,H,W) uint8, one map per person: 0 not this person, 1..K part,
 The defaults of `Config` are the paper's text on MHPv2.0. `recipe` decides between that text and the authors' released
 code (released.py) what no other field does; docs/differences.md lists every such place.
 """
-import difflib
 import math
 import os
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -35,147 +34,13 @@ from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastL
 from data import input_size, network_input, to_photo
 import released
 from backbone import Backbone
-from util.beyond import averaged, distinct, fitting, mixture, parsing_quality
+from util.beyond import averaged, distinct, mixture, parsing_quality
 from util.checkpoints import (FORMAT, check_settings, load_pretrained, load_strictly, name_command, read_checkpoint,
                               reading, write_checkpoint)
+from util.config import INFERENCE, PRESETS, Config, get_config  # noqa: F401: part of this module's interface
 from util.results import Parsing
-from util.run import check_ranges, find_device
+from util.run import find_device
 from util.tensors import bilinear_taps, resize_map
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# Configuration: one flat dataclass; presets are differences from it
-
-
-@dataclass(frozen=True)
-class Config:
-    recipe: str = 'paper'               # paper | released: follow the text or the released code; see RELEASED
-    # data
-    data: str = 'MHP'
-    num_classes: int = 58               # K: parts, without the background
-    short_side: tuple = (640, 800)      # Sec. 4.1; two values: a range, else: choices
-    long_side: int = 1333               # at most
-    test_short_side: int = 800
-    flip: float = 0.5                   # probability
-    crop: float = 0.0                   # probability of a random crop
-    crop_min: float = 0.5               # its smallest share of the width, and of the height
-    color_jitter: float = 0.0           # strength; 0 = off
-    degrade: float = 0.0                # probability of gray, dark, blurred and compressed images, of each
-    # network
-    backbone: str = 'resnet50'          # any torchvision ResNet
-    pretrained: str = 'imagenet'        # imagenet | '' = from scratch | file: torchvision's keys, or a UniParser
-    pretrained_stages: int = 0          # set on loading: the stages that keep their ImageNet BatchNorm statistics
-    dcn: bool = True                    # modulated deformable convolution in stages 2-4 (Sec. 6.1)
-    light: bool = False                 # UniParser_light: P2 alone instead of the pyramid (Sec. 4.2)
-    neck_channels: int = 256            # of the pyramid and of F_neck
-    compress_kernel: int = 1            # Sec. 3.1; released code: 3
-    share_compression: bool = True      # one F_neck for all branches; released code: the category branch has its own
-    channels: int = 128                 # C (Sec. 6.1)
-    center_depth: int = 4               # plus the output convolution makes 5 (Sec. 3.2)
-    depth: int = 5                      # convolutions of the other two branches; released code: 4
-    category_coords: bool = False       # relative coordinates in the category branch too; released code: True
-    space: str = 'cosine'               # cosine | inner | sigmoid_after | sigmoid_before (Tab. 4 c)
-    fusion: str = 'index'               # index | convs | multi (Tab. 4 d)
-    # targets (Secs. 3.2, 6.1)
-    grid: int = 40                      # S
-    sigma: float = 0.2
-    center_radius: int = 0              # largest distance, in cells, from the barycenter's; 0 = any; released: 1
-    # loss weights (Sec. 6.2); 0 switches a term off (Tabs. 4, 5)
-    lambda_center: float = 1.0
-    lambda_ins: float = 3.0             # lambda_aux, for each of the three parts of Eq. (5)
-    lambda_cate: float = 3.0
-    lambda_neg: float = 3.0
-    lambda_par: float = 3.0
-    lambda_metric: float = 1.0
-    lambda_cross: float = 0.0           # of a class-balanced cross-entropy of the categories; not in the paper
-    lambda_pull: float = 0.0            # Sec. 6.5, CIHP; recipe released: only whether it is 0 counts
-    # inference (Sec. 6.2)
-    theta_center: float = 0.1
-    theta_mask: float = 0.5
-    theta_paint: float = 0.0            # correlation (mixture: posterior) a pixel's class must reach; 0 = theta_mask
-    theta_part: float = 0.3             # its mean that a part must reach; from the released code
-    theta_same: float = 0.6             # mask IoU above which two detections are the same person; 1 = never
-    peaks: int = 5                      # a center is the maximum of this many cells squared; 1 = every cell
-    max_people: int = 100
-    score: str = 'center'               # center | parsing: of a person, see `parsing_quality`
-    theta_score: float = 0.0            # --score parsing: people below it are left out
-    assign: str = 'correlation'         # correlation | mixture: of classes to a person's pixels, see `mixture`
-    flip_test: bool = False             # average the photo with its mirror image: twice the time
-    # training (Secs. 4.1, 6.2)
-    batch_size: int = 8                 # images per step, over all processes
-    accumulate: int = 1                 # passes per step, each with a share of its images
-    epochs: int = 12
-    milestones: tuple = ()              # epochs after which the rate is divided by 10; () = at 3/4 and 11/12
-    optimizer: str = 'sgd'              # sgd | adamw
-    lr: float = 6.25e-4                 # per image of the batch
-    backbone_lr: float = 1.0            # factor on the backbone's rate
-    schedule: str = 'step'              # step | cosine
-    warmup: int = 500                   # iterations
-    weight_decay: float = 1e-4
-    clip: float = 35.0                  # gradients are clipped to this norm; 0 = never
-    samples: int = 0                    # training images per epoch of CCP and synthetic; 0 = their default
-    backgrounds: str = ''               # CCP: folder of photos without people, for a fifth of the scenes
-    people: str = ''                    # CCP: folder of images/ and instances/, people without parts, for a tenth
-    tagged: str = ''                    # CCP: folder of label maps of further photos, see tools/tagged.py
-    rare: float = 0.0                   # CCP: people with classes of a smaller share are drawn more often; 0 = off
-    things: float = 0.0                 # CCP: share of scenes with blobs, mostly of clothes, that are nobody
-    val_every: int = 1                  # epochs
-    val_images: int = 0                 # 0 = all
-    workers: int = 4
-    seed: int = 0
-
-    def __post_init__(self):
-        check_ranges(self, RANGES, CHOICES)
-        if not self.short_side or len(self.short_side) == 2 and self.short_side[0] > self.short_side[1]:
-            raise ValueError(f'--short-side is {" ".join(map(str, self.short_side)) or "empty"}; give a range, the '
-                             'smaller value first, such as 640 800, or one value, or several')
-        if self.fusion != 'index' and (self.flip_test or self.assign == 'mixture'):
-            raise ValueError(f'--flip-test and --assign mixture are for --fusion index, not {self.fusion}')
-
-
-THETAS = 'theta_center', 'theta_mask', 'theta_paint', 'theta_part', 'theta_same', 'theta_score'
-INFERENCE = *THETAS, 'peaks', 'max_people', 'score', 'assign', 'flip_test', 'test_short_side', 'long_side'
-CHOICES = dict(recipe=('paper', 'released'), space=('cosine', 'inner', 'sigmoid_after', 'sigmoid_before'),
-               fusion=('index', 'convs', 'multi'), optimizer=('sgd', 'adamw'), score=('center', 'parsing'),
-               assign=('correlation', 'mixture'), schedule=('step', 'cosine'),
-               **dict.fromkeys(('compress_kernel', 'peaks'), (1, 3, 5, 7)))
-RANGES = dict(
-    num_classes=(1, 254), short_side=(1, 10000), long_side=(1, 10000), test_short_side=(1, 10000), grid=(2, 1000),
-    pretrained_stages=(0, 4), neck_channels=(1, 4096), channels=(1, 4096), center_depth=(1, 50), depth=(1, 50),
-    sigma=(0, 100), center_radius=(0, 1000), max_people=(1, 255), batch_size=(1, 10 ** 6), accumulate=(1, 10 ** 6),
-    epochs=(1, 10 ** 6), milestones=(0, 10 ** 6), lr=(0, 1000), backbone_lr=(0, 1000), warmup=(0, 10 ** 9),
-    weight_decay=(0, 1000), clip=(0, 10 ** 9), samples=(0, 10 ** 9), val_every=(1, 10 ** 6), val_images=(0, 10 ** 9),
-    workers=(0, 1000), seed=(0, 2 ** 32), **{f.name: (0, 10 ** 6) for f in fields(Config) if f.name[:6] == 'lambda'},
-    **dict.fromkeys((*THETAS, 'flip', 'crop', 'crop_min', 'color_jitter', 'degrade', 'rare', 'things'), (0, 1)))
-RELEASED = dict(recipe='released', short_side=(640, 672, 704, 736, 768, 800), compress_kernel=3, depth=4,
-                share_compression=False, category_coords=True, center_radius=1, lambda_neg=2.0, theta_same=1.0)
-SYNTHETIC = dict(data='synthetic', num_classes=6, short_side=(96,), long_side=128, test_short_side=96, workers=0,
-                 backbone='resnet10', pretrained='', dcn=False, neck_channels=64, channels=32, depth=3, center_depth=3,
-                 center_radius=1, epochs=2, optimizer='adamw', lr=3.75e-4, schedule='cosine', warmup=50, samples=1600)
-CROWD = dict(SYNTHETIC, data='crowd', num_classes=12, center_radius=0, epochs=1, batch_size=4, lr=7.5e-4, samples=1600)
-CIHP = dict(data='CIHP', num_classes=19, epochs=75, milestones=(50, 65), lambda_neg=0.0, lambda_pull=1.0)   # Sec. 6.5
-PRESETS = {
-    'mhp': {}, 'cihp': CIHP, 'synthetic': SYNTHETIC, 'crowd': CROWD,
-    'densepose': dict(data='DensePose', num_classes=14), 'mhp_released': dict(RELEASED, epochs=36, theta_center=0.2),
-    'cihp_released': dict(CIHP, **dict(RELEASED, lambda_neg=0.0), backbone='resnet101', light=True, lambda_center=0.2,
-                          lr=2.25e-4, warmup=0, theta_part=0.275),
-    'ccp': dict(data='CCP', num_classes=19, short_side=(240, 320), long_side=320, test_short_side=320, color_jitter=0.3,
-                crop=0.4, crop_min=0.35, degrade=0.05, backbone='resnet18', dcn=False, neck_channels=128, channels=64,
-                depth=3, center_depth=3, center_radius=1, lambda_cross=1.0, score='parsing', theta_score=0.25,
-                assign='mixture', theta_paint=0.45, theta_part=0.65, epochs=20, optimizer='adamw', lr=1.25e-4,
-                backbone_lr=0.3, schedule='cosine', warmup=100, val_every=5, workers=1),
-    'crowd_released': dict(CROWD, **dict(RELEASED, short_side=(96,), depth=3))}
-
-
-def get_config(preset='mhp', **changes):
-    """Config of a preset with some fields changed; ValueError on unknown names."""
-    if preset not in PRESETS:
-        raise ValueError(f'unknown preset {preset!r}; choose one of {", ".join(PRESETS)}')
-    names = [f.name for f in fields(Config)]
-    for name in (name for name in changes if name not in names):
-        close = difflib.get_close_matches(name, names, 1)
-        raise ValueError(f'unknown setting {name!r}' + (f'; did you mean {close[0]!r}?' if close else ''))
-    return replace(Config(), **{**fitting(PRESETS[preset], changes), **changes})
 
 
 # ---------------------------------------------------------------------------------------------------------------

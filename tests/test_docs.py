@@ -21,7 +21,7 @@ import schp
 import train
 from tests.helpers import HERE, SHORT, call, run, write_photo, write_tiny_mhp, write_video
 from uniparser import PRESETS, Config, UniParser, get_config
-from util.cli import CommandParser
+from util.cli import CommandParser, given_settings
 from util import datasets
 from tools import tagged
 from tools import self_correction
@@ -32,7 +32,6 @@ from tools import benchmark
 from tools import ablate
 from util.datasets import DATASETS, open_dataset
 from util.masks import flatten_people
-from util.run import given_settings
 
 PATHS = [HERE / 'README.md', *sorted((HERE / 'docs').glob('*.md')), HERE / 'weights' / 'README.md']
 DOCS = {str(path.relative_to(HERE)): path.read_text() for path in PATHS}

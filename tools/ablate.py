@@ -22,15 +22,15 @@ import numpy as np
 import torch
 
 import train
-from uniparser import CHOICES, PRESETS, RANGES, Config, UniParser, get_config
+from uniparser import PRESETS, Config, UniParser, get_config
 from util.checkpoints import read_checkpoint
-from util.cli import Between, CommandParser, start
+from util.cli import Between, CommandParser, add_settings, as_flags, describe, given_settings, start
 from util.datasets import DATASETS, DRAWN
 from util.files import write_file, write_json
 from util.masks import matrix_nms
 from util.photos import share_of_process
 from util.reports import mean_and_spread
-from util.run import Run, add_settings, as_flags, describe, find_device, given_settings
+from util.run import Run, find_device
 
 NAMES = dict(AP50='AP^p_50', APvol='AP^p_vol', PCP50='PCP_50', mIoU='mIoU')
 # What a training changes in the base, in the order in which they run: one of each table first.
@@ -281,7 +281,7 @@ def parse_arguments(argv=None):
     parser.add_argument('--json', metavar='FILE', help='also write the numbers into this file')
     parser.add_argument('--page', metavar='FILE', help='also replace the tables in this page, such as docs/results.md')
     fixed = 'data', 'recipe', 'num_classes', 'pretrained_stages', 'seed', 'val_every'
-    add_settings(parser, Config, RANGES, CHOICES, fixed)
+    add_settings(parser, Config, fixed)
     return parser.parse_args(argv)
 
 

@@ -31,15 +31,15 @@ import data
 from evaluate import Job, evaluate
 from infer import add_model_flags, load_model
 from schp import NETWORKS, build
-from train import CHOICES, UniParserTask, make_loader, open_sets, preset_of, train_step
-from uniparser import INFERENCE, PRESETS, RANGES, Config, UniParser, decode, find_centers, get_config
-from util.cli import Between, CommandParser, start
+from train import UniParserTask, make_loader, open_sets, preset_of, train_step
+from uniparser import INFERENCE, PRESETS, Config, UniParser, decode, find_centers, get_config
+from util.cli import Between, CommandParser, add_settings, given_settings, start
 from util.datasets import DATASETS, open_dataset
 from util.files import read_photo, read_prediction, user_errors
 from util.labels import LABEL_SETS
 from util.pictures import overlay
 from util.results import describe_people, write_results
-from util.run import Run, add_settings, find_device, given_settings, memory, synchronize
+from util.run import Run, find_device, memory, synchronize
 from schp.config import SCHPConfig
 from schp.config import preset as schp_preset
 from util.submissions import PredictionWriter, open_predictions
@@ -362,10 +362,10 @@ def parse_arguments(argv=None):
     train.set_defaults(function=benchmark_training)
     train.add_argument('--data', choices=list(DATASETS), default='synthetic')
     train.add_argument('--root', help='folder of the data set, as downloaded')
-    train.add_argument('--recipe', choices=CHOICES['recipe'])
+    train.add_argument('--recipe', choices=['paper', 'released'])
     train.add_argument('--device', default='auto', choices=['auto', 'cpu', 'cuda', 'mps'])
     train.add_argument('--amp', action=argparse.BooleanOptionalAction, help='half precision; default: on CUDA')
-    add_settings(train, Config, RANGES, CHOICES, skip=('data', 'recipe', 'num_classes', 'pretrained_stages'))
+    add_settings(train, Config, skip=('data', 'recipe', 'num_classes', 'pretrained_stages'))
     evaluation = commands.add_parser('evaluate', help='evaluate.py on drawn people')
     evaluation.set_defaults(function=benchmark_evaluation)
     evaluation.add_argument('--workers', type=Between(1, 1000), default=min(8, os.cpu_count()),

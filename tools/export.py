@@ -41,10 +41,9 @@ from schp import SCHP
 from uniparser import INFERENCE, PRESETS, ConvTower, UniParser, correlate, get_config, keep_peaks
 from schp import warp
 from util.checkpoints import find_system, read_checkpoint
-from util.cli import CommandParser, filled, start
+from util.cli import CommandParser, describe, filled, start
 from util.files import user_errors, write_file
 from util.labels import LABEL_SETS
-from util.run import describe
 
 
 class Correlations(nn.Module):

@@ -76,14 +76,6 @@ def mixture(q, gate, theta, temperature=0.1, rounds=10, power=0.5):
     return maps, means
 
 
-def fitting(preset, changes):
-    """The settings of a preset; where `changes` have a learned fusion, without `assign` and its thresholds, which are
-    for index."""
-    if changes.get('fusion', 'index') == 'index' or preset.get('assign') != 'mixture':
-        return preset
-    return {k: v for k, v in preset.items() if k not in ('assign', 'theta_paint', 'theta_part')}
-
-
 # ---------------------------------------------------------------------------------------------------------------
 # Training
 

@@ -1,6 +1,7 @@
-"""What every command shares: its parser, the types of its flags, and its start. Needs the standard library alone."""
+"""What every command shares: its start, its parser, and settings as flags. Needs the standard library alone."""
 import argparse
 import sys
+from dataclasses import asdict, fields
 
 
 def start(main):
@@ -73,3 +74,66 @@ class CommandParser(argparse.ArgumentParser):
     def error(self, message):
         name, _, reason = message.removeprefix('argument ').partition(': ')
         fail(f'{name}{reason}' if reason.startswith(' is ') else f'{message}; see {self.prog} --help')
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Settings as flags: the fields of a config dataclass, see `util.config.setting`
+
+
+def add_settings(parser, config_class, skip=(), only=None, default='presets change some of the defaults'):
+    """Adds the fields of a config dataclass as flags: all except those in `skip`, or those in `only`. A flag that is
+    not given leaves no attribute behind, see `given_settings`. default: a note for the title of the group."""
+    group = parser.add_argument_group(f'settings ({default})')
+    for field in fields(config_class):
+        if field.name in skip or only and field.name not in only:
+            continue
+        choices = field.metadata['choices']
+        kind = type(field.default)
+        options = dict(default=argparse.SUPPRESS, help=f'{field.metadata["help"]} [{as_text(field.default)}]')
+        if kind is bool:
+            options.update(action=argparse.BooleanOptionalAction)
+        elif choices:
+            options.update(type=kind, choices=choices)
+        elif kind is str:
+            options.update(metavar='TEXT')
+        else:
+            number = int if kind is tuple else kind
+            options.update(type=Between(field.metadata['low'], field.metadata['high'], number), metavar='N')
+        if kind is tuple:
+            options.update(nargs='*')
+        group.add_argument(flag(field.name), **options)
+
+
+def as_text(value):
+    """The default of a setting, as its flag would be given. argparse formats help with %."""
+    if isinstance(value, bool):
+        return 'yes' if value else 'no'
+    if isinstance(value, tuple):
+        return ' '.join(map(str, value)) or 'none'
+    return f'{value:g}' if isinstance(value, float) else str(value) or 'none'
+
+
+def given_settings(args, config_class, skip=('data', 'recipe')):
+    """The settings among the arguments: {field: value}, lists as tuples."""
+    names = {field.name for field in fields(config_class)} - set(skip)
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in vars(args).items() if k in names}
+
+
+def as_flags(changes):
+    """{'light': True, 'dcn': False, 'grid': 20} -> '--light --no-dcn --grid 20'."""
+    words = []
+    for name, value in changes.items():
+        if isinstance(value, bool):
+            words.append(flag(name if value else f'no_{name}'))
+            continue
+        words.append(flag(name))
+        for item in value if isinstance(value, tuple) else (value,):
+            words.append(f'{item:g}' if isinstance(item, float) else str(item))
+    return ' '.join(words)
+
+
+def describe(config):
+    """The settings that differ from the defaults, as text: 'backbone=resnet18 dcn=False'."""
+    default = type(config)()
+    changed = [f'{k}={v}' for k, v in asdict(config).items() if v != getattr(default, k)]
+    return ' '.join(changed) or 'the defaults'

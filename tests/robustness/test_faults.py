@@ -738,22 +738,26 @@ class Drawn(datasets.Photos):
         return self.sample
 
 
+def choices(name):
+    return next(f.metadata['choices'] for f in fields(uniparser.Config) if f.name == name)
+
+
 LAMBDAS = [f.name for f in fields(uniparser.Config) if f.name.startswith('lambda_')]
 ELSEWHERE = {                                     # of the training loop, the data set or the labels
     'data', 'num_classes', 'pretrained', 'pretrained_stages', 'batch_size', 'accumulate', 'epochs', 'milestones', 'optimizer',
     'lr', 'backbone_lr', 'schedule', 'warmup', 'weight_decay', 'clip', 'samples', 'backgrounds', 'people', 'tagged',
     'rare', 'things', 'val_every', 'val_images', 'workers', 'seed'}
 SETTINGS = st.fixed_dictionaries(dict(
-    recipe=st.sampled_from(['paper', 'released']), space=st.sampled_from(uniparser.CHOICES['space']),
-    fusion=st.sampled_from(uniparser.CHOICES['fusion']), light=st.booleans(), dcn=st.booleans(), grid=st.integers(2, 20),
+    recipe=st.sampled_from(['paper', 'released']), space=st.sampled_from(choices('space')),
+    fusion=st.sampled_from(choices('fusion')), light=st.booleans(), dcn=st.booleans(), grid=st.integers(2, 20),
     center_radius=st.integers(0, 2), sigma=st.sampled_from([0.0, 0.2, 3.0]), crop=st.sampled_from([0.0, 1.0]),
     crop_min=st.sampled_from([0.0, 0.5]), color_jitter=st.sampled_from([0.0, 0.5]), degrade=st.sampled_from([0.0, 1.0]),
-    score=st.sampled_from(uniparser.CHOICES['score']), assign=st.sampled_from(uniparser.CHOICES['assign']),
+    score=st.sampled_from(choices('score')), assign=st.sampled_from(choices('assign')),
     theta_score=st.sampled_from([0.0, 0.3]), flip_test=st.booleans(),
     short_side=st.sampled_from([(8,), (1, 40), (16, 32, 48)]),
     long_side=st.integers(1, 90), test_short_side=st.integers(1, 60), max_people=st.integers(1, 20),
     theta_center=st.sampled_from([0.0, 0.1, 1.0]), theta_mask=st.sampled_from([0.0, 0.3, 1.0]),
-    theta_paint=st.sampled_from([0.0, 0.2]), peaks=st.sampled_from(uniparser.CHOICES['peaks']),
+    theta_paint=st.sampled_from([0.0, 0.2]), peaks=st.sampled_from(choices('peaks')),
     theta_part=st.sampled_from([0.0, 0.3]), theta_same=st.sampled_from([0.0, 0.6, 1.0]),
     category_coords=st.booleans(), share_compression=st.booleans(),
     compress_kernel=st.sampled_from([1, 3]), neck_channels=st.sampled_from([8, 16]), channels=st.sampled_from([4, 8]),

@@ -26,7 +26,7 @@ import oneshot
 import schp
 import train
 from tests.helpers import HERE, SHORT, call, tiny_model, write_photo
-from uniparser import CHOICES, RANGES, Config, UniParser, get_config
+from uniparser import Config, UniParser, get_config
 from util import files
 from util.checkpoints import read_checkpoint
 from util.datasets import open_dataset
@@ -190,12 +190,15 @@ def test_two_processes_cannot_train_in_one_folder_and_a_killed_one_frees_it(tmp_
     assert not (folder / '.last.pt.99999').exists(), third.communicate()[1]
 
 
+RANGES = {f.name: (f.metadata['low'], f.metadata['high']) for f in fields(Config) if f.metadata['low'] is not None}
+
+
 # ---- settings ----------------------------------------------------------------------------------------------------------
 
 
 def test_every_number_among_the_settings_has_a_range():
     numbers = {f.name for f in fields(Config) if type(f.default) in (int, float, tuple)}
-    assert numbers == (set(RANGES) | (set(CHOICES) & numbers))
+    assert numbers == set(RANGES) | {f.name for f in fields(Config) if f.metadata['choices']} & numbers
 
 
 @pytest.mark.parametrize('arguments', [

@@ -16,7 +16,7 @@ from tools.ablate import TABLES, TRAININGS, Row, SuppressingParser, markdown, re
 from util.datasets import open_dataset
 from util.masks import matrix_nms
 from util.reports import mean_and_spread
-from util.run import as_flags, given_settings
+from util.cli import as_flags, given_settings
 
 TINY = ['--samples', '12', '--val-images', '2', '--channels', '8', '--neck-channels', '16', '--depth', '1', '--center-depth', '1',
         '--warmup', '2', '--lr', '1e-3', '--device', 'cpu']
