@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from data import input_size, network_input
+from data import input_geometry, network_input
 from uniparser import UniParser, decode
 from oneshot.augment import as_photo
 from oneshot.episodes import IGNORE
@@ -48,7 +48,9 @@ class UniParserByExample:
     def prototypes(self, photo, labels):
         """A Pillow photo and its labels (H,W) -> mean F_cate of each label (256,C) float32; zeros where it has no pixel
         at a quarter of the network's size."""
-        padded, (h, w) = input_size(photo, self.config)
+        geometry = input_geometry(photo, self.config)
+        h, w = geometry.size
+        padded = geometry.padded
         canvas = np.full(padded, IGNORE, np.uint8)
         canvas[:h, :w] = np.asarray(Image.fromarray(labels).resize((w, h), Image.NEAREST))
         features = self.outputs(self.prepare(photo))['f_cate']

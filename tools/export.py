@@ -38,7 +38,8 @@ import torch.nn as nn
 from data import MEAN, STD
 from infer import WEIGHTS
 from schp import SCHP
-from uniparser import INFERENCE, PRESETS, ConvTower, UniParser, correlate, get_config, keep_peaks
+from correlation import correlate
+from uniparser import INFERENCE, PRESETS, UniParser, get_config, keep_peaks
 from schp import warp
 from util.checkpoints import find_system, read_checkpoint
 from util.cli import CommandParser, describe, filled, start
@@ -68,9 +69,6 @@ def export_onnx(model, path):
     """Writes a folded UniParser on the CPU to `path`."""
     if model.config.fusion != 'index':
         raise ValueError(f'the ONNX file holds correlations, but the fusion {model.config.fusion!r} does not use them')
-    for module in model.modules():
-        if isinstance(module, ConvTower):
-            module.cache = None                          # the coordinates' share depends on the size
     height, width = (torch.export.Dim(name, min=2, max=256) for name in ('height', 'width'))
     settings = {key: getattr(model.config, key) for key in INFERENCE}
     write_onnx(path, Correlations(model), torch.zeros(1, 3, 256, 320), ({2: 32 * height, 3: 32 * width},),

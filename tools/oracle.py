@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from data import input_size, network_input, resize_sample
+from data import input_geometry, network_input, resize_sample
 from infer import add_model_flags, load_model, open_split, predict_split
-from losses import make_targets
+from losses import make_loss
 from uniparser import decode
 from util.cli import CommandParser, start
 from util.datasets import DATASETS
@@ -22,24 +22,33 @@ from util.submissions import FORMS
 def predict_with_truth(model, kind, image, parsing, ignore):
     """Parsing of one image where the ground truth replaces a part of the network: the heat map (centers), that and the
     correlations with people (people), or the correlations with categories (classes)."""
-    config, photo = model.config, Image.fromarray(image)
-    out, (padded, size) = model.outputs(network_input(photo, config)), input_size(photo, config)
-    _, parsing, ignore = resize_sample(image, parsing, ignore, size[::-1], config.recipe)
-    below = (0, padded[1] - size[1], 0, padded[0] - size[0])
-    parsing, ignore = (F.pad(torch.from_numpy(np.array(x)), below) for x in (parsing, ignore))
-    truth = make_targets(parsing, ignore, out['f_ins'].shape[-2:], config)
+    config = model.config
+    photo = Image.fromarray(image)
+    geometry = input_geometry(photo, config)
+    out = model.outputs(network_input(photo, config, geometry))
+
+    # The targets of the photo as the network sees it.
+    _, parsing, ignore = resize_sample(image, parsing, ignore, geometry.size[::-1], config)
+    below = 0, geometry.padded[1] - geometry.size[1], 0, geometry.padded[0] - geometry.size[0]
+    parsing = F.pad(torch.from_numpy(np.array(parsing)), below)
+    ignore = F.pad(torch.from_numpy(np.array(ignore)), below)
+    truth = make_loss(config).make_targets(parsing, ignore, out['f_ins'].shape[-2:])
+
     if kind == 'classes':
-        out['f_cate'] = truth['categories'].view(1, -1, *out['f_cate'].shape[-2:])
+        out['f_cate'] = truth.categories.view(1, -1, *out['f_cate'].shape[-2:])
         out['k_cate'] = torch.eye(config.num_classes)
     else:
-        cells, heat = truth['cells'][truth['exists']], torch.full((config.grid ** 2,), -9.0)
+        cells = truth.cells[truth.exists]
+        heat = torch.full((config.grid ** 2,), -9.0)
         heat[cells] = 9.0
         out['heatmap'] = heat.view(1, 1, config.grid, config.grid)
     if kind == 'people':
-        out['f_ins'] = truth['persons'][truth['exists']].float()[None]                     # (1, N, h, w)
+        # One feature channel per person: its mask.
+        out['f_ins'] = truth.persons[truth.exists].float()[None]             # (1, N, h, w)
         out['k_ins'] = torch.zeros(1, len(cells), config.grid ** 2)
         out['k_ins'][0, torch.arange(len(cells)), cells] = 1
-    return decode({k: v.cpu() for k, v in out.items()}, 0, photo, config, model.fusion)
+    out = {name: value.cpu() for name, value in out.items()}
+    return decode(out, 0, geometry, config, model.fusion)
 
 
 def parse_arguments(argv=None):
