@@ -5,10 +5,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from uniparser import Parsing
 from oneshot.augment import as_photo, label_rows, normalize, reduced
 from oneshot.prototypes import class_masks, cosine, foreground, static_prototypes
 from oneshot.xception import upsample
+from util.results import as_one_person
 
 LONG_SIDE = 1024                                      # of photos, where the config does not say
 
@@ -19,15 +19,6 @@ class Example(NamedTuple):
     rows: list
     people: torch.Tensor                     # (1,1,C)
     fine: torch.Tensor                       # (1,K-1,C)
-
-
-def as_one_person(labels, probability):
-    """Label map and probability of people (H,W) -> Parsing of one person, whose score is the mean probability in its
-    pixels; of none where no pixel has a label."""
-    ys, xs = np.nonzero(labels)
-    center = [xs.mean() + 0.5, ys.mean() + 0.5] if len(xs) else [0, 0]
-    score = probability[labels > 0].mean() if len(xs) else 0
-    return Parsing(labels[None], np.array([score]), np.array([center])).visible()
 
 
 class ByExample:
