@@ -98,14 +98,14 @@ BASES = {                                         # arguments with which a comma
     'data': (data, ['--data', 'MHP', *NOWHERE]),
     'benchmark infer': (benchmark, ['infer', 'no.jpg', '--weights', 'no.pt']),
     'benchmark train': (benchmark, ['train', '--data', 'CIHP', *NOWHERE]),
-    'benchmark schp': (benchmark, ['schp']), 'benchmark evaluate': (benchmark, ['evaluate']),
+    'benchmark schp': (benchmark, ['schp']),
     'export': (export, ['--weights', 'no.pt', '--out', 'new.pt']),
     'oracle': (oracle, ['people', '--data', 'MHP', '--weights', 'no.pt', '--out', 'new']),
     'demo': (demo, ['--weights', 'no.pt']),
     'ablate': (ablate, ['--table', '5', '--data', 'MHP', *NOWHERE]),
     'self_correction': (self_correction, NOWHERE), 'count_people': (count_people, ['no', '--weights', 'no.pt']),
     'tagged': (tagged, [*NOWHERE, '--out', 'new', '--weights', 'no.pt'])}
-RUNS_WITHOUT_FILES = 'benchmark schp', 'benchmark evaluate'
+RUNS_WITHOUT_FILES = 'benchmark schp',
 
 
 class Caught(Exception):
