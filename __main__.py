@@ -4,7 +4,7 @@
     uniparser train --data MHP --root DIR          # train.py; so do infer, evaluate, data and demo
     uniparser schp extract photo.jpg --weights F   # python -m schp
     uniparser oneshot parse photo.jpg ..           # python -m oneshot
-    uniparser tools.export --out uniparser.onnx    # python -m tools.export; so do the other files of tools/
+    uniparser tools.export --out uniparser.onnx    # python -m tools.export, or another of tools/
 
 `python -m uniparser_torch` does the same. `uniparser train --help` prints the flags of a program.
 A photo with the name of a program needs its folder: `uniparser ./train`.

@@ -1,6 +1,6 @@
 """Models for torch.hub, and for programs with files of their own called `data` or `util`.
 
-    model = torch.hub.load(REPO, 'uniparser')      # REPO: OWNER/NAME, or a folder with source='local'
+    model = torch.hub.load(REPO, 'uniparser')    # REPO: OWNER/NAME, or a folder with source='local'
     result = model.predict('photo.jpg')[0]
     torch.hub.help(REPO, 'schp')
 

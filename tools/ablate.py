@@ -4,7 +4,7 @@ On drawn crowds a row takes a minute; on a data set, it is the paper's own train
 
     python -m tools.ablate --table 4a                              # on drawn crowds, on a CPU
     python -m tools.ablate --table all --seeds 0 1 2
-    python -m tools.ablate --table all --data MHP --root DIR       # the paper's own tables, on a GPU
+    python -m tools.ablate --table all --data MHP --root DIR       # the paper's own, on a GPU
     torchrun --nproc-per-node 8 -m tools.ablate --table all --data MHP --root DIR
 
 torchrun's processes share the trainings. A row and seed has a folder OUT/DATA/ROW-SEED. It is

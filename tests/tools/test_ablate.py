@@ -67,7 +67,7 @@ def test_a_stopped_row_is_resumed_exactly(tmp_path, monkeypatch):
     assert all(torch.equal(ours[k], theirs[k]) for k in theirs)
     for name in 'base-3', 'base+theta_part=0.0-3':
         ours, theirs = (numbers(tmp_path / run / 'crowd' / name / 'metrics.json') for run in ('parts', 'whole'))
-        assert [ours[k] for k in ablate.METRICS] == [theirs[k] for k in ablate.NAMES]
+        assert [ours[k] for k in ablate.METRICS] == [theirs[k] for k in ablate.METRICS]
 
 
 def test_a_row_whose_metrics_were_not_written_is_measured(tmp_path, monkeypatch):
