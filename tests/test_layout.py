@@ -19,13 +19,15 @@ ALLOWED = {
 }
 
 
-def read_sources():
-    """{module: source} of the project, without tests."""
-    paths = [path for path in HERE.glob('*.py') if not path.name.startswith('test_')]
+def find_modules():
+    """{module: path} of the project, without tests."""
+    paths = [path for path in sorted(HERE.glob('*.py')) if not path.name.startswith('test_')]
     for room in ROOMS:
-        paths += HERE.glob(f'{room}/**/*.py')
-    names = {'.'.join(path.relative_to(HERE).with_suffix('').parts).removesuffix('.__init__'): path for path in paths}
-    return {name: path.read_text() for name, path in names.items()}
+        paths += sorted(HERE.glob(f'{room}/**/*.py'))
+    return {'.'.join(path.relative_to(HERE).with_suffix('').parts).removesuffix('.__init__'): path for path in paths}
+
+
+MODULES = find_modules()
 
 
 def imports(tree, modules):
@@ -76,7 +78,7 @@ def reachable(module, graph):
 
 
 def test_every_import_goes_downwards_and_none_in_a_circle():
-    sources = read_sources()
+    sources = {name: path.read_text() for name, path in MODULES.items()}
     assert {'uniparser', 'hubconf', 'schp', 'oneshot', 'tools.benchmark', 'util.files', 'util.datasets'} <= set(sources)
     assert 'uniparser' in imports(ast.parse(sources['losses']), set(sources))
     assert find_breaches(sources) == []
