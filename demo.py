@@ -26,6 +26,7 @@ from util.checkpoints import find_system, read_checkpoint
 from util.cli import Between, CommandParser, filled, start
 from util.files import USER_ERRORS, explain, user_errors
 from util.labels import LABEL_SETS
+from util.photos import PhotoJob
 from util.pictures import overlay, palette
 from util.results import as_one_person, describe_people, file_part
 
@@ -195,15 +196,16 @@ def parse_photo(parser, path):
     of the files to download.
     """
     name = Path(path).stem[:100]
-    job, photo, image = parser.read((path, name))
-    if image is None:
-        raise photo                                       # an error
-    (_, _, out), = parser.parse([(job, photo, image)])
+    job = parser.read(PhotoJob(path, name))
+    if job.error is not None:
+        raise ValueError(job.error)
+    job, = parser.parse([job])
     with parser.turn:
-        found = parser.find(out, photo, Path(path).name)
+        found = parser.find(job.out, job.photo, Path(path).name)
     found.save(parser.folder, name, cutouts=True)
     people = describe_people(found, parser.class_names)
-    picture = draw_picture(photo, found.parsing, people, parser.class_names, parser.message(found))
+    picture = draw_picture(job.photo, found.parsing, people, parser.class_names,
+                           parser.message(found))
     return picture, list_cutouts(parser.folder, name, people), list_files(parser.folder, name)
 
 

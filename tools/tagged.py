@@ -27,7 +27,7 @@ from util.cli import Between, CommandParser, start
 from util.datasets import CIHP, UNKNOWN, read_layers
 from util.files import (index_folder, inside, naming, pick_files, printable, read_stored,
                         user_errors, write_png)
-from util.photos import PhotoPipeline, check_failures, share_of_process
+from util.photos import PhotoJob, PhotoPipeline, check_failures, share_of_process
 from util.pictures import palette, palette_image
 from util.run import sum_over_processes
 
@@ -86,25 +86,22 @@ class LabelPipeline(PhotoPipeline):
     def outputs(self, inputs):
         return [self.model.outputs(image) for image in inputs]
 
-    def write(self, result):
-        (path, name), photo, out = result
-        if out is None:
-            return f'error: {photo}', None
+    def write(self, job):
         try:
-            allowed = self.tags.read(self.files[name])
+            allowed = self.tags.read(self.files[job.name])
         except (OSError, ValueError) as error:
             return f'error: {error}', None
         labels = None
         if allowed is not None:
             with self.turn:
-                labels = self.label(out, photo, allowed)
-        target, = self.targets(name)
+                labels = self.label(job.out, job.photo, allowed)
+        target, = self.targets(job.name)
         if labels is not None:
             write_png(target, palette_image(labels, palette(19)))
-            return f'{printable(path)}: labeled', 1
+            return f'{printable(job.path)}: labeled', 1
         # A map of an earlier model, which was certain of this photo.
         target.unlink(missing_ok=True)
-        return f'{printable(path)}: left out', 0
+        return f'{printable(job.path)}: left out', 0
 
     def label(self, out, photo, allowed):
         """The label map of the largest person, (H, W) uint8, or None where it is not certain.
@@ -173,7 +170,8 @@ def label_photos(args):
     if not tags:
         raise FileNotFoundError(f'{folder} has no .mat file; unpack the download again')
     paths = pick_files(os.path.join(root, 'photos'), list(tags))
-    counts = LabelPipeline(model, args, tags).run(share_of_process(list(zip(paths, tags))))
+    jobs = [PhotoJob(path, name) for path, name in zip(paths, tags)]
+    counts = LabelPipeline(model, args, tags).run(share_of_process(jobs))
     kept = sum_over_processes(sum(count for count in counts if count))
     if int(os.environ.get('RANK', 0)) == 0:
         print(f'{kept} of {len(tags)} photos labeled -> {os.path.join(args.out, "")}')
