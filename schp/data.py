@@ -22,11 +22,15 @@ from schp.crowd import enlarge
 from util.files import index_folder, naming, pick_files
 from util.labels import LABEL_SETS
 from util.masks import box_of
-from schp.semantic import flatten
-from schp.warp import crop, crop_matrix, warp
+from schp.crops import crop, crop_matrix, warp
 
 LAYOUT = '{}_images', '{}_segmentations', '{}_id.txt'    # of SCHP: folders of photos and of labels, list of ids
 
+
+def flatten(parsing, ignore):
+    """People (N,H,W) and ignore (H,W) -> one label map uint8 (H,W), 255 = unknown."""
+    labels = parsing.max(0) if len(parsing) else np.zeros(ignore.shape, np.uint8)
+    return np.where(ignore, 255, labels).astype(np.uint8)
 
 class Single(datasets.Photos):
     """A data set of photos and label maps. layouts: the known ones, each as LAYOUT."""

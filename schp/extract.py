@@ -19,7 +19,8 @@ from util.labels import voc_palette
 from util.photos import PhotoPipeline, check_failures, name_jobs, share_of_process
 from util.pictures import overlay, palette_image
 from util.run import sum_over_processes
-from schp.warp import as_array, crop, crop_matrix, invert, label_map, warp
+from schp.crops import as_array, crop, crop_matrix, invert, label_map, warp
+from schp.network import load_model
 
 CODES = np.float32([0, 0.5, 0.6, 0.7, 0.8, 0.9, 1])      # IntegratedPIFu compares float32 numbers with these
 PASCAL = 'checkpoints/exp-schp-201908270938-pascal-person-part.pth'          # IntegratedPIFu's default
@@ -95,8 +96,7 @@ def renderings(folder):
     return jobs
 
 
-def extract(args, load_model):
-    """load_model(args) -> the Parser of --weights."""
+def extract(args):
     if bool(args.photos) == bool(args.integratedpifu):
         raise ValueError('give photos, or --integratedpifu with a folder (python -m schp extract --help)')
     if args.integratedpifu:

@@ -18,6 +18,7 @@ from PIL import Image
 from infer import WEIGHTS
 from util.cli import Between
 from uniparser import UniParser
+from schp.network import load_model
 from schp.crowd import choose_people, fuse_logits, parse_people
 from util.datasets import DATASETS, open_dataset
 from util.files import (check_pair, find_photos, naming, printable, read_prediction, read_rows, write_pair,
@@ -163,7 +164,7 @@ def read_ids(folder, name, shape):
     return as_label_maps([ids == i for i in present], shape) > 0, [scores[i] for i in present]
 
 
-def load_networks(args, load_model):
+def load_networks(args):
     """-> the networks for whole photos, or None, and for crops."""
     if not args.weights and not args.local_weights:
         raise ValueError('give --weights for whole photos, --local-weights for the crops of people, or both')
@@ -175,11 +176,10 @@ def load_networks(args, load_model):
     return model, local
 
 
-def fuse(args, load_model):
-    """load_model(args, path) -> the Parser of a file."""
+def fuse(args):
     if bool(args.photos) == bool(args.data):
         raise ValueError('give photos, or --data with a data set (python -m schp fuse --help)')
-    model, local = load_networks(args, load_model)
+    model, local = load_networks(args)
     dataset = open_dataset(args.data, args.root, args.split) if args.data else None
     if dataset:
         check_classes(args.local_weights or args.weights, local, args.data, dataset)

@@ -39,7 +39,7 @@ from data import MEAN, STD
 from infer import WEIGHTS
 from schp import SCHP
 from uniparser import INFERENCE, PRESETS, ConvTower, UniParser, correlate, get_config, keep_peaks
-from schp import warp
+from schp import crops
 from util.checkpoints import find_system, read_checkpoint
 from util.cli import CommandParser, describe, filled, start
 from util.files import user_errors, write_file
@@ -92,7 +92,7 @@ class Logits(nn.Module):
 def export_schp(model, path):
     """Writes a folded SCHP on the CPU to `path`."""
     write_onnx(path, Logits(model), torch.zeros(2, 3, *model.size), ({0: torch.export.Dim('batch', min=1, max=1024)},),
-               ['logits'], dict(mean=warp.MEAN, std=warp.STD, labels=model.labels, size=model.size))
+               ['logits'], dict(mean=crops.MEAN, std=crops.STD, labels=model.labels, size=model.size))
 
 
 def write_onnx(path, model, image, shapes, outputs, metadata):

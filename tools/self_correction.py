@@ -27,8 +27,9 @@ from util.files import write_file
 from util.labels import LabelSet
 from util.run import Run
 from schp.config import PRESETS, SCHPConfig
-from schp.semantic import confusion_matrix, flatten, semantic_metrics
-from schp.data import Reduced, Samples, open_dataset
+from util.metrics import confusion_matrix
+from schp.evaluation import semantic_metrics
+from schp.data import Reduced, Samples, flatten, open_dataset
 
 SHARE, SHIFT = 0.35, 0.05
 SETTINGS = dict(PRESETS['CCP'], size=(64, 48), width=12, batch_size=16, epochs=40, lr=0.03, cycle_start=25,

@@ -22,7 +22,7 @@ from util.files import USER_ERRORS, explain
 from oneshot.parse import ExampleParser, read_names, read_supports
 from oneshot.by_uniparser import UniParserByExample
 from oneshot.use import as_one_person
-from schp.parser import Parser
+from schp.single_person import Parser
 from util.pictures import overlay, palette
 from util.results import describe_people, file_part
 

@@ -6,15 +6,15 @@ import pytest
 import torch
 from PIL import Image
 
-import schp
+from schp import SCHP
+from schp import __main__ as schp
 from schp.segformer import SegFormer
 from tests.helpers import call
 from tests.seeded import blobs, photo
 from util import labelmaps
 from util.labels import LABEL_SETS
-from schp.preparation import prepare
-from schp.semantic import flatten
-from schp.data import open_dataset
+from schp.prepare import prepare
+from schp.data import flatten, open_dataset
 
 torch.set_num_threads(1)
 TINY = ['--network', 'segformer', '--size', '64', '48', '--blocks', '1', '1', '1', '1', '--width', '8', '--epochs', '2',
@@ -244,7 +244,7 @@ def test_wrong_settings_get_one_sentence(steps, arguments, words):
 
 def test_phase_1_leaves_the_backbone_as_it_was_and_phase_2_does_not(steps):
     root, _ = steps
-    runs = [schp.SCHP.from_pretrained(root / 'runs' / name / 'cycle_2.pt').state_dict() for name in ('lip', '1', '2')]
+    runs = [SCHP.from_pretrained(root / 'runs' / name / 'cycle_2.pt').state_dict() for name in ('lip', '1', '2')]
     for key in runs[0]:
         if key.startswith('backbone.'):
             assert torch.equal(runs[0][key], runs[1][key])

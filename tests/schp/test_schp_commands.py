@@ -1,4 +1,4 @@
-"""schp.py's commands: train and resume, evaluate, extract, IntegratedPIFu, fuse, export; bad input."""
+"""SCHP's commands: train and resume, evaluate, extract, IntegratedPIFu, fuse, export; bad input."""
 import json
 import os
 from pathlib import Path
@@ -12,13 +12,14 @@ from tests.seeded import blobs
 
 import evaluate
 import infer
-import schp
 from schp import SCHP
+from schp import __main__ as schp
 from schp import data as single_person
 from tools import self_correction
 from tools import export
 from util.labels import LABEL_SETS, voc_palette
-from schp.semantic import confusion_matrix, semantic_metrics
+from schp.evaluation import semantic_metrics
+from util.metrics import confusion_matrix
 
 torch.set_num_threads(1)
 SHORT = ['--size', '48', '40', '--blocks', '1', '1', '1', '1', '--width', '4', '--batch-size', '4', '--epochs', '4',

@@ -10,17 +10,14 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-import schp
-from schp import SCHP
-from schp.segformer import SegFormer
+from schp import SCHP, learning_rate, schp_loss, training
+from schp.segformer import CLASSIFIERS, SegFormer, load_mit
 from tests.helpers import HERE, call
 from tests.seeded import blobs, noise, seeded
 from util import labelmaps
-from schp import finetuning
 from tools import export
 from util.labels import choose_labels
-from schp.mit_weights import CLASSIFIERS, load_mit
-from schp.norms import InPlaceABN
+from schp.layers import InPlaceABN
 from schp.config import SCHPConfig
 
 torch.set_num_threads(1)
@@ -288,9 +285,9 @@ def test_onnx_runtime_gets_the_same_logits(tmp_path):
 
 def set_rates(optimizer, epoch, lr, released):
     """As the trainer does it."""
-    rate = schp.learning_rate(epoch, lr)
+    rate = learning_rate(epoch, lr)
     if released:
-        finetuning.set_factors(optimizer, rate, lr, epoch >= 100)
+        training.set_factors(optimizer, rate, lr, epoch >= 100)
     return [rate * group['factor'] for group in optimizer.param_groups]
 
 
@@ -299,7 +296,7 @@ def test_parameter_groups_and_rates_equal_the_fork_s(name):
     phase, decay = PHASES[name]
     with torch.device('meta'):
         model = SegFormer(names(9))
-    optimizer = finetuning.make_optimizer(model, phase, decay)
+    optimizer = training.make_optimizer(model, phase, decay)
     found = [[len(g['params']), sum(p.numel() for p in g['params']), 6e-5 * g['factor'], g['weight_decay']]
              for g in optimizer.param_groups]
     np.testing.assert_allclose(found, OPTIMIZERS[name]['groups'], rtol=1e-12)
@@ -311,7 +308,7 @@ def test_parameter_groups_and_rates_equal_the_fork_s(name):
 def test_mended_rates_keep_the_ratio_of_the_groups():
     with torch.device('meta'):
         model = SegFormer(names(9), **SMALL)
-    optimizer, released = (finetuning.make_optimizer(model, 2, 1e-3) for _ in range(2))
+    optimizer, released = (training.make_optimizer(model, 2, 1e-3) for _ in range(2))
     for epoch in range(150):
         rates, literal = set_rates(optimizer, epoch, 6e-5, False), set_rates(released, epoch, 6e-5, True)
         np.testing.assert_allclose(np.divide(rates, rates[6]),
@@ -325,7 +322,7 @@ def test_phase_1_freezes_the_backbone_and_phase_2_frees_it():
     model, images = SegFormer(names(9), **SMALL).train(), torch.from_numpy(noise(6, (2, 3, 64, 64)))
     for phase, moves in ((1, False), (2, True), (0, True)):
         before = {k: v.clone() for k, v in model.named_parameters()}
-        optimizer = finetuning.make_optimizer(model, phase, 1e-3)
+        optimizer = training.make_optimizer(model, phase, 1e-3)
         for group in optimizer.param_groups:
             group['lr'] = 1e-4
         sum((v ** 2).mean() for v in model(images).values()).backward()
@@ -339,10 +336,10 @@ def test_released_divergence_is_a_mean_over_pixels_and_c_times_that_of_schp():
     labels = torch.from_numpy(np.stack([blobs(1, 33, 25, 9, ignore=3), blobs(2, 33, 25, 9)]))
     out = {k: torch.from_numpy(noise(n, (2, c, 9, 7))) for n, (k, c) in enumerate(dict(parsing=9, fusion=9, edge=2).items())}
     soft = {k: torch.from_numpy(noise(5 + c, (2, c, 9, 7))) for k, c in dict(fusion=9, edge=2).items()}
-    ours, schps = (schp.schp_loss(out, labels, soft, 1, 'released', batchmean) for batchmean in (True, False))
+    ours, schps = (schp_loss(out, labels, soft, 1, 'released', batchmean) for batchmean in (True, False))
     for name, factor in dict(kl_parsing=9, kl_fusion=9, kl_edge=2, lovasz_fusion=1).items():
         torch.testing.assert_close(ours[name], factor * schps[name])
-    paper = [schp.schp_loss(out, labels, soft, 1, 'paper', batchmean)['total'] for batchmean in (True, False)]
+    paper = [schp_loss(out, labels, soft, 1, 'paper', batchmean)['total'] for batchmean in (True, False)]
     assert paper[0] == paper[1]                           # which has a mean over pixels anyway
 
 

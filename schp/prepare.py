@@ -15,8 +15,7 @@ from tqdm import tqdm
 from util.cli import Between
 from util.files import index_folder, load_image, make_folder, read_labels, read_stored, writing
 from util.labelmaps import SCHEMES, SEGM, cihp_to_merged, deepfashion_to_merged, find_scheme, lip_to_merged
-from schp.semantic import flatten
-from schp.data import LIP, open_dataset
+from schp.data import LIP, flatten, open_dataset
 
 NUM_TRAIN = 2500                                          # of DeepFashion's 12,701 images, as in the fork's README
 DEFAULT_SCHEMES = dict(DeepFashion='sep', LIP='sans_torso', CCP='sans_torso')

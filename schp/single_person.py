@@ -2,10 +2,10 @@
 import torch
 import torch.nn as nn
 
-from schp.ace2p import fold_norms, resize
+from schp.layers import fold_norms, resize
 from util.checkpoints import write_checkpoint
 from util.labels import flip_order
-from schp.warp import as_array, crop, crop_matrix, invert, label_map, warp
+from schp.crops import as_array, crop, crop_matrix, invert, label_map, warp
 
 
 class Parser(nn.Module):
