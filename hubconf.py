@@ -85,7 +85,7 @@ def schp(path, labels=None, device='cpu'):
 
     Returns the model in eval mode, its norms folded. ValueError or OSError where a file is not fit.
     """
-    return SCHP.from_pretrained(path, labels, find_device(device)).folded()
+    return SCHP.from_pretrained(path, labels, find_device(device)).fold()
 
 
 def oneshot(path=str(WEIGHTS), device='cpu'):

@@ -12,6 +12,7 @@ an image of the same size, measured alternately with the rest; on a CPU the proc
 numbers of different machines comparable.
 """
 import argparse
+import copy
 import itertools
 import math
 import os
@@ -198,7 +199,7 @@ def benchmark_schp(args):
     config = SCHPConfig(**{**schp_preset('LIP', args.network, 0), 'network': args.network, 'size': labels.size})
     torch.manual_seed(0)
     model, images = build(config, labels).to(device).eval(), torch.rand(1, 3, *labels.size, device=device)
-    plain, fast = torchvision.models.resnet101().eval().to(device), model.folded().to(memory_format=torch.channels_last)
+    plain, fast = torchvision.models.resnet101().eval().to(device), copy.deepcopy(model).fold()
     steps = {'plain ResNet-101': lambda: plain(images), 'all heads': lambda: model(images),
              'folded, fusion': lambda: fast(images.to(memory_format=torch.channels_last), heads=('fusion',))}
     clock = Clock(device)

@@ -133,7 +133,7 @@ def export(args):
     else:
         model = UniParser.from_pretrained(args.weights)
     if args.out.endswith('.onnx'):
-        export_schp(model.folded(), args.out) if schp else export_onnx(model.fold(), args.out)
+        export_schp(model.fold(), args.out) if schp else export_onnx(model.fold(), args.out)
     else:
         (model.half() if args.half else model).save(args.out)
     print(f'{args.out}: {os.path.getsize(args.out) / 1e6:.1f} MB, {describe(model.config)}')

@@ -22,7 +22,7 @@ from util.files import USER_ERRORS, explain
 from oneshot.parse import ExampleParser, read_names, read_supports
 from oneshot.by_uniparser import UniParserByExample
 from oneshot.use import as_one_person
-from schp.single_person import Parser
+from schp import SinglePersonNetwork
 from util.pictures import overlay, palette
 from util.results import describe_people, file_part
 
@@ -75,10 +75,10 @@ def serve(gr, blocks, port):
 
 
 def load(path, device, labels=None):
-    """A weights file of any system -> UniParser, Parser (SCHP or SegFormer) or EOPNet, ready for photos."""
+    """A weights file of any system -> UniParser, SinglePersonNetwork (SCHP or SegFormer) or EOPNet, ready for photos."""
     system = find_system(read_checkpoint(path))
     if system == 'schp':
-        return schp.load_model(SimpleNamespace(weights=path, labels=labels, device=device))
+        return schp.load_model(path, labels, device)
     if system == 'oneshot':
         return oneshot.load_model(path, device)
     return infer.load_model(SimpleNamespace(weights=path), device)
@@ -92,7 +92,7 @@ def load_models(paths, device, labels=None):
 
 def by_example(model):
     """Whether the page shows and opens the inputs of an example."""
-    return dict(visible=not isinstance(model, Parser), open=isinstance(model, oneshot.EOPNet))
+    return dict(visible=not isinstance(model, SinglePersonNetwork), open=isinstance(model, oneshot.EOPNet))
 
 
 class PersonParser(PhotoParser):
@@ -118,7 +118,7 @@ class PersonParser(PhotoParser):
 def choose_parser(model, args, support=None, mask=None, names=''):
     """The PhotoParser of a model. support and mask, paths: an example that names the classes, which EOP-Net needs and a
     UniParser takes. names: 'a,b,c'."""
-    if isinstance(model, Parser):
+    if isinstance(model, SinglePersonNetwork):
         return PersonParser(model, args)
     if isinstance(model, UniParser) and not (support or mask):
         return PhotoParser(model, args)

@@ -424,7 +424,7 @@ def test_released_weights_parse_the_demo_photo_as_published(name):
     files = [p for p in sorted(folder.glob('*.pth')) if name in p.name]
     if not files:
         pytest.skip(f'{folder} has no file of {name}')
-    labels = SCHP.from_pretrained(files[0]).folded().predict([Image.open(folder / 'demo.jpg')])[0]
+    labels = SCHP.from_pretrained(files[0]).fold().predict([Image.open(folder / 'demo.jpg')])[0]
     assert labels.shape == (1333, 2000)
     counts = dict(enumerate(np.bincount(labels.ravel(), minlength=20).tolist()))
     wrong = sum(abs(counts[c] - GOLDEN[name].get(c, 0)) for c in counts)
