@@ -33,7 +33,8 @@ def add_train_flags(parser: argparse.ArgumentParser):
 
 def add_network_flags(parser: argparse.ArgumentParser):
     """The flags of commands that use a trained network."""
-    parser.add_argument('--weights', type=filled, help='a file of the released code or of schp train')
+    parser.add_argument('--weights', type=filled,
+                        help='a file of the released code or of schp train')
     parser.add_argument('--labels', choices=list(LABEL_SETS),
                         help='20 classes: lip (default) or cihp; 9: merged (default) or merged-sep')
     parser.add_argument('--device', default='auto', choices=['auto', 'cpu', 'cuda', 'mps'])
@@ -45,7 +46,8 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     commands = parser.add_subparsers(required=True,
                                      metavar='extract | evaluate | fuse | train | prepare')
 
-    command = commands.add_parser('extract', help='the classes of every pixel of photos of one person')
+    command = commands.add_parser('extract',
+                                  help='the classes of every pixel of photos of one person')
     extract.add_flags(command)
     add_network_flags(command)
     command.set_defaults(function=extract.extract)

@@ -19,7 +19,7 @@ BAND = 2 ** 20
 
 def crop_matrix(photo_size: tuple, size: tuple, scale: float = 1.0, rotation: float = 0.0,
                 integer_center: bool = False) -> np.ndarray:
-    """The matrix (2, 3), float64, that fits a photo of photo_size into a crop of size, as SCHP does.
+    """The matrix (2, 3), float64, that fits a photo of photo_size into a crop, as SCHP does.
 
     The photo's box (0, 0, width - 1, height - 1) is enlarged on one side to the aspect ratio of the
     crop, then by `scale`, and turned by `rotation` degrees about its center. Its width becomes

@@ -83,7 +83,8 @@ def read_ids(path: str | os.PathLike) -> list[str]:
 class LIP(Single):
     class_names = LABEL_SETS['lip'].names
     flip_pairs = LABEL_SETS['lip'].flip_pairs
-    layouts = (LAYOUT, ('TrainVal_images/{}_images', 'TrainVal_parsing_annotations/{}_segmentations',
+    layouts = (LAYOUT, ('TrainVal_images/{}_images',
+                        'TrainVal_parsing_annotations/{}_segmentations',
                         'TrainVal_images/{}_id.txt'))
 
 

@@ -39,8 +39,9 @@ def compare_image(dataset: Photos, i: int, predict: Predict,
 
 
 def semantic_metrics(matrix: np.ndarray) -> dict:
-    """Confusion matrix (C, C), rows the truth -> fractions: IoU (a list of C), mIoU, pixel_accuracy,
-    mean_accuracy. The means run over all classes: one that no ground truth has counts as 0."""
+    """Confusion matrix (C, C), rows the truth -> fractions: IoU (a list of C), mIoU,
+    pixel_accuracy, mean_accuracy. The means run over all classes: one that no ground truth has
+    counts as 0."""
     right = np.diag(matrix)
     truth = matrix.sum(1)
     prediction = matrix.sum(0)

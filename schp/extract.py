@@ -34,8 +34,8 @@ PASCAL = 'checkpoints/exp-schp-201908270938-pascal-person-part.pth'
 
 def add_flags(parser: argparse.ArgumentParser):
     parser.add_argument('photos', nargs='*', help='files, folders (searched through) and globs')
-    parser.add_argument('--out', help='folder for the results (default: results; for IntegratedPIFu '
-                                      'render_human_parse_results)')
+    parser.add_argument('--out', help='folder for the results (default: results; for '
+                                      'IntegratedPIFu render_human_parse_results)')
     parser.add_argument('--logits', action='store_true', help='also write NAME.npy')
     parser.add_argument('--integratedpifu', metavar='DIR',
                         help='parse the renderings of IntegratedPIFu in this folder')

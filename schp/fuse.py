@@ -44,10 +44,12 @@ FindPeople = Callable[[str, Image.Image], tuple[np.ndarray, Sequence[float]]]
 
 def add_flags(parser: argparse.ArgumentParser):
     parser.add_argument('photos', nargs='*', help='files, folders (searched through) and globs')
-    parser.add_argument('--out', default='results', help='folder for the results (default: results)')
+    parser.add_argument('--out', default='results',
+                        help='folder for the results (default: results)')
     parser.add_argument('--local-weights',
                         help='weights for the crops of people (default: those of --weights); '
-                        'alone, without --weights, they decide without a parsing of the whole photo')
+                        'alone, without --weights, they decide without a parsing of the whole '
+                        'photo')
     parser.add_argument('--people', metavar='DIR',
                         help="instance masks of any model (default: UniParser's people)")
     parser.add_argument('--people-weights', default=str(WEIGHTS),
@@ -235,8 +237,8 @@ def read_id_map(folder: Path, name: str, shape: tuple) -> tuple[np.ndarray, list
 def load_networks(args: argparse.Namespace) -> tuple:
     """-> the networks for whole photos, or None, and for the crops of people."""
     if not args.weights and not args.local_weights:
-        raise ValueError('give --weights for whole photos, --local-weights for the crops of people, '
-                         'or both')
+        raise ValueError('give --weights for whole photos, --local-weights for the crops of '
+                         'people, or both')
     whole = load_model(args.weights, args.labels, args.device) if args.weights else None
     if not args.local_weights:
         return whole, whole

@@ -32,10 +32,10 @@ class InPlaceABN(nn.Module):
     x: (B, num_features, H, W). act: leaky ReLU with slope 0.01, or None.
 
     InPlaceABN (Rota Bulo et al. 2018, arXiv:1712.02616) recovers its input from its output, which
-    needs a positive scale. So its scale is |weight| + eps, and stored weights may be negative: never
-    copy them to a plain batch norm. With a quarter of the scales negative, that changes the label
-    of every fifteenth pixel. Training is that of BatchNorm2d, except that the gradient of the scale
-    is that of |weight|. Checkpoints hold no num_batches_tracked.
+    needs a positive scale. So its scale is |weight| + eps, and stored weights may be negative.
+    Never copy them to a plain batch norm: with a quarter of them negative, every fifteenth pixel
+    gets another label. Training is that of BatchNorm2d, except that the gradient of the scale is
+    that of |weight|. Checkpoints hold no num_batches_tracked.
     """
 
     def __init__(self, num_features: int, activation: str | None = 'leaky_relu', eps: float = EPS,
@@ -87,8 +87,9 @@ def fold_norms(model: nn.Module):
 
 @torch.no_grad()
 def convert_plain_norms(model: nn.Module):
-    """Turns weights of plain batch norm, already in the InPlaceABN layers of `model`, into weights
-    of InPlaceABN with the same outputs. The sign of a scale moves into the convolution before it."""
+    """Turns weights of plain batch norm, which the InPlaceABN layers of `model` hold, into weights
+    of InPlaceABN. The outputs are the same. The sign of a scale moves into the convolution before
+    it."""
     for parent, conv_name, norm_name in conv_norm_pairs(model):
         convolution = getattr(parent, conv_name)
         norm = getattr(parent, norm_name)

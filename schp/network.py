@@ -51,7 +51,7 @@ class Bottleneck(nn.Module):
 
 
 class ContextEncoding(nn.Module):
-    """Pyramid scene parsing (PSP): averages over 1, 4, 9 and 36 regions join every position of c4."""
+    """Pyramid scene parsing (PSP): averages over 1, 4, 9 and 36 regions join every position."""
 
     def __init__(self, channels: int, out: int):
         super().__init__()

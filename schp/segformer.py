@@ -45,7 +45,7 @@ def to_tokens(x: torch.Tensor) -> torch.Tensor:
 
 
 class PatchEmbed(nn.Module):
-    """Overlapping patches, a strided convolution: (B, C, H, W) -> tokens (B, N, dim), their size."""
+    """Overlapping patches, a strided convolution: (B, C, H, W) -> tokens (B, N, dim), size."""
 
     def __init__(self, channels: int, dim: int, kernel: int, stride: int):
         super().__init__()

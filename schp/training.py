@@ -275,15 +275,16 @@ def fresh_config(args: argparse.Namespace) -> SCHPConfig:
 
 
 def prepare_task(args, run):
-    """Arguments -> the task, the run's folder (None: not chosen yet), and the state to continue from or None."""
+    """Arguments -> the task, the run's folder (None: not chosen yet), and the state to continue
+    from or None."""
     if args.resume:
         config, folder, state, root = read_resumed(args, SCHPConfig, 'schp')
     else:
         config, folder, state, root = fresh_config(args), args.out, None, args.root
     check_run(config, run, args, state)
     if config.batch_size // run.world // config.accumulate < 2:
-        raise ValueError('a pass needs two images at least, because the norms of one have no variance; choose a larger '
-                         '--batch-size or a smaller --accumulate')
+        raise ValueError('a pass needs two images at least, because the norms of one have no '
+                         'variance; choose a larger --batch-size or a smaller --accumulate')
     torch.manual_seed(config.seed)
     train_set, val_set = open_sets(config, root, args.skip_bad)
     loader = make_loader(Samples(train_set, config), config, run)
