@@ -32,7 +32,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from train import STOPPED, Task, check_run, make_loader, read_resumed, run_command, train_task
+from train import STOPPED, Task, make_loader, run_command, start_run, train_task
 from util.checkpoints import (FORMAT, check_settings, load_strictly, name_command, read_checkpoint, reading,
                               write_checkpoint)
 from util.cli import Between, CommandParser, filled
@@ -353,33 +353,33 @@ class OneShotTask(Task):
             self.sgd.state.clear()                            # the released code makes a new SGD
 
 
-def prepare_task(args, run):
-    """Arguments -> the task, the run's folder (None: not chosen yet), and the state to continue from or None."""
-    if run.world > 1:
-        raise ValueError('the prototypes of earlier episodes belong to one process; start it without torchrun')
-    if args.resume:
-        config, folder, state, root = read_resumed(args, Config, 'oneshot')
-    else:
-        changes = dict(given_settings(args, Config), data=args.data or 'ATR', recipe=args.recipe or 'paper')
-        config, folder, state, root = Config(**changes), args.out, None, args.root
-    check_run(config, run, args, state)
-    torch.manual_seed(config.seed)
-    photos, test_photos = (open_photos(config.data, root, split, config.fold) for split in ('train', 'test'))
+def fresh_config(args):
+    """The settings of a new run."""
+    return Config(**{**given_settings(args, Config), 'data': args.data or 'ATR', 'recipe': args.recipe or 'paper'})
+
+
+def make_task(begin, run, skip_bad):
+    """begin: a `Start`. -> OneShotTask."""
+    config = begin.config
+    photos, test_photos = (open_photos(config.data, begin.root, split, config.fold) for split in ('train', 'test'))
     config = replace(config, num_labels=photos.fold.num_labels)
     pairs = EpisodePairs(photos, config)
-    pairs.skip_bad = args.skip_bad
+    pairs.skip_bad = skip_bad
     loader, model = make_loader(EpisodeSamples(pairs, config), config, run), EOPNet(config)
-    if config.pretrained and not state:
+    if config.pretrained and not begin.state:
         copied = model.load_backbone(config.pretrained)
         print(f'{config.pretrained}: {len(copied)} of {len(model.state_dict())} entries start from it')
-    return OneShotTask(config, model, loader, test_photos, root), folder, state
+    return OneShotTask(config, model, loader, test_photos, begin.root)
 
 
 def train(args):
     run = Run(args.device, args.amp)
-    task, folder, state = prepare_task(args, run)
+    if run.world > 1:
+        raise ValueError('the prototypes of earlier episodes belong to one process; start it without torchrun')
+    begin = start_run(args, run, Config, 'oneshot', fresh_config)
+    task = make_task(begin, run, args.skip_bad)
     counts = f'{len(task.loader.dataset)} training and {len(task.episodes)} test episodes'
-    return train_task(task, run, folder, state, counts)
+    return train_task(task, run, begin.folder, begin.state, counts)
 
 
 # ---------------------------------------------------------------------------------------------------------------

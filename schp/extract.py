@@ -21,7 +21,7 @@ from schp.single_person import SinglePersonNetwork
 from util.cli import Between
 from util.files import find_photos, printable, read_list, write_array, write_png
 from util.labels import voc_palette
-from util.photos import PhotoPipeline, check_failures, name_jobs, share_of_process
+from util.photos import PhotoJob, PhotoPipeline, check_failures, name_jobs, share_of_process
 from util.pictures import overlay, palette_image
 from util.run import sum_over_processes
 
@@ -75,18 +75,16 @@ class ExtractPipeline(PhotoPipeline):
         logits = self.model.crop_logits(crops, **self.options)
         return list(zip(logits, (matrix for _, matrix in inputs)))
 
-    def write(self, result):
-        (path, name), photo, out = result
-        if out is None:
-            return f'error: {photo}', None
-        size = photo.size[::-1]
+    def write(self, job):
+        crop_logits, matrix = job.out
+        size = job.photo.size[::-1]
         logits = None
         with self.turn, torch.inference_mode():
-            labels = label_map(*out, size).cpu().numpy()
+            labels = label_map(crop_logits, matrix, size).cpu().numpy()
             if self.logits:
-                logits = warp(*out, size).permute(1, 2, 0).cpu().numpy()
-        self.write_files(name, photo, labels, logits)
-        return f'{printable(path)}: {len(np.unique(labels[labels > 0]))} classes', 1
+                logits = warp(crop_logits, matrix, size).permute(1, 2, 0).cpu().numpy()
+        self.write_files(job.name, job.photo, labels, logits)
+        return f'{printable(job.path)}: {len(np.unique(labels[labels > 0]))} classes', 1
 
     def write_files(self, name, photo, labels, logits):
         """The label map comes last: the other files of a photo that has it are complete."""
@@ -107,7 +105,7 @@ class PIFuPipeline(ExtractPipeline):
         write_array(self.folder / f'{name}.npy', CODES[labels])
 
 
-def renderings(folder: str) -> list[tuple]:
+def renderings(folder: str) -> list[PhotoJob]:
     """Jobs for the renderings of all subjects. A subject without any is a job that fails."""
     subjects = []
     for name in ('train_set_list.txt', 'test_set_list.txt'):
@@ -118,7 +116,8 @@ def renderings(folder: str) -> list[tuple]:
         images = Path(folder, 'rendering_script', 'buffer_fixed_full_mesh', subject)
         found = sorted(path for path in images.glob('*image*') if path.is_file())
         for path in found or [images]:
-            jobs.append((path, os.path.join(subject, path.stem.replace('image', 'parse'))))
+            name = path.stem.replace('image', 'parse')
+            jobs.append(PhotoJob(path, os.path.join(subject, name)))
     return jobs
 
 

@@ -33,7 +33,7 @@ from util.files import (check_pair, find_photos, naming, printable, read_predict
                         write_pair, write_png)
 from util.labels import check_classes, voc_palette
 from util.masks import CroppedMap, as_label_maps
-from util.photos import PhotoPipeline, check_failures, name_jobs, share_of_process
+from util.photos import PhotoJob, PhotoPipeline, check_failures, name_jobs, share_of_process
 from util.pictures import overlay, palette_image
 from util.run import sum_over_processes
 from util.submissions import open_predictions
@@ -66,7 +66,7 @@ class FusePipeline(PhotoPipeline):
     """Writes the results of photos.
 
     whole, local: the networks for whole photos (or None) and for the crops of people
-    dataset: jobs are its images, (id, id); or None"""
+    dataset: jobs are its images, by id; or None"""
 
     def __init__(self, folder: str, whole: SinglePersonNetwork | None, local: SinglePersonNetwork,
                  find_people: FindPeople, min_score: float, dataset: Photos | None = None):
@@ -98,15 +98,14 @@ class FusePipeline(PhotoPipeline):
         return photo
 
     def parse_batch(self, batch):
-        for job, photo, image in batch:
-            if image is None:
-                yield job, photo, None
-                continue
+        for job in batch:
             try:
-                yield job, photo, self.fuse(job[1], photo)
+                if job.error is None:
+                    job.out = self.fuse(job.name, job.photo)
             except (OSError, ValueError) as error:
                 # Of the masks of --people.
-                yield job, error, None
+                job.error = str(error)
+            yield job
 
     def fuse(self, name: str, photo: Image.Image) -> tuple[CrowdParsing, list[Person]]:
         masks, scores = self.find_people(name, photo)
@@ -131,29 +130,25 @@ class FusePipeline(PhotoPipeline):
             return np.zeros((photo.height, photo.width, self.local.num_classes), np.float32)
         return self.whole.predict([photo], logits=True)[0].transpose(1, 2, 0)
 
-    def write(self, result):
-        (path, name), photo, out = result
-        if out is None:
-            return f'error: {photo}', None
-        found, chosen = out
+    def write(self, job):
+        found, chosen = job.out
         people = []
         for person in chosen:
             x0, y0, x1, y1 = person.box
             people.append(f'{person.score} {y0} {x0} {y1} {x1}\n')
         parts = [f'{c} {confidence}\n'
                  for c, confidence in zip(found.part_classes, found.confidences)]
-        write_png(self.folder / 'global_parsing' / f'{name}.png', self.image(found.parsing))
-        write_pair(self.folder / 'instance_parsing' / f'{name}.png', self.image(found.parts),
+        write_png(self.folder / 'global_parsing' / f'{job.name}.png', self.image(found.parsing))
+        write_pair(self.folder / 'instance_parsing' / f'{job.name}.png', self.image(found.parts),
                    ''.join(parts))
-        write_pair(self.folder / 'global_tag' / f'{name}.png', self.image(found.people),
+        write_pair(self.folder / 'global_tag' / f'{job.name}.png', self.image(found.people),
                    ''.join(people))
 
         maps = [found.parsing * (found.people == i) for i in range(1, len(chosen) + 1)]
         maps = np.array(maps).reshape(-1, *found.parsing.shape)
-        picture = overlay(photo, maps, self.local.labels, colors=self.colors)
-        write_png(self.folder / 'overlays' / f'{name}.png', picture)
-        shown = printable(path if self.dataset is None else name)
-        return f'{shown}: {len(chosen)} people', len(chosen)
+        picture = overlay(job.photo, maps, self.local.labels, colors=self.colors)
+        write_png(self.folder / 'overlays' / f'{job.name}.png', picture)
+        return f'{printable(job.path)}: {len(chosen)} people', len(chosen)
 
     def image(self, labels: np.ndarray) -> Image.Image:
         """A palette image, or one of 16 bits where there are more than 255 parts."""
@@ -266,7 +261,7 @@ def fuse(args: argparse.Namespace):
     if dataset is None:
         jobs = name_jobs(find_photos(args.photos))
     else:
-        jobs = [(name, name) for name in dataset.ids]
+        jobs = [PhotoJob(name, name) for name in dataset.ids]
     photos = FusePipeline(args.out, whole, local, find_people, args.min_score, dataset)
     with torch.inference_mode():
         counts = photos.run(share_of_process(jobs))

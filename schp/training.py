@@ -21,7 +21,7 @@ from schp.layers import MOMENTUM, InPlaceABN
 from schp.losses import schp_loss
 from schp.network import SCHP, build, load_imagenet
 from schp.single_person import SinglePersonNetwork
-from train import PICTURES, Task, check_run, make_loader, read_resumed, train_task
+from train import PICTURES, Start, Task, make_loader, start_run, train_task
 from util.checkpoints import load_strictly, read_checkpoint
 from util.cli import given_settings
 from util.labels import LabelSet
@@ -274,32 +274,28 @@ def fresh_config(args: argparse.Namespace) -> SCHPConfig:
     return replace(SCHPConfig(), **{**settings, **changes})
 
 
-def prepare_task(args, run):
-    """Arguments -> the task, the run's folder (None: not chosen yet), and the state to continue
-    from or None."""
-    if args.resume:
-        config, folder, state, root = read_resumed(args, SCHPConfig, 'schp')
-    else:
-        config, folder, state, root = fresh_config(args), args.out, None, args.root
-    check_run(config, run, args, state)
+def make_task(begin: Start, run: Run, args: argparse.Namespace) -> SCHPTask:
+    """The task of a run, new or resumed. ValueError where a pass has a single image."""
+    config = begin.config
     if config.batch_size // run.world // config.accumulate < 2:
         raise ValueError('a pass needs two images at least, because the norms of one have no '
                          'variance; choose a larger --batch-size or a smaller --accumulate')
-    torch.manual_seed(config.seed)
-    train_set, val_set = open_sets(config, root, args.skip_bad)
+    train_set, val_set = open_sets(config, begin.root, args.skip_bad)
     loader = make_loader(Samples(train_set, config), config, run)
     model = build(config, LabelSet(train_set.class_names, config.size, train_set.flip_pairs))
-    if config.pretrained and not state:
+    # A resumed run has its own weights.
+    if config.pretrained and not begin.state:
         load_imagenet(model, config.pretrained)
-    task = SCHPTask(config, model.to(run.device), loader, val_set, root)
-    if args.weights and not state:
+    task = SCHPTask(config, model.to(run.device), loader, val_set, begin.root)
+    if args.weights and not begin.state:
         start_from(task, args.weights, args.reset_cycle)
-    return task, folder, state
+    return task
 
 
-def train(args):
-    """`python -m schp train`."""
+def train(args: argparse.Namespace) -> dict:
+    """`python -m schp train` -> the metrics of the last validation; {} where a signal ended it."""
     run = Run(args.device, args.amp)
-    task, folder, state = prepare_task(args, run)
+    begin = start_run(args, run, SCHPConfig, 'schp', fresh_config)
+    task = make_task(begin, run, args)
     counts = f'{len(task.loader.dataset)} training and {len(task.val_set)} validation images'
-    return train_task(task, run, folder, state, counts)
+    return train_task(task, run, begin.folder, begin.state, counts)
