@@ -15,11 +15,11 @@ from PIL import Image
 from tqdm import tqdm
 
 from schp.data import LIP, flatten, open_dataset
+from schp.merged import (SCHEMES, SEGM, cihp_to_merged, deepfashion_to_merged, find_scheme,
+                         lip_to_merged)
 from util.cli import Between
 from util.datasets import Photos
 from util.files import index_folder, load_image, make_folder, read_labels, read_stored, writing
-from util.labelmaps import (SCHEMES, SEGM, cihp_to_merged, deepfashion_to_merged, find_scheme,
-                            lip_to_merged)
 
 # Training images of DeepFashion's 12,701, as in the README of ViWear's fork.
 NUM_TRAIN = 2500
@@ -135,7 +135,7 @@ def prepare(data: str, root: str, out: str, scheme: str | None = None, samples: 
     segmentations/ID.png, {train,val}_id.txt. It appears when it is complete.
 
     data: one of DEFAULT_SCHEMES, in the folder `root`
-    scheme: one of labelmaps.SCHEMES; by default sep of DeepFashion, sans_torso of the others
+    scheme: one of merged.SCHEMES; by default sep of DeepFashion, sans_torso of the others
     samples: training images; 0 = 2500 of DeepFashion, all of the others
     val_samples: validation images; 0 = all that are left
     seed: of the split of DeepFashion

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests.helpers import HERE, call, run, stop_at_step, weights, write_photo
+from tests.helpers import call, run, stop_at_step, weights, write_photo
 from tests.seeded import blobs
 
 import evaluate

@@ -1,6 +1,5 @@
 """Label sets, crops, the fusion of several people and metrics: parity with SCHP's released code (fixtures/schp)."""
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest

@@ -11,11 +11,10 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from schp import SCHP, learning_rate, schp_loss, training
+from schp import SCHP, learning_rate, merged, schp_loss, training
 from schp.segformer import CLASSIFIERS, SegFormer, load_mit
 from tests.helpers import HERE, call
 from tests.seeded import blobs, noise, seeded
-from util import labelmaps
 from tools import export
 from util.labels import choose_labels
 from schp.layers import InPlaceABN
@@ -348,9 +347,9 @@ def test_released_divergence_is_a_mean_over_pixels_and_c_times_that_of_schp():
 
 
 def test_tables_equal_the_mapping_files():
-    assert list(labelmaps.LIP_TO_MERGED) == SCHEMES['lip_to_merged']
-    assert set(labelmaps.SCHEMES) == set(SCHEMES['schemes'])
-    for name, (segm, dense) in labelmaps.SCHEMES.items():
+    assert list(merged.LIP_TO_MERGED) == SCHEMES['lip_to_merged']
+    assert set(merged.SCHEMES) == set(SCHEMES['schemes'])
+    for name, (segm, dense) in merged.SCHEMES.items():
         assert dict(segm=list(segm), dense=list(dense)) == SCHEMES['schemes'][name]
     for name in ('merged', 'merged-sep'):
         labels = choose_labels(9, name)
@@ -358,39 +357,39 @@ def test_tables_equal_the_mapping_files():
     assert choose_labels(9) == choose_labels(9, 'merged') != choose_labels(9, 'merged-sep')
 
 
-@pytest.mark.parametrize('scheme', labelmaps.SCHEMES)
+@pytest.mark.parametrize('scheme', merged.SCHEMES)
 def test_deepfashion_maps_equal_the_fork_s(scheme):
     maps = np.load(FIXTURES / 'deepfashion.npz')
-    merged = labelmaps.deepfashion_to_merged(maps['segm'], maps['dense'], scheme)
-    assert merged.dtype == np.uint8
-    np.testing.assert_array_equal(merged, maps[scheme])
+    found = merged.deepfashion_to_merged(maps['segm'], maps['dense'], scheme)
+    assert found.dtype == np.uint8
+    np.testing.assert_array_equal(found, maps[scheme])
 
 
 def test_growing_takes_the_nearest_label_within_ten_pixels():
     labels = np.zeros((1, 40), np.uint8)
     labels[0, 5], labels[0, 12] = 3, 7
-    grown = labelmaps.grow(labels)
+    grown = merged.grow(labels)
     expected = [3] * 9 + [7] * 14 + [0] * 17                                 # the border is halfway, the end 10 further
     assert grown.tolist() == [expected]
-    assert not labelmaps.grow(np.zeros((3, 3), np.uint8)).any()
+    assert not merged.grow(np.zeros((3, 3), np.uint8)).any()
 
 
 def test_skin_far_from_every_part_is_background():
     segm, parts = np.full((30, 30), 15, np.uint8), np.zeros((30, 30), np.uint8)
     parts[0, 0] = 23
-    merged = labelmaps.deepfashion_to_merged(segm, parts)
-    assert merged[0, 10] == 2 and merged[0, 11] == 0 and merged[29, 29] == 0
-    assert not labelmaps.deepfashion_to_merged(segm, 0 * parts).any()
+    found = merged.deepfashion_to_merged(segm, parts)
+    assert found[0, 10] == 2 and found[0, 11] == 0 and found[29, 29] == 0
+    assert not merged.deepfashion_to_merged(segm, 0 * parts).any()
 
 
 def test_lip_and_cihp_labels_merge_and_unknown_stays():
     labels = np.array([[[0, 1, 2, 10, 13, 255]], [[5, 18, 16, 6, 12, 0]]], np.uint8)
-    assert labelmaps.lip_to_merged(labels).tolist() == [[[0, 1, 1, 6, 2, 255]], [[5, 8, 4, 6, 7, 0]]]
-    assert labelmaps.cihp_to_merged(labels)[0].tolist() == [[0, 1, 1, 0, 2, 255]]
-    assert labelmaps.cihp_to_merged(labels, 'with_torso')[0].tolist() == [[0, 1, 1, 3, 2, 255]]
+    assert merged.lip_to_merged(labels).tolist() == [[[0, 1, 1, 6, 2, 255]], [[5, 8, 4, 6, 7, 0]]]
+    assert merged.cihp_to_merged(labels)[0].tolist() == [[0, 1, 1, 0, 2, 255]]
+    assert merged.cihp_to_merged(labels, 'with_torso')[0].tolist() == [[0, 1, 1, 3, 2, 255]]
     with pytest.raises(ValueError, match='hands'):
-        labelmaps.cihp_to_merged(labels, 'sep')
+        merged.cihp_to_merged(labels, 'sep')
     with pytest.raises(ValueError, match='label 20'):
-        labelmaps.lip_to_merged(np.full((2, 2), 20, np.uint8))
+        merged.lip_to_merged(np.full((2, 2), 20, np.uint8))
     with pytest.raises(ValueError, match='sans_torso'):
-        labelmaps.deepfashion_to_merged(labels[0], labels[0], 'with_legs')
+        merged.deepfashion_to_merged(labels[0], labels[0], 'with_legs')
