@@ -75,8 +75,8 @@ def check_scheme(scheme: str) -> tuple:
     """`find_scheme` for the labels of LIP and CIHP. The scheme `sep` separates hands from arms and
     feet from legs; these labels cannot."""
     if scheme == 'sep':
-        raise ValueError('the labels of LIP and CIHP do not separate hands from arms, so the scheme '
-                         'sep cannot be made from them; take sans_torso or with_torso')
+        raise ValueError('the labels of LIP and CIHP do not separate hands from arms, so the '
+                         'scheme sep cannot be made from them; take sans_torso or with_torso')
     return find_scheme(scheme)
 
 
