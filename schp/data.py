@@ -159,6 +159,20 @@ def open_dataset(name: str, root: str | os.PathLike | None, split: str) -> datas
     return datasets.open_dataset(name, root, split, sets=DATASETS)
 
 
+def check_classes(path: str | os.PathLike, model, name: str, dataset: datasets.Photos):
+    """ValueError where the network of the file `path` has other classes than the data set `name`."""
+    own = [label.lower() for label in model.labels]
+    wanted = [label.lower() for label in dataset.class_names]
+    if len(own) != len(wanted):
+        raise ValueError(f'{path} has {len(own)} classes, {name} has {len(wanted)}; use weights of '
+                         'that set')
+    for a, b in zip(own, wanted):
+        if a != b:
+            labels = name.lower() if name.lower() in LABEL_SETS else 'cihp'
+            raise ValueError(f'{path} is read with the class {a} where {name} has {b}; give '
+                             f'--labels {labels}, or weights of that set')
+
+
 def open_sets(config, root: str | os.PathLike | None, skip_bad: bool) -> list:
     """The training and the validation set of an SCHPConfig."""
     train_set = open_dataset(config.data, root, 'train')

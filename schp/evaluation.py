@@ -9,12 +9,11 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from schp.data import DATASETS, flatten, open_dataset
+from schp.data import DATASETS, check_classes, flatten, open_dataset
 from schp.network import load_model
 from util.cli import Between
 from util.datasets import Photos
 from util.files import read_prediction, write_json, write_png
-from util.labels import check_classes
 from util.metrics import confusion_matrix
 from util.pictures import compare_labels
 

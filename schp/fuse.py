@@ -24,6 +24,7 @@ from PIL import Image
 
 from infer import WEIGHTS
 from schp.crowd import CrowdParsing, Person, choose_people, fuse_logits, parse_people
+from schp.data import check_classes
 from schp.network import load_model
 from schp.single_person import SinglePersonNetwork
 from uniparser import UniParser
@@ -31,7 +32,7 @@ from util.cli import Between
 from util.datasets import DATASETS, Photos, open_dataset
 from util.files import (check_pair, find_photos, naming, printable, read_prediction, read_rows,
                         write_pair, write_png)
-from util.labels import check_classes, voc_palette
+from util.labels import voc_palette
 from util.masks import CroppedMap, as_label_maps
 from util.photos import PhotoJob, PhotoPipeline, check_failures, name_jobs, share_of_process
 from util.pictures import overlay, palette_image
