@@ -160,7 +160,7 @@ def open_dataset(name: str, root: str | os.PathLike | None, split: str) -> datas
 
 
 def check_classes(path: str | os.PathLike, model, name: str, dataset: datasets.Photos):
-    """ValueError where the network of the file `path` has other classes than the data set `name`."""
+    """ValueError where the network of a file has other classes than the data set `name`."""
     own = [label.lower() for label in model.labels]
     wanted = [label.lower() for label in dataset.class_names]
     if len(own) != len(wanted):

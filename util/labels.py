@@ -1,16 +1,16 @@
-"""Label sets of single-person parsing: class names in the order of their ids, sizes of the networks'
-inputs, left/right pairs, colors. Needs no torch."""
+"""Label sets of single-person parsing: class names in the order of their ids, sizes of the
+networks' inputs, left/right pairs, colors. Needs no torch."""
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-LIP = ('Background', 'Hat', 'Hair', 'Glove', 'Sunglasses', 'Upper-clothes', 'Dress', 'Coat', 'Socks',
-       'Pants', 'Jumpsuits', 'Scarf', 'Skirt', 'Face', 'Left-arm', 'Right-arm', 'Left-leg',
+LIP = ('Background', 'Hat', 'Hair', 'Glove', 'Sunglasses', 'Upper-clothes', 'Dress', 'Coat',
+       'Socks', 'Pants', 'Jumpsuits', 'Scarf', 'Skirt', 'Face', 'Left-arm', 'Right-arm', 'Left-leg',
        'Right-leg', 'Left-shoe', 'Right-shoe')
-ATR = ('Background', 'Hat', 'Hair', 'Sunglasses', 'Upper-clothes', 'Skirt', 'Pants', 'Dress', 'Belt',
-       'Left-shoe', 'Right-shoe', 'Face', 'Left-leg', 'Right-leg', 'Left-arm', 'Right-arm', 'Bag',
-       'Scarf')
+ATR = ('Background', 'Hat', 'Hair', 'Sunglasses', 'Upper-clothes', 'Skirt', 'Pants', 'Dress',
+       'Belt', 'Left-shoe', 'Right-shoe', 'Face', 'Left-leg', 'Right-leg', 'Left-arm', 'Right-arm',
+       'Bag', 'Scarf')
 PASCAL = ('Background', 'Head', 'Torso', 'Upper Arms', 'Lower Arms', 'Upper Legs', 'Lower Legs')
 # LIP's, but for class 10.
 CIHP = (*LIP[:10], 'Torso-skin', *LIP[11:])
