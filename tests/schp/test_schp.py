@@ -132,6 +132,15 @@ def test_heads_alone_and_folded_equal_all_heads():
     assert everything['fusion'].shape == (2, 4, 17, 13) and everything['edge'].shape == (2, 2, 17, 13)
 
 
+def test_folding_is_done_once_and_a_folded_network_is_not_saved(tmp_path):
+    model, images = small_model(), torch.from_numpy(noise(3, (2, 3, 65, 49)))
+    folded = model.fold()
+    expected = folded(images)['fusion']
+    assert folded is model and torch.equal(model.fold()(images)['fusion'], expected)
+    with pytest.raises(ValueError, match='before fold'):
+        model.save(tmp_path / 'a.pt')
+
+
 # ---- checkpoints
 
 
