@@ -15,8 +15,6 @@ from contextlib import contextmanager
 from importlib.machinery import PathFinder
 from pathlib import Path
 
-import torch
-
 dependencies = ['torch', 'torchvision', 'numpy', 'PIL', 'scipy', 'tqdm']
 HERE = Path(__file__).resolve().parent
 FILES = {path.stem for path in HERE.glob('*.py')} - {'__main__'}
@@ -78,7 +76,6 @@ def load_module(name):
 with own_modules():
     from infer import WEIGHTS
     from uniparser import UniParser
-    from util.run import find_device
 
 
 def __dir__():
@@ -122,8 +119,7 @@ def schp(path, labels=None, device='cpu'):
 
     Returns the model in eval mode and folded. ValueError or OSError where a file is not fit.
     """
-    model = load_module('schp').SCHP.from_pretrained(path, labels, find_device(device))
-    return model.folded().to(memory_format=torch.channels_last)
+    return load_module('schp').load_model(path, labels, device)
 
 
 def oneshot(path=str(WEIGHTS), device='cpu'):

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -17,7 +17,8 @@ import demo
 import evaluate
 import infer
 import oneshot
-import schp
+from schp import SCHP, build
+from schp import __main__ as schp
 import train
 from tests.helpers import HERE, call
 from tests.test_layout import MODULES
@@ -32,7 +33,8 @@ from tools import export
 from tools import count_people
 from tools import benchmark
 from tools import ablate
-from schp.config import RANGES, SCHPConfig
+from schp.config import SCHPConfig
+from util.labels import LabelSet
 
 PROGRAMS = dict(data=data, demo=demo, evaluate=evaluate, infer=infer, oneshot=oneshot, schp=schp, train=train)
 TOOLS = {'tools.benchmark': benchmark, 'tools.export': export, 'tools.oracle': oracle, 'tools.self_correction': self_correction,
@@ -218,8 +220,8 @@ def test_settings_of_schp_are_refused_by_their_flag(tmp_path, arguments, sentenc
 
 def test_a_network_can_be_built_of_any_setting_in_range():
     """In a file or a script the same ranges hold."""
-    for name, (low, high) in RANGES.items():
-        default = getattr(SCHPConfig(), name)
+    for field in (f for f in fields(SCHPConfig) if f.metadata['low'] is not None):
+        name, low, high, default = field.name, field.metadata['low'], field.metadata['high'], field.default
         for value in low, high:
             value = (value,) * len(default) if isinstance(default, tuple) else value
             assert getattr(replace(SCHPConfig(network='segformer'), **{name: value}), name) == value
@@ -231,11 +233,11 @@ def test_a_network_can_be_built_of_any_setting_in_range():
 def test_clip_0_is_the_default_and_files_with_a_million_load(tmp_path):
     assert SCHPConfig().clip == 0 and Config().clip == 35
     torch.manual_seed(0)
-    model = schp.build(replace(SCHPConfig(), size=(48, 40), blocks=(1, 1, 1, 1), width=4, clip=1e6),
-                       schp.LabelSet(('background', 'hair'), (48, 40), ()))
+    model = build(replace(SCHPConfig(), size=(48, 40), blocks=(1, 1, 1, 1), width=4, clip=1e6),
+                  LabelSet(('background', 'hair'), (48, 40), ()))
     model.save(tmp_path / 'a.pt')
     assert checkpoints.read_checkpoint(tmp_path / 'a.pt')['config']['clip'] == 1e6
-    assert schp.SCHP.from_pretrained(tmp_path / 'a.pt').config.clip == 1e6
+    assert SCHP.from_pretrained(tmp_path / 'a.pt').config.clip == 1e6
 
 
 @pytest.mark.parametrize('name', ['gpu', '', 'cuda:x', '0', 'meta'])

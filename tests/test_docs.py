@@ -17,7 +17,7 @@ import demo
 import evaluate
 import infer
 import oneshot
-import schp
+from schp import __main__ as schp
 import train
 from tests.helpers import HERE, SHORT, call, run, write_photo, write_tiny_mhp, write_video
 from tests.test_layout import MODULES

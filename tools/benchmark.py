@@ -11,6 +11,7 @@ ResNet-50 in float32 on an image of the same size, measured alternately with the
 process time of all threads. The unit makes numbers of different machines comparable.
 """
 import argparse
+import copy
 import itertools
 import math
 import statistics
@@ -276,7 +277,7 @@ def benchmark_schp(args):
     model = build(config, labels).to(device).eval()
     images = torch.rand(1, 3, *labels.size, device=device)
     plain = torchvision.models.resnet101().eval().to(device)
-    folded = model.folded().to(memory_format=torch.channels_last)
+    folded = copy.deepcopy(model).fold()
     fast_images = images.to(memory_format=torch.channels_last)
     steps = {
         'plain ResNet-101': lambda: plain(images),

@@ -43,7 +43,7 @@ import torch.nn as nn
 
 from data import MEAN, STD
 from infer import WEIGHTS
-from schp import SCHP, warp
+from schp import SCHP, crops
 from uniparser import INFERENCE, PRESETS, ConvTower, UniParser, correlate, get_config, keep_peaks
 from util.checkpoints import find_system, read_checkpoint
 from util.cli import CommandParser, describe, filled, start
@@ -108,7 +108,7 @@ def export_onnx(model, path):
 def export_schp(model, path):
     """Writes a folded SCHP on the CPU to `path`."""
     batch = torch.export.Dim('batch', min=1, max=1024)
-    metadata = dict(mean=warp.MEAN, std=warp.STD, labels=model.labels, size=model.size)
+    metadata = dict(mean=crops.MEAN, std=crops.STD, labels=model.labels, size=model.size)
     write_onnx(path, Logits(model), torch.zeros(2, 3, *model.size), {0: batch}, ['logits'],
                metadata)
 
@@ -159,7 +159,7 @@ def export(args):
     elif isinstance(model, UniParser):
         export_onnx(model.fold(), args.out)
     else:
-        export_schp(model.folded(), args.out)
+        export_schp(model.fold(), args.out)
     print(f'{args.out}: {os.path.getsize(args.out) / 1e6:.1f} MB, {describe(model.config)}')
 
 

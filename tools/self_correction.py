@@ -21,13 +21,14 @@ import torch
 
 from schp import SCHPTask, build
 from schp.config import PRESETS, SCHPConfig
-from schp.data import Reduced, Samples, open_dataset
-from schp.semantic import confusion_matrix, flatten, semantic_metrics
+from schp.data import Reduced, Samples, flatten, open_dataset
+from schp.evaluation import semantic_metrics
 from train import make_loader, run_command, train_task
 from util.cli import Between, CommandParser, start
 from util.datasets import swap_sides
 from util.files import write_file
 from util.labels import LabelSet
+from util.metrics import confusion_matrix
 from util.run import Run
 
 SHARE = 0.35                                 # of the people with wrong labels
