@@ -14,7 +14,7 @@ from PIL import Image
 
 from data import input_size, network_input
 from uniparser import UniParser, decode
-from oneshot.augment import as_photo
+from oneshot.data import as_photo
 from oneshot.episodes import IGNORE
 from util.masks import flatten_people
 from oneshot.prototypes import class_masks, static_prototypes

@@ -13,12 +13,12 @@ from functools import cached_property
 
 import numpy as np
 import torch
+from PIL import Image
 from tqdm import tqdm
 
 from data import Samples
-from oneshot.augment import augment, normalize, reduced_pair
-from util.datasets import CCP
-from oneshot.episodes import (FOLDS, IGNORE, kway_pairs, make_pools, meta_test_list, oneway_pairs,
+from util.datasets import CCP, swap_sides
+from oneshot.episodes import (FOLDS, IGNORE, kway_pairs, make_pools, merge, meta_test_list, oneway_pairs,
                            read_episodes, read_pools, write_pools)
 from util.files import inside, pick_files, read_labels, read_list, read_stored
 
@@ -194,3 +194,61 @@ class EpisodeSamples(Samples):
                  for name in ('query', 'support', 'query_labels', 'support_labels')}
         return dict(batch, classes=torch.tensor([s['classes'] for s in samples]), epoch=samples[0]['epoch'],
                     infos=[s['info'] for s in samples])
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Photos and label maps on their way into the network
+
+
+def as_photo(photo):
+    """A Pillow image, or a uint8 RGB array (H,W,3), as a Pillow RGB image."""
+    if isinstance(photo, Image.Image):
+        return photo.convert('RGB')
+    if not isinstance(photo, np.ndarray) or photo.dtype != np.uint8 or photo.ndim != 3 or photo.shape[2] != 3:
+        raise ValueError('a photo is neither a Pillow image nor a uint8 array (H,W,3)')
+    return Image.fromarray(photo)
+
+
+def reduced(photo, long_side):
+    """A Pillow photo whose longer side has at most `long_side` pixels."""
+    scale = long_side / max(photo.size)
+    size = [max(1, round(side * scale)) for side in photo.size]
+    return photo if scale >= 1 else photo.resize(size, Image.BILINEAR)
+
+
+def reduced_pair(image, labels, long_side):
+    """The same for an image (H,W,3) and its labels (H,W), arrays; long_side 0 = as they are."""
+    if not 0 < long_side < max(labels.shape):
+        return image, labels
+    image = reduced(Image.fromarray(image), long_side)
+    return np.asarray(image), np.asarray(Image.fromarray(labels).resize(image.size, Image.NEAREST))
+
+
+def normalize(image):
+    """uint8 RGB (H,W,3) -> float32 BGR (3,H,W) in -1..1, what the network reads."""
+    return np.ascontiguousarray(image[..., ::-1].transpose(2, 0, 1) * np.float32(2 / 255) - 1)
+
+
+def flip(image, labels, pairs):
+    """Mirror (H,W,3) and (H,W) and swap the left and right ids of `pairs`: only for labels before `merge`."""
+    return image[:, ::-1], swap_sides(labels[:, ::-1], pairs)
+
+
+def scale_and_crop(image, labels, rng, size=512):
+    """Scale width and height by independent factors of 0.5..2 and cut out a random square -> (size,size,3) and
+    (size,size). What is missing on the right and at the bottom is black and IGNORE."""
+    shape = [max(1, round(side * factor)) for side, factor in zip(labels.shape, rng.uniform(0.5, 2, 2))]
+    top, left = (int(rng.integers(max(0, side - size) + 1)) for side in shape)
+    box = (left, top, left + size, top + size)
+    scaled = [Image.fromarray(np.ascontiguousarray(array)).resize(shape[::-1], method).crop(box) for array, method
+              in ((image, Image.BILINEAR), (labels, Image.NEAREST))]
+    image, labels = (np.array(picture) for picture in scaled)       # Pillow fills with 0, black
+    labels[shape[0] - top:], labels[:, shape[1] - left:] = IGNORE, IGNORE
+    return image, labels
+
+
+def augment(image, labels, fold, rng, size=512):
+    """What training does to a photo, query or support, and its labels as read -> merged labels; `normalize` is next."""
+    if rng.random() < 0.5:
+        image, labels = flip(image, labels, fold.merges.items())
+    return scale_and_crop(image, merge(labels, fold), rng, size)

@@ -5,8 +5,12 @@ import sys
 import numpy as np
 
 from infer import PhotoParser
+from oneshot.eopnet import EOPNet
 from oneshot.episodes import IGNORE
-from util.files import first_channel, load_image, naming, read_photo, to_rgb
+from oneshot.models import load_model
+from util.files import find_photos, first_channel, load_image, naming, read_photo, to_rgb
+from util.photos import check_failures, name_jobs, share_of_process
+from util.run import sum_over_processes
 
 MOST = IGNORE - 1                                     # classes: labels are bytes, 0 background, 255 ignore
 
@@ -139,3 +143,15 @@ class ExampleParser(PhotoParser):
     def message(self, found):
         ids = np.unique(found.parsing)
         return ', '.join(self.class_names[i] for i in ids if i) or 'found none of the classes'
+
+
+def parse(args):
+    supports, masks, classes = read_supports(args.support, args.support_mask)
+    names, model = read_names(args.names, classes), load_model(args.weights, args.device)
+    if args.stored and not isinstance(model, EOPNet):
+        raise ValueError('--stored: UniParser has no stored prototypes; leave it out')
+    stored = dict(stored=True) if args.stored else {}
+    example = model.learn(supports, masks, **stored)
+    check_learned(model.learned(example), {i: names[i] for i in classes})
+    parser = ExampleParser(model, args, example, names)
+    check_failures(sum_over_processes(parser.run(share_of_process(name_jobs(find_photos(args.photos))))))

@@ -16,7 +16,7 @@ import data
 import demo
 import evaluate
 import infer
-import oneshot
+import oneshot.__main__ as oneshot
 import schp
 import train
 from tests.helpers import HERE, SHORT, call, run, write_photo, write_tiny_mhp, write_video

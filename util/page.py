@@ -21,7 +21,7 @@ from util.checkpoints import find_system, read_checkpoint
 from util.files import USER_ERRORS, explain
 from oneshot.parse import ExampleParser, read_names, read_supports
 from oneshot.by_uniparser import UniParserByExample
-from oneshot.use import as_one_person
+from oneshot.eopnet import as_one_person
 from schp.parser import Parser
 from util.pictures import overlay, palette
 from util.results import describe_people, file_part

@@ -13,11 +13,12 @@ from PIL import Image
 from tests.helpers import HERE
 from tests.seeded import blobs, noise, photo, seeded
 
-from oneshot import (EOPNet, contrast_loss, episode_labels, foreground, learning_rate, oneshot_loss, query_target,
-                     screened)
-from oneshot import episodes
-from oneshot import augment
+from oneshot import EOPNet, data, episodes, evaluation
+from oneshot.eopnet import screened
 from oneshot.episodes import FOLDS
+from oneshot.losses import contrast_loss, oneshot_loss
+from oneshot.prototypes import episode_labels, foreground, query_target
+from oneshot.training import learning_rate
 
 torch.set_num_threads(1)
 FIXTURES = HERE / 'tests' / 'fixtures' / 'oneshot'
@@ -255,7 +256,7 @@ def people(seed, size=(70, 52), ids=(1, 3, 6)):
 @pytest.mark.parametrize('way, seed', [('kway', 5), ('1way', 2)])
 def test_predict_is_forward_on_the_classes_of_the_support(way, seed):
     model, (support, mask), query = small(seed, way=way), people(1), photo(2, 64, 47)
-    inputs = [torch.from_numpy(augment.normalize(x))[None] for x in (query, support)]
+    inputs = [torch.from_numpy(data.normalize(x))[None] for x in (query, support)]
     labels = torch.from_numpy(mask)[None]
     with torch.no_grad():
         if way == 'kway':
@@ -363,7 +364,7 @@ def test_a_small_model_learns_classes_by_example():
     colors = np.array([[0, 0, 0], [250, 30, 30], [30, 250, 30], [30, 30, 250]], np.uint8)
     for _ in range(12):
         labels = np.stack([np.repeat(np.repeat(rng.permutation(4), 8)[None], 32, 0) for _ in range(4)]).astype(np.uint8)
-        images = torch.from_numpy(np.stack([augment.normalize(colors[x]) for x in labels]))
+        images = torch.from_numpy(np.stack([data.normalize(colors[x]) for x in labels]))
         labels = torch.from_numpy(labels)
         out = model(images[:2], images[2:], labels[2:], epoch=5)
         losses = oneshot_loss(out, labels[:2], labels[2:], 25, 50)
@@ -500,7 +501,7 @@ def test_short_pools_start_over():
 def test_the_network_reads_bgr_from_minus_one_to_one():
     image = np.zeros((2, 3, 3), np.uint8)
     image[0, 1] = 255, 51, 0
-    x = augment.normalize(image)
+    x = data.normalize(image)
     assert x.dtype == np.float32 and x.shape == (3, 2, 3)
     np.testing.assert_allclose(x[:, 0, 1], [-1, -0.6, 1], atol=1e-6)
     assert (x[:, 1] == -1).all()
@@ -509,10 +510,10 @@ def test_the_network_reads_bgr_from_minus_one_to_one():
 def test_a_flip_swaps_sides():
     labels = np.array([[14, 0, 15, 18, 255]], np.uint8)
     image = np.arange(15, dtype=np.uint8).reshape(1, 5, 3)
-    mirrored, swapped = augment.flip(image, labels, FOLDS['lip', 1].merges.items())
+    mirrored, swapped = data.flip(image, labels, FOLDS['lip', 1].merges.items())
     assert swapped.tolist() == [[255, 19, 14, 0, 15]]
     np.testing.assert_array_equal(mirrored[0, 0], [12, 13, 14])
-    again = augment.flip(mirrored, swapped, FOLDS['lip', 1].merges.items())
+    again = data.flip(mirrored, swapped, FOLDS['lip', 1].merges.items())
     np.testing.assert_array_equal(again[0], image)
     np.testing.assert_array_equal(again[1], labels)
 
@@ -524,7 +525,7 @@ def test_crops_keep_photo_and_labels_together(shape):
     image = np.repeat(labels.astype(np.uint8)[..., None] + 40, 3, 2)
     sizes = set()
     for seed in range(20):
-        crop, cropped = augment.scale_and_crop(image, labels.astype(np.uint8), np.random.default_rng(seed), 64)
+        crop, cropped = data.scale_and_crop(image, labels.astype(np.uint8), np.random.default_rng(seed), 64)
         assert crop.shape == (64, 64, 3) and cropped.shape == (64, 64)
         padding = cropped == 255
         assert not crop[padding].any() and crop[~padding].all()
@@ -537,7 +538,7 @@ def test_crops_keep_photo_and_labels_together(shape):
 
 def test_augmented_labels_are_merged():
     image, labels = photo(1, 40, 30), blobs(1, 40, 30, 20)
-    results = [augment.augment(image, labels, FOLDS['cihp', 1], np.random.default_rng(seed), 32) for seed in range(20)]
+    results = [data.augment(image, labels, FOLDS['cihp', 1], np.random.default_rng(seed), 32) for seed in range(20)]
     assert not set(np.unique([x for _, x in results])) & {15, 17, 19}
 
 
@@ -549,8 +550,8 @@ def test_kway_scores():
     fold, rng = FOLDS['atr', 1], np.random.default_rng(0)
     truth, found = (rng.choice([c for c in fold.all if c != 16], (3, 40, 50)).astype(np.uint8) for _ in range(2))
     truth[:, :4] = 255
-    counts = sum(episodes.confusion(t, f, 18) for t, f in zip(truth, found))
-    scores = episodes.kway_scores(counts, fold)
+    counts = sum(evaluation.confusion(t, f, 18) for t, f in zip(truth, found))
+    scores = evaluation.kway_scores(counts, fold)
     valid = truth != 255
     iou = {c: 100 * ((truth == c) & (found == c)).sum() / (((truth == c) | (found == c)) & valid).sum()
            for c in fold.all if c != 16}
@@ -561,14 +562,14 @@ def test_kway_scores():
     assert scores['base_parts'] == pytest.approx(np.mean([iou[c] for c in (1, 2, 4, 9, 11, 12, 14)]))
     assert scores['human'] == pytest.approx(np.mean(list(iou.values())))
     assert scores['human_parts'] == pytest.approx(np.mean([iou[c] for c in iou if c]))
-    perfect = episodes.kway_scores(np.diag(np.arange(18)), fold)
+    perfect = evaluation.kway_scores(np.diag(np.arange(18)), fold)
     assert perfect['novel'] == perfect['human'] == perfect['base_parts'] == 100
 
 
 def test_oneway_scores():
     fold, rng = FOLDS['lip', 2], np.random.default_rng(1)
     counts = {c: rng.integers(1, 99, (2, 2)) for c in fold.all[1:] if c != 18}
-    scores = episodes.oneway_scores(counts, fold)
+    scores = evaluation.oneway_scores(counts, fold)
     inside = {c: 100 * m[1, 1] / (m[1, 1] + m[0, 1] + m[1, 0]) for c, m in counts.items()}
     outside = np.mean([100 * m[0, 0] / (m[0, 0] + m[0, 1] + m[1, 0]) for m in counts.values()])
     assert scores['iou'][0] == pytest.approx(outside) and np.isnan(scores['iou'][18])

@@ -9,21 +9,19 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-import oneshot
 from data import input_size, network_input
-from oneshot import EOPNet, screened
+from oneshot import Config, EOPNet, UniParserByExample, episodes, evaluation
+from oneshot import __main__ as commands
+from oneshot.data import EpisodePairs, EpisodeSamples, normalize, open_photos
+from oneshot.eopnet import screened
+from oneshot.parse import read_masks, read_names
+from oneshot.prototypes import query_target
+from oneshot.training import OneShotTask, learning_rate
 from tests.helpers import call, stop_at_step, tiny_model, weights
 from tests.seeded import blobs
 from uniparser import UniParser
-from oneshot import scores as oneshot_scores
-from oneshot import episodes
-from oneshot.augment import normalize
 from util.checkpoints import write_checkpoint
 from util.masks import decode_rle
-from oneshot.data import EpisodePairs, EpisodeSamples, open_photos
-from oneshot.parse import read_masks, read_names
-from oneshot.by_uniparser import UniParserByExample
-from oneshot.prototypes import query_target
 
 COLORS = np.random.default_rng(0).integers(0, 256, (256, 3), np.uint8)
 SIZES = dict(stem=4, middle=0, channels=16, high_level=False)
@@ -109,7 +107,7 @@ def test_pools_are_made_of_the_labels_and_kept(tmp_path):
 
 @pytest.mark.parametrize('way', ['kway', '1way'])
 def test_samples_are_a_function_of_seed_epoch_and_index(atr, way):
-    config = oneshot.Config(way=way, size=32, long_side=30)
+    config = Config(way=way, size=32, long_side=30)
     photos = open_photos('ATR', atr, 'train', 1)
     samples = [EpisodeSamples(EpisodePairs(photos, config), config) for _ in range(2)]
     one, again, later = samples[0][3, 2], samples[1][3, 2], samples[0][4, 2]
@@ -119,7 +117,7 @@ def test_samples_are_a_function_of_seed_epoch_and_index(atr, way):
     seen = set(torch.cat([samples[0][e, i]['query_labels'].flatten() for e in range(4) for i in range(4)]).tolist())
     assert {1, 3, 5, 14} <= seen and not seen & {10, 13, 15}              # novel and dropped labels stay, sides are merged
     assert (one['classes'] > 0) == (way == '1way') and one['classes'] in photos.fold.base
-    pairs = [EpisodePairs(photos, oneshot.Config(recipe=recipe)) for recipe in ('released', 'paper')]
+    pairs = [EpisodePairs(photos, Config(recipe=recipe)) for recipe in ('released', 'paper')]
     assert pairs[0].pairs(0) == pairs[0].pairs(5) and pairs[1].pairs(0) != pairs[1].pairs(5)
 
 
@@ -143,11 +141,11 @@ def test_ccp_is_a_one_shot_set():
 def test_resume_equals_uninterrupted(atr, tmp_path, monkeypatch, way, recipe):
     """Stopped in the middle of an epoch and resumed, training gives the same bits, prototypes too."""
     start = ['train', '--root', atr, '--way', way[0], '--recipe', recipe, *TINY, '--size', '64']
-    assert call(oneshot, *start, '--out', tmp_path / 'whole').returncode == 0
+    assert call(commands, *start, '--out', tmp_path / 'whole').returncode == 0
     stop_at_step(monkeypatch, 3)
-    done = call(oneshot, *start, '--out', tmp_path / 'parts')
+    done = call(commands, *start, '--out', tmp_path / 'parts')
     assert done.returncode == 0 and '--resume' in done.stdout, done.stderr
-    done = call(oneshot, 'train', '--resume', tmp_path / 'parts', '--device', 'cpu')
+    done = call(commands, 'train', '--resume', tmp_path / 'parts', '--device', 'cpu')
     assert done.returncode == 0 and 'base' in done.stdout.splitlines()[-1], done.stderr
     whole, parts = weights(tmp_path / 'whole'), weights(tmp_path / 'parts')
     assert all(torch.equal(value, parts[name]) for name, value in whole.items()) and whole['prototype'].any()
@@ -160,7 +158,7 @@ def test_resume_equals_uninterrupted(atr, tmp_path, monkeypatch, way, recipe):
 
 
 def task_of(recipe, epochs=40):
-    return oneshot.OneShotTask(oneshot.Config(recipe=recipe, epochs=epochs), small(), None, open_photos_stub())
+    return OneShotTask(Config(recipe=recipe, epochs=epochs), small(), None, open_photos_stub())
 
 
 def open_photos_stub():
@@ -172,7 +170,7 @@ def test_the_rates_of_the_two_recipes():
     assert poly.learning_rate(0, 5) == 1e-3 and poly.learning_rate(100, 5) == pytest.approx(1e-3 * 0.5 ** 0.9)
     assert poly.learning_rate(199, 5) == pytest.approx(1e-3 * 0.005 ** 0.9)
     rates = [released.learning_rate(5 * epoch, 5) for epoch in range(40)]
-    assert rates == [oneshot.learning_rate(epoch, 40) for epoch in range(40)] and len(set(rates)) == 5
+    assert rates == [learning_rate(epoch, 40) for epoch in range(40)] and len(set(rates)) == 5
 
 
 def test_the_released_recipe_forgets_momentum_at_epoch_nine():
@@ -188,7 +186,7 @@ def test_the_released_recipe_forgets_momentum_at_epoch_nine():
 
 def test_training_starts_from_another_file(atr, eop, tmp_path):
     start = ['train', '--root', atr, *TINY, '--epochs', '1', '--lr', '0', '--weight-decay', '0']
-    done = call(oneshot, *start, '--pretrained', eop, '--out', tmp_path / 'run')
+    done = call(commands, *start, '--pretrained', eop, '--out', tmp_path / 'run')
     assert done.returncode == 0 and 'entries start from it' in done.stdout, done.stderr
     given = EOPNet.from_pretrained(eop).state_dict()
     assert all(torch.equal(value, given[name]) for name, value in weights(tmp_path / 'run').items()
@@ -219,16 +217,16 @@ def test_the_table_is_that_of_a_plain_loop(atr, tmp_path, way):
             own, found = sums[c] if way == '1way' else sums, screened(out, head)[0].numpy()
             if way == 'kway':                                # absent classes tie; which one wins is left to rounding
                 found = np.where(np.isin(found, absent), absent[0], found)
-            own += episodes.confusion(truth, found, len(own))
-    done = call(oneshot, 'evaluate', '--root', atr, '--way', way, '--weights', tmp_path / 'eop.pt', '--agm', '--json',
+            own += evaluation.confusion(truth, found, len(own))
+    done = call(commands, 'evaluate', '--root', atr, '--way', way, '--weights', tmp_path / 'eop.pt', '--agm', '--json',
                 tmp_path / 'scores.json', '--device', 'cpu')
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / 'scores.json').read_text())
     for head, sums in counts.items():
         if way == '1way':
-            expected = episodes.oneway_scores({c: sums[c] for c in (1, 5, 6, 9)}, fold)
+            expected = evaluation.oneway_scores({c: sums[c] for c in (1, 5, 6, 9)}, fold)
         else:
-            expected = episodes.kway_scores(sums, fold)
+            expected = evaluation.kway_scores(sums, fold)
         assert len(np.unique([v for v in expected['iou'].values() if v == v])) > 2
         for name in ('novel', 'base', 'human', 'base_parts', 'human_parts', *(['binary'] if way == '1way' else [])):
             assert result[head][name] == pytest.approx(expected[name], abs=0.3), (head, name)
@@ -239,15 +237,15 @@ def test_the_table_is_that_of_a_plain_loop(atr, tmp_path, way):
 
 def test_a_list_of_episodes_is_written_and_read(atr, eop, tmp_path):
     listed, start = tmp_path / 'list.json', ['evaluate', '--root', atr, '--weights', eop, '--device', 'cpu']
-    assert call(oneshot, *start, '--list', listed).returncode == 0
+    assert call(commands, *start, '--list', listed).returncode == 0
     assert episodes.read_episodes(listed) == EPISODES
     listed.rename(tmp_path / 'list.txt')                     # whatever its name
     assert episodes.read_episodes(tmp_path / 'list.txt') == EPISODES
     episodes.write_episodes(listed, EPISODES[:2])
-    assert ': 2 test episodes' in call(oneshot, *start, '--list', listed).stdout
+    assert ': 2 test episodes' in call(commands, *start, '--list', listed).stdout
     for bad in ((0, 99, 1), (0, 1, 3), (0, -1, 1), ('a', 1, 1)):
         episodes.write_episodes(listed, [bad])
-        done = call(oneshot, *start, '--list', listed)
+        done = call(commands, *start, '--list', listed)
         assert done.returncode == 2 and 'list.json has the episode' in done.stderr and 'Traceback' not in done.stderr
 
 
@@ -286,7 +284,7 @@ def check_results(folder, stem, class_names):
 
 
 def test_photos_are_parsed_into_the_classes_of_the_mask(photos, eop):
-    done = call(oneshot, *start('--weights', eop, '--names', 'hair,dress,shoes', '--cutouts'), cwd=photos)
+    done = call(commands, *start('--weights', eop, '--names', 'hair,dress,shoes', '--cutouts'), cwd=photos)
     assert done.returncode == 0 and '2 of 2 photos' in done.stdout, done.stderr
     model, names = EOPNet.from_pretrained(eop), {2: 'hair', 7: 'dress', 9: 'shoes'}
     support, mask = Image.open(photos / 'support.png'), np.asarray(Image.open(photos / 'mask.png'))
@@ -303,7 +301,7 @@ def test_photos_are_parsed_into_the_classes_of_the_mask(photos, eop):
 def test_several_supports_are_averaged(photos, eop):
     image, labels = draw(7, (0, 2, 7), 33, 50)
     Image.fromarray(image).save(photos / 'second.png'), Image.fromarray(labels).save(photos / 'second_mask.png')
-    done = call(oneshot, 'parse', 'more/q0.png', '--support', 'support.png', 'second.png', '--support-mask', 'mask.png',
+    done = call(commands, 'parse', 'more/q0.png', '--support', 'support.png', 'second.png', '--support-mask', 'mask.png',
                 'second_mask.png', '--weights', eop, '--out', 'out', '--device', 'cpu', cwd=photos)
     assert done.returncode == 0, done.stderr
     files = [[Image.open(photos / f'{name}{end}.png') for name in ('support', 'second')] for end in ('',)]
@@ -380,12 +378,12 @@ def test_prototypes_are_mean_features(checkpoint):
 
 
 def test_uniparser_parses_and_is_evaluated(photos, atr, checkpoint):
-    done = call(oneshot, *start('--weights', checkpoint, '--names', 'hair,dress,shoes'), cwd=photos)
+    done = call(commands, *start('--weights', checkpoint, '--names', 'hair,dress,shoes'), cwd=photos)
     assert done.returncode == 0, done.stderr
     records = [check_results(photos / 'out', f'q{k}', {2: 'hair', 7: 'dress', 9: 'shoes'})[1] for k in range(2)]
     assert any(len(record['people']) > 1 for record in records)           # people are separated
     for way in ('kway', '1way'):
-        done = call(oneshot, 'evaluate', '--root', atr, '--way', way, '--weights', checkpoint, '--device', 'cpu')
+        done = call(commands, 'evaluate', '--root', atr, '--way', way, '--weights', checkpoint, '--device', 'cpu')
         assert done.returncode == 0 and 'novel mIoU' in done.stdout and ('binary' in done.stdout) == (way == '1way')
 
 
@@ -417,7 +415,7 @@ def spoil(folder, case):
     ('jpeg', 'mask.png is a JPEG'), ('small', 'too few pixels of 7 at the size of the network; label more')])
 def test_wrong_masks_are_one_sentence(photos, eop, case, sentence):
     spoil(photos, case)
-    done = call(oneshot, *start('--weights', eop), cwd=photos)
+    done = call(commands, *start('--weights', eop), cwd=photos)
     assert done.returncode == 2 and sentence in done.stderr and done.stderr.count('\n') == 1, done.stderr
     assert not (photos / 'out').exists()
 
@@ -428,28 +426,28 @@ def test_wrong_masks_are_one_sentence(photos, eop, case, sentence):
     (('--support', 'nothing.png'), 'nothing.png does not exist'), (('--names', 'a,b'), '2 names, but the masks have 3'),
     (('--weights', 'nothing.pt'), 'nothing.pt does not exist'), (('--weights', 'mask.png'), 'not a readable weights file')])
 def test_wrong_arguments_are_one_sentence(photos, eop, change, sentence):
-    done = call(oneshot, *start('--weights', eop), *change, cwd=photos)
+    done = call(commands, *start('--weights', eop), *change, cwd=photos)
     assert done.returncode == 2 and sentence in done.stderr and done.stderr.count('\n') == 1, done.stderr
 
 
 def test_an_empty_folder_and_a_broken_photo_are_sentences(photos, eop):
     (photos / 'more' / 'q0.png').write_text('no picture')
-    done = call(oneshot, *start('--weights', eop), cwd=photos)
+    done = call(commands, *start('--weights', eop), cwd=photos)
     assert done.returncode == 2 and 'q0.png cannot be read' in done.stderr and '1 of 2 photos' in done.stdout
     (photos / 'none').mkdir()
-    done = call(oneshot, 'parse', 'none', *start('--weights', eop)[2:], cwd=photos)
+    done = call(commands, 'parse', 'none', *start('--weights', eop)[2:], cwd=photos)
     assert done.returncode == 2 and 'a folder without photos' in done.stderr and 'Traceback' not in done.stderr
 
 
 def test_weights_of_other_systems_are_a_sentence(photos, atr, tmp_path, checkpoint, eop):
-    write_checkpoint(tmp_path / 'schp.pt', 'schp', oneshot.Config(), {'a': torch.zeros(1)})
-    done = call(oneshot, *start('--weights', tmp_path / 'schp.pt'), cwd=photos)
+    write_checkpoint(tmp_path / 'schp.pt', 'schp', Config(), {'a': torch.zeros(1)})
+    done = call(commands, *start('--weights', tmp_path / 'schp.pt'), cwd=photos)
     assert done.returncode == 2 and 'schp.pt is a file of SCHP' in done.stderr
     tiny_model(fusion='convs').save(tmp_path / 'convs.pt')
-    done = call(oneshot, *start('--weights', tmp_path / 'convs.pt'), cwd=photos)
+    done = call(commands, *start('--weights', tmp_path / 'convs.pt'), cwd=photos)
     assert done.returncode == 2 and 'one-shot parsing needs cosine and index' in done.stderr
     torch.save({'xception_features.conv1.weight': torch.zeros(4, 3, 3, 3)}, tmp_path / 'deeplab.pth')
-    done = call(oneshot, *start('--weights', tmp_path / 'deeplab.pth'), cwd=photos)
+    done = call(commands, *start('--weights', tmp_path / 'deeplab.pth'), cwd=photos)
     assert done.returncode == 2 and 'a DeepLab file starts a training instead' in done.stderr
     with pytest.raises(ValueError, match='of one-shot human parsing'):
         UniParser.from_pretrained(eop)
@@ -458,7 +456,7 @@ def test_weights_of_other_systems_are_a_sentence(photos, atr, tmp_path, checkpoi
     score = ['evaluate', '--root', atr, '--device', 'cpu']
     for more, sentence in ((['--weights', eop, '--way', '1way'], 'is of --way kway, not 1way'),
                            (['--weights', checkpoint, '--agm'], 'UniParser has no AGM head')):
-        done = call(oneshot, *score, *more)
+        done = call(commands, *score, *more)
         assert done.returncode == 2 and sentence in done.stderr and done.stderr.count('\n') == 1, done.stderr
 
 
@@ -468,11 +466,11 @@ def test_weights_of_other_systems_are_a_sentence(photos, atr, tmp_path, checkpoi
     (('--root', 'ATR', '--stem', '1'), '--stem is 1'), (('--root', 'ATR', '--pretrained', 'nothing.pth'), 'nothing.pth')])
 def test_wrong_trainings_are_one_sentence(atr, tmp_path, change, sentence):
     (tmp_path / 'ATR').symlink_to(atr)
-    done = call(oneshot, 'train', *TINY, *change, cwd=tmp_path)
+    done = call(commands, 'train', *TINY, *change, cwd=tmp_path)
     assert done.returncode == 2 and sentence in done.stderr and 'Traceback' not in done.stderr, done.stderr
     assert not (tmp_path / 'runs').exists()
 
 
 def test_a_stopped_count_is_none(atr):
     photos = open_photos('ATR', atr, 'test', 1)
-    assert oneshot_scores.count_pixels(small(), photos, EPISODES, 'kway', stopped=lambda: True) is None
+    assert evaluation.count_pixels(small(), photos, EPISODES, 'kway', stopped=lambda: True) is None
