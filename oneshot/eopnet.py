@@ -1,4 +1,8 @@
-"""EOP-Net: the network, its files, and photos and test episodes in the classes of examples."""
+"""EOP-Net: a photo in the classes of an example. The network, its files, and its use.
+
+`forward` follows the paper: features of both photos, prototypes of the support, the coarse head,
+which finds people, and the fine heads, which find classes.
+"""
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -6,136 +10,58 @@ import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
 
-from oneshot.backbone import Atrous, DeepLab, pass_norm, read_weights, upsample
+from data import to_photo
+from oneshot.backbone import Atrous, read_weights
 from oneshot.config import Config
-from oneshot.data import as_photo, normalize, reduced
+from oneshot.data import normalize, reduce_photo
 from oneshot.episodes import FOLDS, IGNORE
-from oneshot.prototypes import class_masks, cosine, episode_labels, foreground, static_prototypes
+from oneshot.heads import FineHeads, conv_pair
+from oneshot.prototypes import (class_masks, cosine, episode_labels, foreground, mean_prototypes,
+                                smoothed_prototypes, static_prototypes)
 from uniparser import Parsing
-from util.checkpoints import (FORMAT, check_settings, load_strictly, name_command, read_checkpoint, reading,
-                              write_checkpoint)
+from util.checkpoints import (FORMAT, check_settings, load_strictly, name_command, read_checkpoint,
+                              reading, write_checkpoint)
+from util.tensors import resize_map
 
-ALPHA = 0.001                                # of this episode's prototype in a smoothed one
-LONG_SIDE = 1024                                      # of photos, where the config does not say
+LONG_SIDE = 1024      # of users' photos, where the config has none
 
 
-class EOPNet(DeepLab):
-    """model(query, support, support_labels) -> dict of logits; see `forward`. Config fields are keyword arguments."""
+class Example(NamedTuple):
+    """What an EOPNet has learned from supports."""
+    ids: list         # of the classes
+    rows: list        # the channel of each class in the logits
+    people: Tensor    # (1,1,C), prototype of people
+    fine: Tensor      # (1,K-1,C), prototypes of the classes
 
-    def __init__(self, config=Config(), **changes):
+
+class EOPNet(FineHeads):
+    """model(query, support, support_labels) -> dict of logits, see `forward`.
+
+    Settings are those of `Config`, which may be given as keyword arguments:
+    EOPNet(num_labels=20).
+    """
+
+    def __init__(self, config: Config = Config(), **changes):
         config = replace(config, **changes)
-        c, rows = config.channels, config.num_labels
-        super().__init__(config.stem, config.middle, c, config.high_level)
-        self.config = config
-        self.scaler = nn.Parameter(torch.tensor(10.0))
-        self.prototype = nn.Parameter(torch.zeros(rows, c), requires_grad=False)
+        super().__init__(config)
+        c = config.channels
+        # Smoothed prototypes of earlier episodes, of classes and of people. No gradient moves them.
+        self.prototype = nn.Parameter(torch.zeros(config.num_labels, c), requires_grad=False)
         self.s1_prototype = nn.Parameter(torch.zeros(2, c), requires_grad=False)
-        self.s1_trans, self.s2_trans = nn.Conv2d(c, c, 1), nn.Conv2d(c, c, 1)
-        self.add_heads(c)
+        # From the decoder's feature to the coarse and the fine one.
+        self.s1_trans = nn.Conv2d(c, c, 1)
+        self.s2_trans = nn.Conv2d(c, c, 1)
+        # The coarse head.
+        self.s1_conv1 = conv_pair(c)
+        self.s1_conv2 = Atrous(c, c)
+        self.s1_semantic = nn.Conv2d(c, 2, 1)
+        self.add_fine_heads()
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight)
-
-    def add_heads(self, c):
-        def pair():                                           # without a ReLU between them, as released
-            return nn.Sequential(nn.Conv2d(c, c, 3, padding=1), nn.Conv2d(c, c, 3, padding=1))
-        self.s1_conv1, self.s1_conv2, self.s1_semantic = pair(), Atrous(c, c), nn.Conv2d(c, 2, 1)
-        self.decoder2, self.decoder3, self.agm_class = pair(), Atrous(c, c), nn.Conv2d(c, 2, 1)
-        if self.config.way == '1way':
-            self.npm_class = nn.Conv2d(1, 2, 1)
-        else:
-            self.npm_class_fg, self.npm_class_bg = nn.Conv2d(1, 1, 1), nn.Conv2d(1, 1, 1)
-            self.npm_bg_fusion, self.agm_bg_fusion = nn.Conv2d(1, 1, 1), nn.Conv2d(1, 1, 1)
-
-    def features(self, images):
-        """Images (B,3,H,W) -> coarse feature f1 and fine feature f2, (B,C,h,w) each."""
-        x = self.mid_level(images)
-        return self.s1_trans(x), self.s2_trans(x)
-
-    def smoothed(self, stored, static, rows, warm_up):
-        """Static prototypes (B,R,C) mixed with the rows (B,R) of `stored`, of earlier episodes -> (B,R,C).
-
-        A class that the support lacks stays zero. One without a stored prototype, such as a novel one, has its static
-        one, and so has every class during the warm-up. In training the result is stored, image after image.
-        """
-        used = []
-        for own, row in zip(static, rows):
-            before, present = stored[row], own.detach().any(1, keepdim=True)
-            mixed = torch.where(before.any(1, keepdim=True), (1 - ALPHA) * before + ALPHA * own, own)
-            used.append(own if warm_up else torch.where(present, mixed, own))
-            if self.training:
-                with torch.no_grad():
-                    stored[row] = torch.where(present, used[-1], before)
-        return torch.stack(used)
-
-    def coarse_head(self, f1, prototype):
-        """f1 (B,C,h,w), the people's prototype (B,1,C) -> logits (B,2,h,w) of background and people."""
-        x = cosine(f1, prototype) * f1 + f1
-        return self.s1_semantic(self.s1_conv2(self.s1_conv1(x)))
-
-    def npm_head(self, cosines):
-        """Cosines (B,K-1,h,w) to the prototypes -> logits (B,K,h,w); 1-way: (B,1,h,w) -> (B,2,h,w)."""
-        if self.config.way == '1way':
-            return self.scaler * self.npm_class(cosines)
-        flat = cosines.flatten(0, 1)[:, None]
-        people, rest = (conv(x).view_as(cosines) for conv, x in
-                        ((self.npm_class_fg, flat), (self.npm_class_bg, 1 - flat)))
-        return self.scaler * torch.cat([self.npm_bg_fusion(rest.mean(1, keepdim=True)), people], 1)
-
-    def agm_head(self, f2, cosines, present):
-        """Like npm_head, from f2 (B,C,h,w) too. present (K-1): the classes that any support of the batch has.
-
-        The released code runs its convolutions once a class. Here the present classes go through them together, and the
-        absent ones, whose cosines are 0, share one pass; statistics of BatchNorm are those of the loop.
-        """
-        if self.config.way == '1way':
-            return self.agm_tower((f2 * cosines)[:, None], [0])[:, 0]
-        passes = [cosines[:, present]] + [torch.zeros_like(cosines[:, :1])] * (not present.all())
-        of_class = torch.where(present, present.cumsum(0) - 1, present.sum()).tolist()
-        together = len(of_class) if self.training or f2.is_cuda else 1            # one stays in a CPU's cache
-        x = torch.cat([self.agm_tower(f2[:, None] * (1 + part)[:, :, None], of_class)
-                       for part in torch.cat(passes, 1).split(together, 1)], 1)[:, of_class]
-        return torch.cat([self.agm_bg_fusion(x[:, :, 1].mean(1, keepdim=True)), x[:, :, 0]], 1)
-
-    def agm_tower(self, x, of_class):
-        """x (B,P,C,h,w) -> logits (B,P,2,h,w) of P passes; of_class: the pass of each class, in the loop's order."""
-        batch, conv = x.shape[:2], self.decoder3.atrous_convolution
-        x = self.decoder2(x.flatten(0, 1))
-        x = F.relu(pass_norm(conv.depthwise_bn, conv.depthwise(x), batch, of_class))
-        x = F.relu(pass_norm(conv.pointwise_bn, conv.pointwise(x), batch, of_class))
-        return self.agm_class(x).unflatten(0, batch)
-
-    def forward(self, query, support, support_labels, classes=None, epoch=None):
-        """Images (B,3,H,W) as of `normalize`, support_labels (B,H,W) -> dict of logits at the query's size.
-
-        agm, npm: (B,K,H,W), 1-way (B,2,H,W); coarse: (B,2,H,W). classes: k-way, the ids to keep (None = all); 1-way, a
-        tensor (B,) of each image's class. epoch: None = after the warm-up. The dict also holds `classes` and, for the
-        contrast of k-way training, `f2`: the fine features of query and support.
-        """
-        one = self.config.way == '1way'
-        if one and not torch.is_tensor(classes):
-            raise ValueError('1-way parsing needs classes, a tensor with the class of each image')
-        classes = classes if one or classes is None else tuple(int(c) for c in classes)
-        (f1, f2), (s1, s2) = self.features(query), self.features(support)
-        labels, num = episode_labels(support_labels, classes), 2 if one else self.config.num_labels
-        static = static_prototypes(s2, class_masks(labels, num, s2.shape[2:]))[:, 1:]
-        people = static_prototypes(s1.detach(), class_masks(foreground(support_labels), 2, s1.shape[2:]))
-        rows = classes.view(-1, 1) if one else torch.arange(1, num).expand(len(labels), -1)
-        # the released code passes `epoch` as the coarse warm-up flag, so only epoch 0 smooths
-        people = self.smoothed(self.s1_prototype, people, torch.arange(2).expand(len(labels), -1), epoch != 0)
-        fine = self.smoothed(self.prototype, static, rows, epoch is not None and epoch <= self.config.warm_up)
-        out = {name: upsample(x, query.shape[2:]) for name, x in self.heads(f1, f2, people[:, 1:], fine).items()}
-        return dict(out, classes=classes, **({'f2': (f2, s2)} if self.training and not one else {}))
-
-    def heads(self, f1, f2, people, fine, names=('agm', 'npm')):
-        """Features (B,C,h,w), prototypes of people (B,1,C) and classes (B,R,C) -> dict of logits (B,..,h,w): those
-        named, and coarse."""
-        cosines, present = cosine(f2, fine), fine.detach().any(2).any(0)
-        out = dict(npm=self.npm_head(cosines)) if 'npm' in names else {}
-        if 'agm' in names:
-            out['agm'] = self.agm_head(f2, cosines, present)
-        return dict(out, coarse=self.coarse_head(f1, people))
 
     @property
     def device(self):
@@ -143,196 +69,328 @@ class EOPNet(DeepLab):
 
     @property
     def backbone(self):
+        """The part that the setting `backbone_lr` is about."""
         return self.xception_features
 
+    # ---- the network ----------------------------------------------------------------------------
+
+    def encode(self, images: Tensor) -> tuple:
+        """Images (B,3,H,W) as of `oneshot.data.normalize` -> coarse feature f1 and fine feature f2,
+        (B,C,h,w) each."""
+        x = self.mid_level(images)
+        return self.s1_trans(x), self.s2_trans(x)
+
+    def coarse_head(self, f1: Tensor, prototype: Tensor) -> Tensor:
+        """f1 (B,C,h,w), the prototype of people (B,1,C) -> logits (B,2,h,w) of background and
+        people."""
+        x = cosine(f1, prototype) * f1 + f1
+        return self.s1_semantic(self.s1_conv2(self.s1_conv1(x)))
+
+    def heads(self, f1: Tensor, f2: Tensor, people: Tensor, fine: Tensor,
+              names=('agm', 'npm')) -> dict:
+        """Features (B,C,h,w), prototypes of people (B,1,C) and of classes (B,R,C) -> dict of logits
+        (B,..,h,w): those of the fine heads named, and coarse."""
+        out = {}
+        cosines = cosine(f2, fine)                                             # (B,R,h,w)
+        if 'npm' in names:
+            out['npm'] = self.npm_head(cosines)
+        if 'agm' in names:
+            present = fine.detach().any(2).any(0)                              # (R,)
+            out['agm'] = self.agm_head(f2, cosines, present)
+        out['coarse'] = self.coarse_head(f1, people)
+        return out
+
+    def forward(self, query: Tensor, support: Tensor, support_labels: Tensor, classes=None,
+                epoch: int | None = None) -> dict:
+        """Photos (B,3,H,W) as of `oneshot.data.normalize` and the support's labels (B,H,W) -> dict
+        of logits at the query's size: agm and npm (B,K,H,W), 1-way (B,2,H,W); coarse (B,2,H,W).
+
+        classes: k-way, the ids that the episode keeps (None = all); 1-way, a tensor (B,) of each
+        image's class. epoch: None = after the warm-up. The dict also holds `classes` and, for the
+        contrast of k-way training, `f2`: the fine features of query and support.
+        """
+        one_way = self.config.one_way
+        if one_way and not torch.is_tensor(classes):
+            raise ValueError('1-way parsing needs classes, a tensor with the class of each image')
+        if not one_way and classes is not None:
+            classes = tuple(int(c) for c in classes)
+        batch = len(support_labels)
+
+        # Features of both photos.
+        f1, f2 = self.encode(query)
+        s1, s2 = self.encode(support)
+
+        # Prototypes of the classes that the episode keeps, smoothed after the warm-up.
+        num_labels = 2 if one_way else self.config.num_labels
+        labels = episode_labels(support_labels, classes)
+        fine = static_prototypes(s2, class_masks(labels, num_labels, s2.shape[2:]))[:, 1:]
+        rows = classes.view(-1, 1) if one_way else torch.arange(1, num_labels).expand(batch, -1)
+        warm_up = epoch is not None and epoch <= self.config.warm_up
+        fine = smoothed_prototypes(self.prototype, fine, rows, warm_up, self.training)
+
+        # Prototypes of background and people. The released code passes `epoch` in the place of its
+        # warm-up flag, so only epoch 0 smooths.
+        masks = class_masks(foreground(support_labels), 2, s1.shape[2:])
+        people = static_prototypes(s1.detach(), masks)
+        people = smoothed_prototypes(self.s1_prototype, people, torch.arange(2).expand(batch, -1),
+                                     epoch != 0, self.training)
+
+        # Logits, enlarged to the query's size.
+        out = {name: resize_map(logits, query.shape[2:])
+               for name, logits in self.heads(f1, f2, people[:, 1:], fine).items()}
+        out['classes'] = classes
+        if self.training and not one_way:
+            out['f2'] = f2, s2
+        return out
+
+    # ---- files ----------------------------------------------------------------------------------
+
     def save(self, path, **more):
-        """Writes weights, config and class names to one file, atomically; `more` is stored beside them."""
+        """Writes weights, config and class names to one file, atomically; `more` is stored beside
+        them."""
         fold = FOLDS[self.config.data.lower(), self.config.fold]
         names = [fold.names.get(i, '') for i in range(self.config.num_labels)]
         write_checkpoint(path, 'oneshot', self.config, self.state_dict(), class_names=names, **more)
 
     @classmethod
-    def from_pretrained(cls, path, device='cpu'):
-        """The model in a file of `save` or in a released state dict, whose way, labels and sizes are read off it."""
+    def from_pretrained(cls, path, device='cpu') -> 'EOPNet':
+        """The model, in eval mode, of a file of `save` or of a released state dict, whose way,
+        labels and sizes are read off it. FileNotFoundError; ValueError for any other file."""
         state = read_checkpoint(path)
-        if command := name_command(state, 'oneshot'):
+        command = name_command(state, 'oneshot')
+        if command:
             raise ValueError(f'{path} {command}')
         with reading(path):
             if 'format' in state:
                 if state['format'] != FORMAT:
-                    raise ValueError(f'{path} has the format {state["format"]!r}, which this version does not know; '
-                                     'give a file of oneshot train or of the authors')
+                    raise ValueError(f'{path} has the format {state["format"]!r}, which this '
+                                     'version does not know; give a file of oneshot train or of '
+                                     'the authors')
                 check_settings(state['config'], Config)
-                config, weights = Config(**state['config']), state['model']
+                config = Config(**state['config'])
+                weights = state['model']
             else:
                 weights = read_weights(path)
                 config = released_config(weights, path)
-            with torch.device('meta'):                        # no time for initial weights
+            # No time for initial weights, and no memory, whatever sizes the file claims.
+            with torch.device('meta'):
                 model = cls(config)
             load_strictly(model, weights, path)
             return model.to(device).eval()
 
-    # photos and test episodes
+    # ---- photos ---------------------------------------------------------------------------------
 
-    def predict(self, query, supports, masks, stored=False, long_side=1024):
-        """Parse a photo into the classes that the label maps of one or several support photos name.
+    def predict(self, query, supports, masks, stored: bool = False,
+                long_side: int = LONG_SIDE) -> np.ndarray:
+        """Parses a photo into the classes that the label maps of one or several supports name.
 
-        query, supports: Pillow images or uint8 RGB arrays (H,W,3) of any size, reduced to a longer side of `long_side`
-        pixels at most; several supports are averaged. masks: their label maps (H,W), 0 background, 255 ignore. They
-        should label whole people, because the coarse head learns from all labels together what people look like.
-        stored: the ids are those of the training set, and base classes use the stored prototypes; else ids are free and
-        only the supports count. Returns a label map uint8 (H,W) of the query's size. The model is left in eval mode.
+        query, supports: photos, see `data.to_photo`, of any size; they are reduced to a longer side
+        of `long_side` pixels at most. Several supports are averaged. masks: their label maps (H,W),
+        0 background, 255 ignore. They should label whole people, because the coarse head learns
+        from all labels together what people look like. stored: the ids are those of the training
+        set, and base classes use the stored prototypes; else ids are free and only the supports
+        count.
+
+        Returns a label map uint8 (H,W) of the query's size. The model is left in eval mode.
+        ValueError where photos and masks do not fit each other or the model.
         """
-        supports, masks = (supports, masks) if isinstance(supports, (list, tuple)) else ([supports], [masks])
+        if not isinstance(supports, (list, tuple)):
+            supports = [supports]
+            masks = [masks]
         if len(supports) != len(masks) or not masks:
-            raise ValueError(f'there are {len(supports)} support photos and {len(masks)} masks; give one mask for each')
-        photo, masks = as_photo(query), [np.asarray(mask) for mask in masks]
-        example = self.learn([as_photo(support) for support in supports], masks, stored, long_side)
-        return self.label_map(self.outputs(self.prepare(photo, long_side)), photo.size[::-1], example)[0]
+            raise ValueError(f'there are {len(supports)} support photos and {len(masks)} masks; '
+                             'give one mask for each')
+        photo = to_photo(query)
+        supports = [to_photo(support) for support in supports]
+        masks = [np.asarray(mask) for mask in masks]
+        example = self.learn(supports, masks, stored, long_side)
+        features = self.outputs(self.prepare(photo, long_side))
+        labels, _ = self.label_map(features, photo.size[::-1], example)
+        return labels
 
     @torch.inference_mode()
-    def learn(self, supports, masks, stored=False, long_side=None):
-        """What Pillow photos with label maps teach, as `predict` takes them -> Example."""
-        ids, rows = label_rows(masks, self.config.num_labels - 1, stored)
+    def learn(self, supports: list, masks: list, stored: bool = False,
+              long_side: int | None = None) -> Example:
+        """What Pillow photos with label maps teach, as `predict` takes them."""
         self.eval()
+        ids, rows = label_rows(masks, self.config.num_labels - 1, stored)
+        people = []
+        fine = []
         long_side = long_side or self.config.long_side or LONG_SIDE
-        statics = zip(*(self.support_prototypes(p, rows[m], long_side) for p, m in zip(supports, masks)))
-        people, fine = (sum(s) / sum(p.any(2, keepdim=True) for p in s).clamp(min=1) for s in map(list, statics))
-        fine = self.smoothed(self.prototype, fine, torch.arange(1, self.config.num_labels)[None], not stored)
-        ids = [i for i in ids if fine[0, rows[i] - 1].any()]  # some are too small at a quarter of the size
+        for photo, mask in zip(supports, masks):
+            of_people, of_classes = self.support_prototypes(photo, rows[mask], long_side)
+            people.append(of_people)
+            fine.append(of_classes)
+        people = mean_prototypes(people)
+        # Free ids are no ids of the training set: then no class has a stored prototype.
+        all_rows = torch.arange(1, self.config.num_labels)[None]
+        fine = smoothed_prototypes(self.prototype, mean_prototypes(fine), all_rows, not stored,
+                                   False)
+        # A class may be too small to have a pixel at a quarter of the size.
+        ids = [i for i in ids if fine[0, rows[i] - 1].any()]
         return Example(ids, rows[ids].tolist(), people, fine)
 
-    def learned(self, example):
+    def learned(self, example: Example) -> list:
         """The ids of the classes with a prototype."""
         return example.ids
 
-    def prepare(self, photo, long_side=None):
-        """A Pillow photo -> the network's input."""
+    def prepare(self, photo: Image.Image, long_side: int | None = None) -> Tensor:
+        """A user's photo -> the network's input (1,3,H,W)."""
         return self.to_input(photo, long_side or self.config.long_side or LONG_SIDE)
 
-    @torch.inference_mode()
-    def outputs(self, image):
-        return self.eval().features(image.to(self.device))
+    def to_input(self, photo: Image.Image, long_side: int) -> Tensor:
+        """A Pillow photo, reduced to `long_side` (0 = as it is), as a batch of one on the model's
+        device."""
+        photo = reduce_photo(photo, long_side or max(photo.size))
+        return torch.from_numpy(normalize(np.asarray(photo))).to(self.device)[None]
 
     @torch.inference_mode()
-    def label_map(self, features, size, example):
-        """Features of a query -> label map uint8 (H,W) of this size, and the probability of people (H,W)."""
-        (f1, f2), (ids, rows, people, fine) = features, example
-        scores, coarse = self.class_scores(cosine(f2, fine), rows), self.coarse_head(f1, people)
-        scores, coarse = (upsample(x, size)[0] for x in (scores, coarse))
-        found = scores.argmax(0) * coarse.argmax(0)           # screened: background where there are no people
-        return np.array([0, *ids], np.uint8)[found.cpu().numpy()], coarse.softmax(0)[1].cpu().numpy()
+    def outputs(self, image: Tensor) -> tuple:
+        """`encode` in eval mode, on the model's device."""
+        return self.eval().encode(image.to(self.device))
 
-    def people(self, features, photo, example):
-        """Features of a photo -> Parsing: all of its people as one, because EOP-Net does not separate them. Its score
-        is the mean probability of people in its pixels."""
-        return as_one_person(*self.label_map(features, photo.size[::-1], example))
+    def support_prototypes(self, photo: Image.Image, rows: np.ndarray, long_side: int) -> tuple:
+        """A photo and its mask of rows (H,W) -> static prototypes of people (1,1,C) and classes
+        (1,K-1,C). ValueError where they differ in size."""
+        if rows.shape != photo.size[::-1]:
+            raise ValueError(f'a support photo has {photo.size[::-1]} pixels, but its mask '
+                             f'{rows.shape}')
+        labels = torch.from_numpy(rows).to(self.device)[None]
+        f1, f2 = self.encode(self.to_input(photo, long_side))
+        people = static_prototypes(f1, class_masks(foreground(labels), 2, f1.shape[2:]))
+        fine = static_prototypes(f2, class_masks(labels, self.config.num_labels, f2.shape[2:]))
+        return people[:, 1:], fine[:, 1:]
 
-    def support_prototypes(self, photo, mask, long_side=None):
-        """Static prototypes of a photo with a mask of rows: people (1,1,C) and classes (1,K-1,C)."""
-        if mask.shape != photo.size[::-1]:
-            raise ValueError(f'a support photo has {photo.size[::-1]} pixels, but its mask {mask.shape}')
-        labels = torch.from_numpy(mask).to(self.device)[None]
-        f1, f2 = self.features(self.to_input(photo, long_side))
-        return [static_prototypes(f, class_masks(x, num, f.shape[2:]))[:, 1:]
-                for f, x, num in ((f1, foreground(labels), 2), (f2, labels, self.config.num_labels))]
+    @torch.inference_mode()
+    def label_map(self, features: tuple, size, example: Example) -> tuple:
+        """Features of a query -> label map uint8 of this size (H,W), and the probability of people
+        (H,W)."""
+        f1, f2 = features
+        scores = self.class_scores(cosine(f2, example.fine), example.rows)
+        scores = resize_map(scores, size)[0]                                   # (1+n,H,W)
+        coarse = resize_map(self.coarse_head(f1, example.people), size)[0]     # (2,H,W)
+        # Screened: background where the coarse head sees no people.
+        found = scores.argmax(0) * coarse.argmax(0)
+        labels = np.array([0, *example.ids], np.uint8)[found.cpu().numpy()]
+        return labels, coarse.softmax(0)[1].cpu().numpy()
 
-    def class_scores(self, cosines, rows):
-        """NPM logits (1,1+n,h,w) of background and the classes of `rows`; 1-way: the leads over the background."""
-        if self.config.way == 'kway':
+    def class_scores(self, cosines: Tensor, rows: list) -> Tensor:
+        """Cosines (1,K-1,h,w) -> NPM logits (1,1+n,h,w) of background and the classes of `rows`;
+        1-way: their leads over the background."""
+        if not self.config.one_way:
             return self.npm_head(cosines)[:, [0, *rows]]
-        logits = self.npm_head(cosines.transpose(0, 1))
-        lead = (logits[:, 1] - logits[:, 0])[[row - 1 for row in rows]]
+        logits = self.npm_head(cosines.transpose(0, 1))                        # (K-1,2,h,w)
+        lead = (logits[:, 1] - logits[:, 0])[[row - 1 for row in rows]]        # (n,h,w)
         return torch.cat([torch.zeros_like(logits[:1, 0]), lead])[None]
 
-    def to_input(self, photo, long_side=None):
-        """A Pillow photo, reduced to `long_side` or the config's, as a batch of one on the model's device."""
-        long_side = long_side or self.config.long_side or max(photo.size)
-        return torch.from_numpy(normalize(np.asarray(reduced(photo, long_side)))).to(self.device)[None]
+    def people(self, features: tuple, photo: Image.Image, example: Example) -> Parsing:
+        """Features of a photo -> its people: all as one, because EOP-Net does not separate them.
+        The score is the mean probability of people in its pixels."""
+        return as_one_person(*self.label_map(features, photo.size[::-1], example))
 
-    # test episodes, see oneshot/scores.py
+    # ---- test episodes, see oneshot/models.py ---------------------------------------------------
+
+    def encode_query(self, photo: np.ndarray) -> tuple:
+        """A query (H,W,3) -> its coarse and fine feature."""
+        return self.outputs(self.to_input(to_photo(photo), self.config.long_side))
 
     @torch.inference_mode()
-    def look(self, photo):
-        return self.eval().features(self.to_input(as_photo(photo)))
-
-    @torch.inference_mode()
-    def study(self, photo, labels, fold):
-        people, fine = self.eval().support_prototypes(as_photo(photo), labels)
+    def encode_support(self, photo: np.ndarray, labels: np.ndarray, fold) -> tuple:
+        """A support (H,W,3) and its labels (H,W) -> static prototypes of people and classes."""
+        self.eval()
+        people, fine = self.support_prototypes(to_photo(photo), labels, self.config.long_side)
+        # Ids of no fold are people's pixels, but no classes.
         dropped = [c - 1 for c in range(1, self.config.num_labels) if c not in fold.all]
-        fine[:, dropped] = 0                                  # of no fold, but people's pixels
+        fine[:, dropped] = 0
         return people, fine
 
     @torch.inference_mode()
-    def find(self, seen, taught, c, size, names):
-        (f1, f2), (people, fine) = seen, taught
+    def predict_episode(self, query: tuple, support: tuple, c: int | None, size, heads) -> dict:
+        """What both give -> {head: label map (H,W)}; c: the class of 1-way."""
+        f1, f2 = query
+        people, fine = support
         rows = torch.arange(1, self.config.num_labels)[None]
-        if self.config.way == '1way':
-            fine, rows = fine[:, c - 1:c], rows[:, c - 1:c]
-        fine = self.smoothed(self.prototype, fine, rows, False)
+        if self.config.one_way:
+            fine = fine[:, c - 1:c]
+            rows = rows[:, c - 1:c]
+        # Base classes have a stored prototype; novel ones have the support's alone.
+        fine = smoothed_prototypes(self.prototype, fine, rows, False, False)
+        logits = self.heads(f1, f2, people, fine, heads)
+        # All absent classes have the logits of the first of them: the others are not enlarged.
         present = fine[0].any(1)
-        kept = present | ((~present).cumsum(0) == 1)          # all absent classes have the logits of the first one
-        shown = F.pad(kept, (1, 0), value=True).nonzero()[:, 0].cpu()
-        out = self.heads(f1, f2, people, fine, names)
-        out = {name: x if name == 'coarse' else x[:, shown] for name, x in out.items()}
-        out = {name: upsample(x.contiguous(memory_format=torch.channels_last), size) for name, x in out.items()}
-        screen = out['coarse'].max(1)[1][0].cpu()
-        return {name: (shown[out[name].max(1)[1][0].cpu()] * screen).to(torch.uint8).numpy() for name in names}
+        first_absent = (~present).cumsum(0) == 1
+        shown = F.pad(present | first_absent, (1, 0), value=True).nonzero()[:, 0].cpu()
+        screen = most_likely(logits['coarse'], size)
+        maps = {}
+        for head in heads:
+            classes = shown[most_likely(logits[head][:, shown], size)]
+            maps[head] = (classes * screen).to(torch.uint8).numpy()
+        return maps
 
 
-def released_config(weights, path):
-    """The Config of a released state dict."""
-    if not {'prototype', 's2_trans.weight', 'xception_features.conv1.weight'} <= weights.keys():
-        raise ValueError(f'{path} is no checkpoint of EOP-Net; a DeepLab file starts a training instead, with '
-                         '--pretrained')
-    if weights['prototype'].ndim != 2:
-        raise ValueError(f'{path} does not fit: its prototypes have the shape {tuple(weights["prototype"].shape)}')
-    blocks = {key.split('.')[1] for key in weights if key.startswith('xception_features.block')}
-    rows, channels = weights['prototype'].shape
-    return Config(data='LIP' if rows == 20 else 'ATR', way='1way' if 'npm_class.weight' in weights else 'kway',
-                  num_labels=rows, channels=channels, stem=len(weights['xception_features.conv1.weight']),
-                  middle=len(blocks) - 4, high_level='aspp1.bn.weight' in weights)
+def most_likely(logits: Tensor, size) -> Tensor:
+    """Logits (1,N,h,w) -> the channel of the largest at this size (H,W), on the CPU. In the memory
+    format channels_last enlarging and comparing are faster."""
+    logits = resize_map(logits.contiguous(memory_format=torch.channels_last), size)
+    return logits.max(1)[1][0].cpu()
 
 
-def screened(out, head='npm'):
-    """out of `EOPNet.forward` -> the head's labels (B,H,W), background where the coarse head sees no people."""
+def screened(out: dict, head: str = 'npm') -> Tensor:
+    """out of `EOPNet.forward` -> the head's labels (B,H,W), background where the coarse head sees
+    no people."""
     return out[head].argmax(1) * out['coarse'].argmax(1)
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# Examples
+def released_config(weights: dict, path) -> Config:
+    """The Config of a released state dict. ValueError where it is none of EOP-Net."""
+    if not {'prototype', 's2_trans.weight', 'xception_features.conv1.weight'} <= weights.keys():
+        raise ValueError(f'{path} is no checkpoint of EOP-Net; a DeepLab file starts a training '
+                         'instead, with --pretrained')
+    prototype = weights['prototype']
+    if prototype.ndim != 2:
+        raise ValueError(f'{path} does not fit: its prototypes have the shape '
+                         f'{tuple(prototype.shape)}')
+    rows, channels = prototype.shape
+    blocks = {key.split('.')[1] for key in weights if key.startswith('xception_features.block')}
+    return Config(data='LIP' if rows == 20 else 'ATR',
+                  way='1way' if 'npm_class.weight' in weights else 'kway',
+                  num_labels=rows,
+                  channels=channels,
+                  stem=len(weights['xception_features.conv1.weight']),
+                  middle=len(blocks) - 4,
+                  high_level='aspp1.bn.weight' in weights)
 
 
-class Example(NamedTuple):
-    """What supports teach: class ids, the row of each in the logits, prototypes of people and of classes."""
-    ids: list
-    rows: list
-    people: torch.Tensor                     # (1,1,C)
-    fine: torch.Tensor                       # (1,K-1,C)
+def label_rows(masks: list, most: int, stored: bool) -> tuple:
+    """The ids that uint8 label maps name, and a table (256) from id to row of the prototypes,
+    255 -> 255.
 
-
-def as_one_person(labels, probability):
-    """Label map and probability of people (H,W) -> Parsing of one person, whose score is the mean probability in its
-    pixels; of none where no pixel has a label."""
-    ys, xs = np.nonzero(labels)
-    center = [xs.mean() + 0.5, ys.mean() + 0.5] if len(xs) else [0, 0]
-    score = probability[labels > 0].mean() if len(xs) else 0
-    return Parsing(labels[None], np.array([score]), np.array([center])).visible()
-
-
-def label_rows(masks, most, stored):
-    """The ids that uint8 label maps name, and a table (256) from id to row of the prototypes, 255 -> 255.
-
-    The model has `most` classes. With `stored`, rows are the ids; else the ids in their order have the rows 1, 2, ..
+    The model has `most` classes. With `stored` rows are the ids; else the ids in their order have
+    the rows 1, 2, .. ValueError where the masks are no label maps, or have no or too many classes.
     """
     for mask in masks:
         if mask.ndim != 2 or mask.dtype != np.uint8:
-            raise ValueError(f'a mask has the form {mask.shape} {mask.dtype}; give label maps (H,W) of uint8')
-    ids = [int(i) for i in np.unique(np.concatenate([np.unique(mask) for mask in masks])) if 0 < i < IGNORE]
+            raise ValueError(f'a mask has the form {mask.shape} {mask.dtype}; give label maps '
+                             '(H,W) of uint8')
+    present = np.unique(np.concatenate([np.unique(mask) for mask in masks]))
+    ids = [int(i) for i in present if 0 < i < IGNORE]
     if not ids:
         raise ValueError('no mask has a class; label pixels of the support photo with ids from 1')
     if (max(ids) if stored else len(ids)) > most:
         raise ValueError(f'the masks name the ids {ids}; this model has {most} classes')
     rows = np.zeros(256, np.uint8)
-    rows[ids], rows[IGNORE] = ids if stored else range(1, len(ids) + 1), IGNORE
+    rows[ids] = ids if stored else range(1, len(ids) + 1)
+    rows[IGNORE] = IGNORE
     return ids, rows
+
+
+def as_one_person(labels: np.ndarray, probability: np.ndarray) -> Parsing:
+    """Label map and probability of people (H,W) -> Parsing of one person, whose score is the mean
+    probability in its pixels; of none where no pixel has a label."""
+    ys, xs = np.nonzero(labels)
+    center = [0, 0]
+    score = 0
+    if len(xs):
+        center = [xs.mean() + 0.5, ys.mean() + 0.5]
+        score = probability[labels > 0].mean()
+    return Parsing(labels[None], np.array([score]), np.array([center])).visible()

@@ -19,7 +19,7 @@ from infer import PhotoParser
 from uniparser import UniParser
 from util.checkpoints import find_system, read_checkpoint
 from util.files import USER_ERRORS, explain
-from oneshot.parse import ExampleParser, read_names, read_supports
+from oneshot.parse import ExamplePipeline, read_names, read_supports
 from oneshot.by_uniparser import UniParserByExample
 from oneshot.eopnet import as_one_person
 from schp.parser import Parser
@@ -129,7 +129,7 @@ def choose_parser(model, args, support=None, mask=None, names=''):
         raise ValueError('--names: give the names themselves here, such as hair,dress')
     supports, masks, classes = read_supports([support], [mask])
     learner = UniParserByExample(model) if isinstance(model, UniParser) else model
-    return ExampleParser(learner, args, learner.learn(supports, masks), read_names(names, classes))
+    return ExamplePipeline(learner, args, learner.learn(supports, masks), read_names(names, classes))
 
 
 # ---------------------------------------------------------------------------------------------------------------

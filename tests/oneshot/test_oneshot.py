@@ -17,7 +17,8 @@ from oneshot import EOPNet, data, episodes, evaluation
 from oneshot.eopnet import screened
 from oneshot.episodes import FOLDS
 from oneshot.losses import contrast_loss, oneshot_loss
-from oneshot.prototypes import episode_labels, foreground, query_target
+from oneshot.prototypes import (episode_labels, foreground, query_target,
+                                smoothed_prototypes)
 from oneshot.training import learning_rate
 
 torch.set_num_threads(1)
@@ -181,7 +182,8 @@ def test_smoothed_prototypes_are_the_released_loop(warm_up, train):
             if train:
                 stored[c + 1] = expected[b, c]
     static.requires_grad_()
-    used = model.smoothed(model.prototype, static, torch.arange(1, 7).expand(3, -1), warm_up)
+    rows = torch.arange(1, 7).expand(3, -1)
+    used = smoothed_prototypes(model.prototype, static, rows, warm_up, update=train)
     torch.testing.assert_close(used.detach(), expected)
     torch.testing.assert_close(model.prototype.detach(), stored)
     used.sum().backward()
@@ -301,7 +303,7 @@ def test_free_ids_have_no_stored_prototypes():
     (dict(masks=[]), 'one mask for each'), (dict(masks=np.zeros((70, 52), np.uint8)), 'no mask has a class'),
     (dict(masks=np.full((70, 52), 7, np.uint8), stored=True), 'has 6 classes'),
     (dict(masks=np.ones((70, 51), np.uint8)), 'its mask'),
-    (dict(masks=np.ones((70, 52))), 'label maps'), (dict(query=np.zeros((5, 5))), 'neither')])
+    (dict(masks=np.ones((70, 52))), 'label maps'), (dict(query=np.zeros((5, 5))), 'a photo is a path')])
 def test_bad_input_is_a_sentence(change, sentence):
     support, mask = people(1)
     given = dict(query=support, supports=support, masks=mask, **{}) | change
