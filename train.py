@@ -15,7 +15,7 @@ import math
 import os
 import sys
 import time
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -27,7 +27,7 @@ from evaluate import ParsingMetrics
 from losses import uniparser_loss
 from uniparser import PRESETS, Config, UniParser, get_config
 from util.checkpoints import FORMAT, PATHS, load_strictly, read_checkpoint, reading
-from util.cli import CommandParser, add_settings, describe, given_settings, start
+from util.cli import CommandParser, add_settings, describe, flag, given_settings, start
 from util.datasets import DATASETS, DRAWN, open_dataset
 from util.files import explain as explain_error, is_exhausted, write_png
 from util.pictures import compare_labels
@@ -273,26 +273,53 @@ class Trainer:
 # The command, for any system
 
 
-def read_resumed(args, config_class, system):
-    """--resume's run -> config, folder, content of last.pt, root of the data."""
+@dataclass(frozen=True)
+class Start:
+    """Where a run begins."""
+    config: object                      # of the class that `start_run` was given
+    folder: str | Path | None           # of the run; None: a free name under runs/ is chosen later
+    state: dict | None                  # content of last.pt, with which a resumed run goes on; None: a new run
+    root: str | None                    # folder of the data set
+
+
+def start_run(args, run, config_class, system, fresh) -> Start:
+    """Decides between a new run and one to continue, checks that it can run, and seeds torch.
+
+    args: with the flags of `add_run_flags` and of the config's fields. system: the name in checkpoints ('uniparser',
+    'schp', 'oneshot'). fresh(args) -> the config of a new run. ValueError or FileNotFoundError names the wrong flag.
+    """
+    if args.resume:
+        start = resume(args, config_class, system)
+    else:
+        start = Start(fresh(args), args.out, None, args.root)
+    check_run(start, run, args)
+    torch.manual_seed(start.config.seed)
+    return start
+
+
+def resume(args, config_class, system) -> Start:
+    """Reads the run of --resume. Only the settings in RESUMABLE may change."""
     path = os.path.join(args.resume, 'last.pt')
     if not os.path.exists(path):
         raise FileNotFoundError(f'{path} does not exist; --resume takes the folder of a run, which holds this file')
-    state, changes = read_checkpoint(path), given_settings(args, config_class)
-    fixed = [k for k in ('data', 'recipe', 'out') if getattr(args, k, None)]
-    fixed += [k for k in changes if k not in RESUMABLE]
+    state = read_checkpoint(path)
+    changes = given_settings(args, config_class)
+    fixed = [name for name in ('data', 'recipe', 'out') if getattr(args, name, None)]
+    fixed += [name for name in changes if name not in RESUMABLE]
     if fixed:
-        flag = fixed[0].replace('_', '-')
-        raise ValueError(f'--resume goes on with the settings of the run: --{flag} cannot change')
+        raise ValueError(f'--resume goes on with the settings of the run: {flag(fixed[0])} cannot change')
     if any(key not in state for key in STATE) or state['format'] != FORMAT or state.get('system', system) != system:
         raise ValueError(f'{path} holds no training state to resume from; give the folder of a run of this version')
     with reading(path):
-        config = replace(config_class(**{**state['config'], **state['paths']}), **changes)
-    return config, Path(args.resume), state, args.root or state['root']
+        settings = {**state['config'], **state['paths'], **changes}
+        config = config_class(**settings)
+    return Start(config, Path(args.resume), state, args.root or state['root'])
 
 
-def check_run(config, run, args, state):
+def check_run(start, run, args):
     """ValueError where the processes cannot share the batches or continue the run, or --out holds another run."""
+    config = start.config
+    state = start.state
     if args.out and os.path.exists(os.path.join(args.out, 'last.pt')):
         raise ValueError(f'{args.out} holds a run already; go on with --resume {args.out} or choose another --out')
     if config.batch_size % (run.world * config.accumulate):
@@ -433,32 +460,33 @@ def open_sets(config, root, skip_bad):
     return train_set, val_set
 
 
-def prepare_task(args, run):
-    """Arguments -> the task, the run's folder (None: not chosen yet), and the state to continue from or None."""
-    if args.resume:
-        config, folder, state, root = read_resumed(args, Config, 'uniparser')
-    else:
-        name, changes = args.data or 'synthetic', given_settings(args, Config)
-        changes.update(data=name, num_classes=len(DATASETS[name].class_names) - 1)
-        config = get_config(preset_of(args.data, args.recipe), **changes)
-        folder, state, root = args.out, None, args.root
-    check_run(config, run, args, state)
-    torch.manual_seed(config.seed)
-    train_set, val_set = open_sets(config, root, args.skip_bad)
+def fresh_config(args) -> Config:
+    """The settings of a new run: those of the preset for --data and --recipe, with the flags."""
+    name = args.data or 'synthetic'
+    num_classes = len(DATASETS[name].class_names) - 1
+    changes = {**given_settings(args, Config), 'data': name, 'num_classes': num_classes}
+    return get_config(preset_of(args.data, args.recipe), **changes)
+
+
+def make_task(begin, run, skip_bad) -> UniParserTask:
+    """begin: a `Start`. skip_bad: unreadable images are left out and named."""
+    config = begin.config
+    train_set, val_set = open_sets(config, begin.root, skip_bad)
     loader = make_loader(data.Samples(train_set, config), config, run)
     model = UniParser(config, train_set.class_names, train_set.flip_pairs)
-    if config.pretrained and not state:
+    if config.pretrained and not begin.state:
         model.load_pretrained()
         if model.config.pretrained_stages < 4 and run.first:
             print(f'{config.pretrained} ends at stage {model.config.pretrained_stages}; the rest starts from scratch')
-    return UniParserTask(model.config, model, loader, val_set, root), folder, state
+    return UniParserTask(model.config, model, loader, val_set, begin.root)
 
 
 def train(args):
     run = Run(args.device, args.amp)
-    task, folder, state = prepare_task(args, run)
+    begin = start_run(args, run, Config, 'uniparser', fresh_config)
+    task = make_task(begin, run, args.skip_bad)
     counts = f'{len(task.loader.dataset)} training and {len(task.val_set)} validation images'
-    return train_task(task, run, folder, state, counts)
+    return train_task(task, run, begin.folder, begin.state, counts)
 
 
 def main(argv=None):

@@ -8,7 +8,7 @@ from oneshot.data import EpisodePairs, EpisodeSamples, OneShotPhotos, open_photo
 from oneshot.eopnet import EOPNet
 from oneshot.evaluation import count_pixels, scores
 from oneshot.losses import oneshot_loss
-from train import Task, check_run, make_loader, read_resumed, train_task
+from train import Start, Task, make_loader, start_run, train_task
 from util.cli import given_settings
 from util.run import Run
 
@@ -74,39 +74,35 @@ def learning_rate(epoch: int, epochs: int = 50, lr: float = 1e-3) -> float:
 # The command
 
 
-def prepare_task(args, run: Run) -> tuple:
-    """Arguments -> the task, the run's folder (None: not chosen yet), and the state to continue
-    from or None."""
+def train(args):
+    run = Run(args.device, args.amp)
     if run.world > 1:
         raise ValueError('the prototypes of earlier episodes belong to one process; start it '
                          'without torchrun')
-    if args.resume:
-        config, folder, state, root = read_resumed(args, Config, 'oneshot')
-    else:
-        config = Config(**given_settings(args, Config), data=args.data or 'ATR',
-                        recipe=args.recipe or 'paper')
-        folder = args.out
-        state = None
-        root = args.root
-    check_run(config, run, args, state)
-    torch.manual_seed(config.seed)
+    begin = start_run(args, run, Config, 'oneshot', fresh_config)
+    task = make_task(begin, run, args.skip_bad)
+    counts = f'{len(task.loader.dataset)} training and {len(task.episodes)} test episodes'
+    return train_task(task, run, begin.folder, begin.state, counts)
 
-    photos = open_photos(config.data, root, 'train', config.fold)
-    test_photos = open_photos(config.data, root, 'test', config.fold)
+
+def fresh_config(args) -> Config:
+    """The settings of a new run."""
+    return Config(**given_settings(args, Config), data=args.data or 'ATR',
+                  recipe=args.recipe or 'paper')
+
+
+def make_task(begin: Start, run: Run, skip_bad: bool) -> OneShotTask:
+    """The task of a new or resumed run. skip_bad: unreadable photos are left out and named."""
+    config = begin.config
+    photos = open_photos(config.data, begin.root, 'train', config.fold)
+    test_photos = open_photos(config.data, begin.root, 'test', config.fold)
     config = replace(config, num_labels=photos.fold.num_labels)
     pairs = EpisodePairs(photos, config)
-    pairs.skip_bad = args.skip_bad
+    pairs.skip_bad = skip_bad
     loader = make_loader(EpisodeSamples(pairs, config), config, run)
     model = EOPNet(config)
-    if config.pretrained and not state:
+    if config.pretrained and not begin.state:
         copied = model.load_backbone(config.pretrained)
         print(f'{config.pretrained}: {len(copied)} of {len(model.state_dict())} entries start '
               'from it')
-    return OneShotTask(config, model, loader, test_photos, root), folder, state
-
-
-def train(args):
-    run = Run(args.device, args.amp)
-    task, folder, state = prepare_task(args, run)
-    counts = f'{len(task.loader.dataset)} training and {len(task.episodes)} test episodes'
-    return train_task(task, run, folder, state, counts)
+    return OneShotTask(config, model, loader, test_photos, begin.root)

@@ -32,7 +32,7 @@ import torch.nn.functional as F
 
 from data import read_batches
 from schp.segformer import SegFormer
-from train import PICTURES, STOPPED, Task, check_run, make_loader, read_resumed, run_command, train_task
+from train import PICTURES, STOPPED, Task, make_loader, run_command, start_run, train_task
 from schp import evaluation as single_evaluation
 from schp import preparation
 from schp import fuse
@@ -400,36 +400,37 @@ def start_from(task, path, reset_cycle):
     task.cycle = 0 if reset_cycle else int(state.get('cycle', state.get('cycle_n', 0)))
 
 
-def prepare_task(args, run):
-    """Arguments -> the task, the run's folder (None: not chosen yet), and the state to continue from or None."""
-    if args.resume:
-        config, folder, state, root = read_resumed(args, SCHPConfig, 'schp')
-    else:
-        name = args.data or 'LIP'
-        changes = dict(given_settings(args, SCHPConfig), recipe=args.recipe or 'paper', data=name)
-        changes = {**preset(name, changes.get('network'), changes.get('phase', 0)), **changes}
-        config, folder, state, root = replace(SCHPConfig(), **changes), args.out, None, args.root
-    check_run(config, run, args, state)
+def fresh_config(args):
+    """The settings of a new run."""
+    name = args.data or 'LIP'
+    changes = dict(given_settings(args, SCHPConfig), recipe=args.recipe or 'paper', data=name)
+    presets = preset(name, changes.get('network'), changes.get('phase', 0))
+    return replace(SCHPConfig(), **{**presets, **changes})
+
+
+def make_task(begin, run, args):
+    """begin: a `Start`. -> SCHPTask."""
+    config = begin.config
     if config.batch_size // run.world // config.accumulate < 2:
         raise ValueError('a pass needs two images at least, because the norms of one have no variance; choose a larger '
                          '--batch-size or a smaller --accumulate')
-    torch.manual_seed(config.seed)
-    train_set, val_set = open_sets(config, root, args.skip_bad)
+    train_set, val_set = open_sets(config, begin.root, args.skip_bad)
     loader = make_loader(Samples(train_set, config), config, run)
     model = build(config, LabelSet(train_set.class_names, config.size, train_set.flip_pairs))
-    if config.pretrained and not state:
+    if config.pretrained and not begin.state:
         LOADERS[config.network](model, config.pretrained)
-    task = SCHPTask(config, model.to(run.device), loader, val_set, root)
-    if args.weights and not state:
+    task = SCHPTask(config, model.to(run.device), loader, val_set, begin.root)
+    if args.weights and not begin.state:
         start_from(task, args.weights, args.reset_cycle)
-    return task, folder, state
+    return task
 
 
 def train(args):
     run = Run(args.device, args.amp)
-    task, folder, state = prepare_task(args, run)
+    begin = start_run(args, run, SCHPConfig, 'schp', fresh_config)
+    task = make_task(begin, run, args)
     counts = f'{len(task.loader.dataset)} training and {len(task.val_set)} validation images'
-    return train_task(task, run, folder, state, counts)
+    return train_task(task, run, begin.folder, begin.state, counts)
 
 
 # ---------------------------------------------------------------------------------------------------------------

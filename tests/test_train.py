@@ -192,7 +192,7 @@ def test_resume_keeps_the_settings_of_the_run(checkpoint, tmp_path, capsys, chan
 def test_every_setting_is_a_flag():
     flags = vars(train.parse_arguments(['--short-side', '10', '20', '--no-dcn', '--light', '--lr', '0.1', '--epochs', '7']))
     arguments = ['--short-side', '10', '20', '--no-dcn', '--light', '--lr', '0.1', '--device', 'cpu']
-    config = train.prepare_task(train.parse_arguments(arguments), Run('cpu'))[0].config
+    config = train.fresh_config(train.parse_arguments(arguments))
     assert config.short_side == (10, 20) and config.light and not config.dcn and config.lr == 0.1 and flags['epochs'] == 7
     help_text = call(train, '--help').stdout.replace(',', ' ').replace('\n', ' ')
     for field in fields(Config):
