@@ -266,13 +266,12 @@ class EOPNet(FineHeads):
         """Features of a query -> label map uint8 of this size (H,W), and the probability of people
         (H,W)."""
         f1, f2 = features
-        scores = self.class_scores(cosine(f2, example.fine), example.rows)
-        scores = resize_map(scores, size)[0]                                   # (1+n,H,W)
-        coarse = resize_map(self.coarse_head(f1, example.people), size)[0]     # (2,H,W)
-        # Screened: background where the coarse head sees no people.
-        found = scores.argmax(0) * coarse.argmax(0)
-        labels = np.array([0, *example.ids], np.uint8)[found.cpu().numpy()]
-        return labels, coarse.softmax(0)[1].cpu().numpy()
+        scores = self.class_scores(cosine(f2, example.fine), example.rows)     # (1,1+n,h,w)
+        coarse = self.coarse_head(f1, example.people)                          # (1,2,h,w)
+        out = dict(npm=resize_map(scores, size), coarse=resize_map(coarse, size))
+        ids = np.array([0, *example.ids], np.uint8)
+        labels = ids[screened(out)[0].cpu().numpy()]
+        return labels, out['coarse'][0].softmax(0)[1].cpu().numpy()
 
     def class_scores(self, cosines: Tensor, rows: list) -> Tensor:
         """Cosines (1,K-1,h,w) -> NPM logits (1,1+n,h,w) of background and the classes of `rows`;

@@ -77,11 +77,6 @@ def merge(labels: np.ndarray, fold: Fold) -> np.ndarray:
     return table[labels]
 
 
-def keep(labels: np.ndarray, classes) -> np.ndarray:
-    """Label map uint8 -> with all but `classes` and IGNORE set to 0."""
-    return np.where(np.isin(labels, [*classes, IGNORE]), labels, 0).astype(np.uint8)
-
-
 # -------------------------------------------------------------------------------------------------
 # Pools and episodes
 

@@ -28,7 +28,8 @@ SMALL = dict(stem=8, middle=1, channels=16, high_level=False)
 
 
 def fixture_labels(seed, kept):
-    return episodes.keep(blobs(seed, 129, 97, 18), kept)
+    labels = torch.from_numpy(blobs(seed, 129, 97, 18))
+    return episode_labels(labels, tuple(kept)).numpy()
 
 
 @pytest.fixture(scope='module')
@@ -396,7 +397,8 @@ def test_folds_are_the_released_ones():
 def test_merged_labels():
     merged = episodes.merge(np.array([[0, 14, 15, 17, 19, 3, 255]], np.uint8), FOLDS['cihp', 1])
     assert merged.tolist() == [[0, 14, 14, 16, 18, 3, 255]]   # 3, of no fold, is still a person's
-    assert episodes.keep(merged, FOLDS['cihp', 2].base).tolist() == [[0, 14, 14, 16, 18, 0, 255]]
+    kept = episode_labels(torch.from_numpy(merged), FOLDS['cihp', 2].base)
+    assert kept.tolist() == [[0, 14, 14, 16, 18, 0, 255]]
 
 
 def presence(number, seed=0, fold=FOLDS['atr', 1]):
