@@ -174,7 +174,7 @@ class DeepLab(nn.Module):
         x = resize_map(x, low.shape[2:])                                           # (B,C,h,w)
         return self.midfea_conv(torch.cat([x, low], 1))
 
-    def load_backbone(self, path) -> list:
+    def load_backbone(self, path) -> list[str]:
         """Starts from DeepLabv3+ trained on COCO (deeplab_v3plus_v3.pth): copies every entry of the
         same name and shape, and returns their names. Other entries, such as DeepLab's classifier,
         are left out, as released. ValueError where none fits the backbone."""
@@ -188,7 +188,7 @@ class DeepLab(nn.Module):
         return list(fitting)
 
 
-def read_weights(path) -> dict:
+def read_weights(path) -> dict[str, Tensor]:
     """The state dict of a file of ours or of the authors, without the prefix that DataParallel
     adds. ValueError where there is none."""
     state = read_checkpoint(path)

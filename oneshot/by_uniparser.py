@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from data import input_size, network_input, to_photo
-from oneshot.episodes import IGNORE
+from oneshot.episodes import IGNORE, Fold
 from oneshot.prototypes import class_masks, mean_prototypes, static_prototypes
 from uniparser import UniParser, decode
 from util.masks import flatten_people
@@ -68,13 +68,13 @@ class UniParserByExample:
         means[[0, IGNORE]] = 0
         return means
 
-    def learn(self, supports: list, masks: list) -> Tensor:
+    def learn(self, supports: list[Image.Image], masks: list[np.ndarray]) -> Tensor:
         """Prototypes (256,C) of Pillow photos and label maps (H,W), averaged over the supports that
         have the class."""
         return mean_prototypes([self.prototypes(photo, mask)
                                 for photo, mask in zip(supports, masks)])
 
-    def learned(self, prototypes: Tensor) -> list:
+    def learned(self, prototypes: Tensor) -> list[int]:
         """The ids of the classes with a prototype."""
         return prototypes.any(1).nonzero()[:, 0].tolist()
 
@@ -97,13 +97,14 @@ class UniParserByExample:
         """A query (H,W,3) -> the network's outputs."""
         return self.outputs(self.prepare(to_photo(photo)))
 
-    def encode_support(self, photo: np.ndarray, labels: np.ndarray, fold) -> Tensor:
+    def encode_support(self, photo: np.ndarray, labels: np.ndarray, fold: Fold) -> Tensor:
         """A support (H,W,3) and its labels (H,W) -> prototypes (256,C) of the fold's classes."""
         prototypes = self.prototypes(to_photo(photo), labels)
         prototypes[[c for c in range(ROWS) if c not in fold.all]] = 0
         return prototypes
 
-    def predict_episode(self, query: dict, support: Tensor, c: int | None, size, heads) -> dict:
+    def predict_episode(self, query: dict, support: Tensor, c: int | None,
+                        size: tuple[int, int], heads) -> dict[str, np.ndarray]:
         """What both give -> {head: label map (H,W)}; c: the class of 1-way."""
         if c is not None:
             # The class is label 1, and alone.

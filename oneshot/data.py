@@ -20,8 +20,8 @@ from tqdm import tqdm
 
 from data import Samples
 from oneshot.config import Config
-from oneshot.episodes import (FOLDS, IGNORE, Fold, kway_pairs, make_pools, merge, meta_test_list,
-                              oneway_pairs, read_episodes, read_pools, write_pools)
+from oneshot.episodes import (FOLDS, IGNORE, Episode, Fold, Pools, kway_pairs, make_pools, merge,
+                              meta_test_list, oneway_pairs, read_episodes, read_pools, write_pools)
 from util.datasets import CCP, swap_sides
 from util.files import inside, pick_files, read_labels, read_list, read_stored
 
@@ -59,7 +59,7 @@ class OneShotPhotos:
         """uint8 (H,W): labels as drawn, 255 = unknown."""
         return read_labels(self.maps[i], self.fold.num_labels - 1)
 
-    def read(self, i: int) -> tuple:
+    def read(self, i: int) -> tuple[np.ndarray, np.ndarray]:
         """image uint8 RGB (H,W,3), labels uint8 (H,W) as drawn."""
         image = np.array(read_stored(self.photos[i]))
         labels = self.labels(i)
@@ -77,7 +77,7 @@ class OneShotPhotos:
         return None
 
     @cached_property
-    def pools(self) -> dict:
+    def pools(self) -> Pools:
         """Pools from the download. Where it has none, they are made from the label maps and kept in
         its folder as JSON, if it can be written to."""
         name = f'meta_{self.split}_{self.name}_supports'
@@ -93,7 +93,7 @@ class OneShotPhotos:
             write_pools(os.path.join(folder, name + '.json'), pools)
         return pools
 
-    def check_pools(self, pools: dict, path) -> dict:
+    def check_pools(self, pools: Pools, path) -> Pools:
         """The pools; ValueError where they are those of a longer list."""
         indices = [i for side in pools.values() for pool in side.values() for i in pool]
         last = max(indices, default=0)
@@ -102,20 +102,20 @@ class OneShotPhotos:
                              'of one version')
         return pools
 
-    def training_pairs(self, way: str, seed) -> list:
+    def training_pairs(self, way: str, seed) -> list[Episode]:
         """Training episodes, drawn with this seed."""
         if way == '1way':
             return oneway_pairs(self.pools, self.fold, seed)
         return kway_pairs(len(self), seed, self.num_queries)
 
-    def test_episodes(self) -> list:
+    def test_episodes(self) -> list[Episode]:
         """Test episodes from the download, or made from the pools."""
         path = self.support_file(f'{self.name}_meta_test_list')
         if path:
             return self.check_episodes(read_episodes(path), path)
         return meta_test_list(self.pools, self.fold)
 
-    def check_episodes(self, episodes: list, path) -> list:
+    def check_episodes(self, episodes: list[Episode], path) -> list[Episode]:
         """The episodes; ValueError where they are those of another set."""
         classes = self.fold.all[1:]
         for query, support, c in episodes:
@@ -152,7 +152,7 @@ class CCPOneShot(OneShotPhotos):
         labels[ignore & (labels == 0)] = IGNORE
         return labels
 
-    def test_episodes(self) -> list:
+    def test_episodes(self) -> list[Episode]:
         return meta_test_list(self.pools, self.fold, reuse=True)
 
 
@@ -187,7 +187,8 @@ def reduce_photo(photo: Image.Image, long_side: int) -> Image.Image:
     return photo.resize(size, Image.BILINEAR)
 
 
-def reduce_pair(image: np.ndarray, labels: np.ndarray, long_side: int) -> tuple:
+def reduce_pair(image: np.ndarray, labels: np.ndarray,
+                long_side: int) -> tuple[np.ndarray, np.ndarray]:
     """The same for an image (H,W,3) and its labels (H,W); long_side 0 = as they are."""
     if not 0 < long_side < max(labels.shape):
         return image, labels
@@ -202,13 +203,14 @@ def normalize(image: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(bgr * np.float32(2 / 255) - 1)
 
 
-def flip(image: np.ndarray, labels: np.ndarray, pairs) -> tuple:
+def flip(image: np.ndarray, labels: np.ndarray, pairs) -> tuple[np.ndarray, np.ndarray]:
     """Mirrors (H,W,3) and (H,W) and swaps the left and right ids of `pairs`: only for labels before
     `merge`."""
     return image[:, ::-1], swap_sides(labels[:, ::-1], pairs)
 
 
-def scale_and_crop(image: np.ndarray, labels: np.ndarray, rng, size: int = 512) -> tuple:
+def scale_and_crop(image: np.ndarray, labels: np.ndarray, rng: np.random.Generator,
+                   size: int = 512) -> tuple[np.ndarray, np.ndarray]:
     """Scales height and width by independent factors of 0.5..2 and cuts out a random square ->
     (size,size,3) and (size,size). What is missing at the right and the bottom is black and
     IGNORE."""
@@ -228,7 +230,8 @@ def scale_and_crop(image: np.ndarray, labels: np.ndarray, rng, size: int = 512) 
     return np.array(image), labels
 
 
-def augment(image: np.ndarray, labels: np.ndarray, fold: Fold, rng, size: int = 512) -> tuple:
+def augment(image: np.ndarray, labels: np.ndarray, fold: Fold, rng: np.random.Generator,
+            size: int = 512) -> tuple[np.ndarray, np.ndarray]:
     """Training's changes to a photo, query or support, and its labels as read -> image and merged
     labels; `normalize` is next."""
     if rng.random() < 0.5:
@@ -254,7 +257,7 @@ class EpisodePairs:
         for query, support, _ in self.pairs(0):
             self.ids.append(f'{photos.ids[query]} by {photos.ids[support]}')
 
-    def pairs(self, epoch: int) -> list:
+    def pairs(self, epoch: int) -> list[Episode]:
         """The episodes of an epoch, the same at every call."""
         if self.config.recipe == 'released':
             epoch = 0
@@ -266,7 +269,7 @@ class EpisodePairs:
     def __len__(self):
         return len(self.ids)
 
-    def photo(self, i: int) -> tuple:
+    def photo(self, i: int) -> tuple[np.ndarray, np.ndarray]:
         """image (H,W,3), labels (H,W) as drawn, reduced to the config's long_side. Small ones stay
         in memory."""
         if i in self.kept:

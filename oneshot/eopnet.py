@@ -17,7 +17,7 @@ from data import to_photo
 from oneshot.backbone import Atrous, read_weights
 from oneshot.config import Config
 from oneshot.data import normalize, reduce_photo
-from oneshot.episodes import FOLDS, IGNORE
+from oneshot.episodes import FOLDS, IGNORE, Fold
 from oneshot.heads import FineHeads, conv_pair
 from oneshot.prototypes import (class_masks, cosine, episode_labels, foreground, mean_prototypes,
                                 smoothed_prototypes, static_prototypes)
@@ -31,8 +31,8 @@ LONG_SIDE = 1024      # of users' photos, where the config has none
 
 class Example(NamedTuple):
     """What an EOPNet has learned from supports."""
-    ids: list         # of the classes
-    rows: list        # the channel of each class in the logits
+    ids: list[int]    # of the classes
+    rows: list[int]   # the channel of each class in the logits
     people: Tensor    # (1,1,C), prototype of people
     fine: Tensor      # (1,K-1,C), prototypes of the classes
 
@@ -74,7 +74,7 @@ class EOPNet(FineHeads):
 
     # ---- the network ----------------------------------------------------------------------------
 
-    def encode(self, images: Tensor) -> tuple:
+    def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Images (B,3,H,W) as of `oneshot.data.normalize` -> coarse feature f1 and fine feature f2,
         (B,C,h,w) each."""
         x = self.mid_level(images)
@@ -87,7 +87,7 @@ class EOPNet(FineHeads):
         return self.s1_semantic(self.s1_conv2(self.s1_conv1(x)))
 
     def heads(self, f1: Tensor, f2: Tensor, people: Tensor, fine: Tensor,
-              names=('agm', 'npm')) -> dict:
+              names=('agm', 'npm')) -> dict[str, Tensor]:
         """Features (B,C,h,w), prototypes of people (B,1,C) and of classes (B,R,C) -> dict of logits
         (B,..,h,w): those of the fine heads named, and coarse."""
         out = {}
@@ -209,7 +209,7 @@ class EOPNet(FineHeads):
         return labels
 
     @torch.inference_mode()
-    def learn(self, supports: list, masks: list, stored: bool = False,
+    def learn(self, supports: list[Image.Image], masks: list[np.ndarray], stored: bool = False,
               long_side: int | None = None) -> Example:
         """What Pillow photos with label maps teach, as `predict` takes them."""
         self.eval()
@@ -230,7 +230,7 @@ class EOPNet(FineHeads):
         ids = [i for i in ids if fine[0, rows[i] - 1].any()]
         return Example(ids, rows[ids].tolist(), people, fine)
 
-    def learned(self, example: Example) -> list:
+    def learned(self, example: Example) -> list[int]:
         """The ids of the classes with a prototype."""
         return example.ids
 
@@ -245,11 +245,12 @@ class EOPNet(FineHeads):
         return torch.from_numpy(normalize(np.asarray(photo))).to(self.device)[None]
 
     @torch.inference_mode()
-    def outputs(self, image: Tensor) -> tuple:
+    def outputs(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """`encode` in eval mode, on the model's device."""
         return self.eval().encode(image.to(self.device))
 
-    def support_prototypes(self, photo: Image.Image, rows: np.ndarray, long_side: int) -> tuple:
+    def support_prototypes(self, photo: Image.Image, rows: np.ndarray,
+                           long_side: int) -> tuple[Tensor, Tensor]:
         """A photo and its mask of rows (H,W) -> static prototypes of people (1,1,C) and classes
         (1,K-1,C). ValueError where they differ in size."""
         if rows.shape != photo.size[::-1]:
@@ -262,7 +263,8 @@ class EOPNet(FineHeads):
         return people[:, 1:], fine[:, 1:]
 
     @torch.inference_mode()
-    def label_map(self, features: tuple, size, example: Example) -> tuple:
+    def label_map(self, features: tuple[Tensor, Tensor], size: tuple[int, int],
+                  example: Example) -> tuple[np.ndarray, np.ndarray]:
         """Features of a query -> label map uint8 of this size (H,W), and the probability of people
         (H,W)."""
         f1, f2 = features
@@ -273,7 +275,7 @@ class EOPNet(FineHeads):
         labels = ids[screened(out)[0].cpu().numpy()]
         return labels, out['coarse'][0].softmax(0)[1].cpu().numpy()
 
-    def class_scores(self, cosines: Tensor, rows: list) -> Tensor:
+    def class_scores(self, cosines: Tensor, rows: list[int]) -> Tensor:
         """Cosines (1,K-1,h,w) -> NPM logits (1,1+n,h,w) of background and the classes of `rows`;
         1-way: their leads over the background."""
         if not self.config.one_way:
@@ -282,19 +284,21 @@ class EOPNet(FineHeads):
         lead = (logits[:, 1] - logits[:, 0])[[row - 1 for row in rows]]        # (n,h,w)
         return torch.cat([torch.zeros_like(logits[:1, 0]), lead])[None]
 
-    def people(self, features: tuple, photo: Image.Image, example: Example) -> Parsing:
+    def people(self, features: tuple[Tensor, Tensor], photo: Image.Image,
+               example: Example) -> Parsing:
         """Features of a photo -> its people: all as one, because EOP-Net does not separate them.
         The score is the mean probability of people in its pixels."""
         return as_one_person(*self.label_map(features, photo.size[::-1], example))
 
     # ---- test episodes, see oneshot/models.py ---------------------------------------------------
 
-    def encode_query(self, photo: np.ndarray) -> tuple:
+    def encode_query(self, photo: np.ndarray) -> tuple[Tensor, Tensor]:
         """A query (H,W,3) -> its coarse and fine feature."""
         return self.outputs(self.to_input(to_photo(photo), self.config.long_side))
 
     @torch.inference_mode()
-    def encode_support(self, photo: np.ndarray, labels: np.ndarray, fold) -> tuple:
+    def encode_support(self, photo: np.ndarray, labels: np.ndarray,
+                       fold: Fold) -> tuple[Tensor, Tensor]:
         """A support (H,W,3) and its labels (H,W) -> static prototypes of people and classes."""
         self.eval()
         people, fine = self.support_prototypes(to_photo(photo), labels, self.config.long_side)
@@ -304,7 +308,8 @@ class EOPNet(FineHeads):
         return people, fine
 
     @torch.inference_mode()
-    def predict_episode(self, query: tuple, support: tuple, c: int | None, size, heads) -> dict:
+    def predict_episode(self, query: tuple[Tensor, Tensor], support: tuple[Tensor, Tensor],
+                        c: int | None, size: tuple[int, int], heads) -> dict[str, np.ndarray]:
         """What both give -> {head: label map (H,W)}; c: the class of 1-way."""
         f1, f2 = query
         people, fine = support
@@ -327,7 +332,7 @@ class EOPNet(FineHeads):
         return maps
 
 
-def most_likely(logits: Tensor, size) -> Tensor:
+def most_likely(logits: Tensor, size: tuple[int, int]) -> Tensor:
     """Logits (1,N,h,w) -> the channel of the largest at this size (H,W), on the CPU. In the memory
     format channels_last enlarging and comparing are faster."""
     logits = resize_map(logits.contiguous(memory_format=torch.channels_last), size)
@@ -360,7 +365,8 @@ def released_config(weights: dict, path) -> Config:
                   high_level='aspp1.bn.weight' in weights)
 
 
-def label_rows(masks: list, most: int, stored: bool) -> tuple:
+def label_rows(masks: list[np.ndarray], most: int,
+               stored: bool) -> tuple[list[int], np.ndarray]:
     """The ids that uint8 label maps name, and a table (256) from id to row of the prototypes,
     255 -> 255.
 

@@ -19,6 +19,8 @@ from util.labels import ONESHOT_NAMES
 
 IGNORE = 255          # label of pixels about which nothing is known
 SIDES = 'queries', 'supports'
+Episode = tuple[int, int, int]                # query, support, class
+Pools = dict[str, dict[int, list[int]]]       # side -> class -> photos
 
 
 # -------------------------------------------------------------------------------------------------
@@ -28,18 +30,18 @@ SIDES = 'queries', 'supports'
 @dataclass(frozen=True)
 class Fold:
     """The classes of a data set in one fold. The background, 0, is a base class."""
-    names: dict       # id -> name, of all classes
-    novel: tuple      # classes of no training episode
-    merges: dict      # id -> the id that stands for it
-    num_labels: int   # K: ids of the labels, with 0 and those that are merged or left out
-    order: tuple      # of the classes in the list of test episodes
+    names: dict[int, str]         # of all classes
+    novel: tuple[int, ...]        # classes of no training episode
+    merges: dict[int, int]        # id -> the id that stands for it
+    num_labels: int               # K: ids of labels, with 0 and those that are merged or left out
+    order: tuple[int, ...]        # of the classes in the list of test episodes
 
     @property
-    def all(self) -> tuple:
+    def all(self) -> tuple[int, ...]:
         return tuple(self.names)
 
     @property
-    def base(self) -> tuple:
+    def base(self) -> tuple[int, ...]:
         return tuple(i for i in self.names if i not in self.novel)
 
 
@@ -81,7 +83,7 @@ def merge(labels: np.ndarray, fold: Fold) -> np.ndarray:
 # Pools and episodes
 
 
-def make_pools(presence: list, fold: Fold, split: int) -> dict:
+def make_pools(presence: list[tuple[str, set[int]]], fold: Fold, split: int) -> Pools:
     """Pools of a list of (photo, set of its label ids).
 
     Photos up to index `split` become queries, the others supports. The released pools of ATR-OS
@@ -96,7 +98,7 @@ def make_pools(presence: list, fold: Fold, split: int) -> dict:
     return pools
 
 
-def kway_pairs(num_photos: int, seed=0, split: int = 7500) -> list:
+def kway_pairs(num_photos: int, seed=0, split: int = 7500) -> list[Episode]:
     """k-way training episodes: the queries 0..split-1, each with a random support of the rest.
 
     ValueError where there are too few photos for the split.
@@ -108,7 +110,7 @@ def kway_pairs(num_photos: int, seed=0, split: int = 7500) -> list:
     return [(query, int(support), 0) for query, support in enumerate(supports)]
 
 
-def oneway_pairs(pools: dict, fold: Fold, seed=0, most: int = 1500) -> list:
+def oneway_pairs(pools: Pools, fold: Fold, seed=0, most: int = 1500) -> list[Episode]:
     """1-way training episodes: for each base class its first `most` queries, each with a random
     support that has the class. ValueError where a class has queries but no supports."""
     rng = np.random.default_rng(seed)
@@ -123,8 +125,8 @@ def oneway_pairs(pools: dict, fold: Fold, seed=0, most: int = 1500) -> list:
     return episodes
 
 
-def meta_test_list(pools: dict, fold: Fold, queries: int = 10, supports: int = 150,
-                   reuse: bool = False) -> list:
+def meta_test_list(pools: Pools, fold: Fold, queries: int = 10, supports: int = 150,
+                   reuse: bool = False) -> list[Episode]:
     """Test episodes: for each class, in the order of the fold, its first queries and supports that
     no earlier class has taken.
 
@@ -154,11 +156,11 @@ def meta_test_list(pools: dict, fold: Fold, queries: int = 10, supports: int = 1
 # Files: JSON of ours, and the pickles of the released code
 
 
-def write_pools(path, pools: dict):
+def write_pools(path, pools: Pools):
     write_file(path, json.dumps({'kind': 'pools', **pools}))
 
 
-def read_pools(path, fold: Fold) -> dict:
+def read_pools(path, fold: Fold) -> Pools:
     """Pools of a file of `write_pools`, or of a released pickle: {c: queries, c + S: supports},
     S = K - 1. ValueError for any other file."""
     if is_json(path):
@@ -185,11 +187,11 @@ def is_pool(item) -> bool:
             and all(type(i) is int and i >= 0 for i in indices))
 
 
-def write_episodes(path, episodes: list):
+def write_episodes(path, episodes: list[Episode]):
     write_file(path, json.dumps({'kind': 'episodes', 'episodes': episodes}))
 
 
-def read_episodes(path) -> list:
+def read_episodes(path) -> list[Episode]:
     """Episodes of a file of `write_episodes`, or of a released pickle: [queries, supports,
     classes]. ValueError for any other file."""
     if is_json(path):

@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from oneshot.data import OneShotPhotos, open_photos
 from oneshot.eopnet import EOPNet
-from oneshot.episodes import IGNORE, Fold, merge, read_episodes, write_episodes
+from oneshot.episodes import IGNORE, Episode, Fold, merge, read_episodes, write_episodes
 from oneshot.models import load_model
 from oneshot.prototypes import known_labels
 from util.files import write_json
@@ -22,8 +22,8 @@ WITHOUT_BACKGROUND = dict(base='base_parts', human='human_parts')
 # Counting pixels
 
 
-def count_pixels(model, photos: OneShotPhotos, episodes: list, way: str, heads=('npm',),
-                 stopped=lambda: False) -> dict | None:
+def count_pixels(model, photos: OneShotPhotos, episodes: list[Episode], way: str,
+                 heads=('npm',), stopped=lambda: False) -> dict[str, np.ndarray] | None:
     """Confusions of a model, see oneshot/models.py, over the episodes: {head: (K,K)}; 1-way
     (K,2,2), by class. None where `stopped` became true.
 
@@ -110,7 +110,7 @@ def kway_scores(counts: np.ndarray, fold: Fold) -> dict:
     return mean_iou(class_iou(counts), fold)
 
 
-def oneway_scores(counts: dict, fold: Fold) -> dict:
+def oneway_scores(counts: dict[int, np.ndarray], fold: Fold) -> dict:
     """Counts {class: (2,2)} over each class's test episodes -> `mean_iou`, the background's IoU
     being its mean over the classes; and binary: mean IoU of background and class over all episodes
     (released code: over every tenth)."""
@@ -122,7 +122,7 @@ def oneway_scores(counts: dict, fold: Fold) -> dict:
     return dict(mean_iou(iou, fold), binary=binary)
 
 
-def table(results: dict, fold: Fold) -> str:
+def table(results: dict[str, dict], fold: Fold) -> str:
     """{head: scores} -> text: IoU by class, means with and without the background, novel classes
     marked."""
     width = max(len(name) for name in fold.names.values()) + len(' (novel)') + 3

@@ -80,7 +80,7 @@ class FineHeads(DeepLab):
         background = self.agm_bg_fusion(logits[:, :, 1].mean(1, keepdim=True))
         return torch.cat([background, logits[:, :, 0]], 1)
 
-    def agm_tower(self, x: Tensor, of_class: list) -> Tensor:
+    def agm_tower(self, x: Tensor, of_class: list[int]) -> Tensor:
         """x (B,P,C,h,w) -> logits (B,P,2,h,w) of P passes. of_class: the pass of each class."""
         batch = x.shape[:2]
         conv = self.decoder3.atrous_convolution
@@ -95,7 +95,8 @@ def conv_pair(c: int) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(c, c, 3, padding=1), nn.Conv2d(c, c, 3, padding=1))
 
 
-def pass_norm(bn: nn.BatchNorm2d, x: Tensor, batch, of_class: list) -> Tensor:
+def pass_norm(bn: nn.BatchNorm2d, x: Tensor, batch: tuple[int, int],
+              of_class: list[int]) -> Tensor:
     """bn of x (B*P,C,h,w), batch = (B, P), as if it were called once per pass with its B images.
 
     In training each pass has statistics of its own. The running ones move once per class, in the

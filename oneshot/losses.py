@@ -11,7 +11,7 @@ TEMPERATURE = 0.1     # of the contrast
 
 
 def oneshot_loss(out: dict, query_labels: Tensor, support_labels: Tensor, epoch: int,
-                 epochs: int) -> dict:
+                 epochs: int) -> dict[str, Tensor]:
     """Scalars agm, npm, coarse and contrast, and their sum as total:
 
         total = (1 - beta) agm + beta npm + coarse + contrast,   beta = epoch / epochs

@@ -22,7 +22,7 @@ MOST = IGNORE - 1     # classes: labels are bytes, 0 background, 255 ignore
 # Masks
 
 
-def read_masks(paths: list) -> tuple:
+def read_masks(paths: list[str]) -> tuple[list[np.ndarray], dict[int, str]]:
     """PNG files -> label maps uint8 (H,W), and {id: name} of their classes.
 
     Indexed and gray pictures hold ids: 0 background, 255 ignore; a class is called after its id. In
@@ -44,7 +44,8 @@ def read_masks(paths: list) -> tuple:
     return read_ids(paths, [first_channel(image).astype(np.int64) for image in images])
 
 
-def read_ids(paths: list, maps: list) -> tuple:
+def read_ids(paths: list[str],
+             maps: list[np.ndarray]) -> tuple[list[np.ndarray], dict[int, str]]:
     """Maps of ids -> what `read_masks` returns."""
     found = set()
     for path, labels in zip(paths, maps):
@@ -54,7 +55,8 @@ def read_ids(paths: list, maps: list) -> tuple:
     return [labels.astype(np.uint8) for labels in maps], {i: str(i) for i in sorted(found)}
 
 
-def read_colors(paths: list, maps: list) -> tuple:
+def read_colors(paths: list[str],
+                maps: list[np.ndarray]) -> tuple[list[np.ndarray], dict[int, str]]:
     """Maps of colors, see `color_codes` -> what `read_masks` returns."""
     found = set()
     for path, labels in zip(paths, maps):
@@ -69,7 +71,7 @@ def read_colors(paths: list, maps: list) -> tuple:
     return label_maps, {i: f'#{code:06x}' for i, code in enumerate(codes, 1)}
 
 
-def check_classes(path, classes: list, kind: str, largest: float = math.inf):
+def check_classes(path: str, classes: list[int], kind: str, largest: float = math.inf):
     """ValueError where a mask has no class, or more or larger ones than a label map can hold."""
     if not classes:
         raise ValueError(f'{path} has no class; label pixels of the support photo with ids from 1, '
@@ -97,7 +99,7 @@ def color_codes(image: Image.Image) -> np.ndarray:
     return codes
 
 
-def read_names(given: str | None, classes: dict) -> list:
+def read_names(given: str | None, classes: dict[int, str]) -> list[str]:
     """--names -> list of class names by id, the background first.
 
     given: None; 'a,b,c', or a JSON file with a list: names of the masks' classes in their order, or
@@ -143,7 +145,9 @@ def read_names_file(path: str) -> list | dict:
     return content
 
 
-def read_supports(photos: list, masks: list) -> tuple:
+def read_supports(
+        photos: list[str],
+        masks: list[str]) -> tuple[list[Image.Image], list[np.ndarray], dict[int, str]]:
     """Paths -> Pillow photos, label maps (H,W), {id: name}. ValueError where they do not fit each
     other."""
     if len(photos) != len(masks):
@@ -158,7 +162,7 @@ def read_supports(photos: list, masks: list) -> tuple:
     return images, labels, classes
 
 
-def check_learned(learned: list, classes: dict):
+def check_learned(learned: list[int], classes: dict[int, str]):
     """ValueError where no class of the masks, {id: name}, is among the ids `learned`; a line on
     stderr where some are not."""
     lost = [name for i, name in classes.items() if i not in learned]
@@ -176,7 +180,7 @@ def check_learned(learned: list, classes: dict):
 class ExamplePipeline(PhotoParser):
     """Parses photos into the classes of an example. model: see oneshot/models.py."""
 
-    def __init__(self, model, args, example, class_names: list):
+    def __init__(self, model, args, example, class_names: list[str]):
         model.class_names = class_names
         super().__init__(model, args)
         self.example = example

@@ -18,7 +18,7 @@ ALPHA = 0.001         # share of this episode's prototype in a smoothed one
 # Labels
 
 
-def episode_labels(labels: Tensor, classes) -> Tensor:
+def episode_labels(labels: Tensor, classes: tuple | Tensor | None) -> Tensor:
     """Labels (B,H,W) -> those of the episode. IGNORE stays.
 
     k-way: classes is a tuple, and all other classes become 0; None keeps all.
@@ -38,7 +38,7 @@ def foreground(labels: Tensor) -> Tensor:
     return torch.where(labels == IGNORE, IGNORE, labels.clamp(max=1))
 
 
-def class_masks(labels: Tensor, num: int, size) -> Tensor:
+def class_masks(labels: Tensor, num: int, size: tuple[int, int]) -> Tensor:
     """Labels (B,H,W) -> float masks (B,num,h,w) of the labels 0..num-1 at this size (h,w)."""
     small = F.interpolate(labels[:, None].float(), size, mode='nearest')
     ids = torch.arange(num, device=labels.device).view(1, -1, 1, 1)
@@ -76,7 +76,7 @@ def static_prototypes(features: Tensor, masks: Tensor) -> Tensor:
     return sums / masks.sum((2, 3)).clamp(min=1)[..., None]
 
 
-def mean_prototypes(prototypes: list) -> Tensor:
+def mean_prototypes(prototypes: list[Tensor]) -> Tensor:
     """Prototypes (..,R,C) of several supports -> their mean (..,R,C), for each class over the
     supports that have it."""
     count = sum(p.any(-1, keepdim=True) for p in prototypes)
