@@ -40,8 +40,10 @@ class FineHeads(DeepLab):
         """Cosines (B,K-1,h,w) to the prototypes -> logits (B,K,h,w). 1-way: (B,1,h,w) ->
         (B,2,h,w).
 
-        A class's logit is a line over its cosine c_i; the background's is one over the mean of
-        lines over 1 - c_i.
+            class_i    = scaler fg(c_i)
+            background = scaler fusion(mean_i bg(1 - c_i))
+
+        fg, bg and fusion are 1x1 convolutions of one channel.
         """
         if self.config.one_way:
             return self.scaler * self.npm_class(cosines)
@@ -55,12 +57,13 @@ class FineHeads(DeepLab):
         """Like npm_head, also from the fine feature f2 (B,C,h,w). present (K-1): the classes that
         any support of the batch has.
 
-            a_i = agm_class(decoder3(decoder2(c_i f2 + f2))),   2 channels
+            a_i        = agm_class(decoder3(decoder2(c_i f2 + f2)))      2 channels
+            class_i    = a_i[0]
+            background = fusion(mean_i a_i[1])
 
-        The first channel is the class's logit; the background's is a line over the mean of the
-        second ones. The released code runs these convolutions once per class. Here all present
-        classes go through them together, and the absent ones, whose cosines are 0, share one pass.
-        Statistics of BatchNorm are those of the loop over the classes.
+        The released code runs these convolutions once per class. Here all present classes go
+        through them together, and the absent ones, whose cosines are 0, share one pass. Statistics
+        of BatchNorm are those of the loop over the classes.
         """
         if self.config.one_way:
             # As released, f2 is not added.

@@ -16,13 +16,14 @@ from util.results import Parsing
 from util.run import sum_over_processes
 
 MOST = IGNORE - 1     # classes: labels are bytes, 0 background, 255 ignore
+Classes = dict[int, str]      # id -> name
 
 
 # -------------------------------------------------------------------------------------------------
 # Masks
 
 
-def read_masks(paths: list[str]) -> tuple[list[np.ndarray], dict[int, str]]:
+def read_masks(paths: list[str]) -> tuple[list[np.ndarray], Classes]:
     """PNG files -> label maps uint8 (H,W), and {id: name} of their classes.
 
     Indexed and gray pictures hold ids: 0 background, 255 ignore; a class is called after its id. In
@@ -44,8 +45,7 @@ def read_masks(paths: list[str]) -> tuple[list[np.ndarray], dict[int, str]]:
     return read_ids(paths, [first_channel(image).astype(np.int64) for image in images])
 
 
-def read_ids(paths: list[str],
-             maps: list[np.ndarray]) -> tuple[list[np.ndarray], dict[int, str]]:
+def read_ids(paths: list[str], maps: list[np.ndarray]) -> tuple[list[np.ndarray], Classes]:
     """Maps of ids -> what `read_masks` returns."""
     found = set()
     for path, labels in zip(paths, maps):
@@ -55,8 +55,7 @@ def read_ids(paths: list[str],
     return [labels.astype(np.uint8) for labels in maps], {i: str(i) for i in sorted(found)}
 
 
-def read_colors(paths: list[str],
-                maps: list[np.ndarray]) -> tuple[list[np.ndarray], dict[int, str]]:
+def read_colors(paths: list[str], maps: list[np.ndarray]) -> tuple[list[np.ndarray], Classes]:
     """Maps of colors, see `color_codes` -> what `read_masks` returns."""
     found = set()
     for path, labels in zip(paths, maps):
@@ -99,7 +98,7 @@ def color_codes(image: Image.Image) -> np.ndarray:
     return codes
 
 
-def read_names(given: str | None, classes: dict[int, str]) -> list[str]:
+def read_names(given: str | None, classes: Classes) -> list[str]:
     """--names -> list of class names by id, the background first.
 
     given: None; 'a,b,c', or a JSON file with a list: names of the masks' classes in their order, or
@@ -145,9 +144,8 @@ def read_names_file(path: str) -> list | dict:
     return content
 
 
-def read_supports(
-        photos: list[str],
-        masks: list[str]) -> tuple[list[Image.Image], list[np.ndarray], dict[int, str]]:
+def read_supports(photos: list[str], masks: list[str]) -> tuple[
+        list[Image.Image], list[np.ndarray], Classes]:
     """Paths -> Pillow photos, label maps (H,W), {id: name}. ValueError where they do not fit each
     other."""
     if len(photos) != len(masks):
@@ -162,7 +160,7 @@ def read_supports(
     return images, labels, classes
 
 
-def check_learned(learned: list[int], classes: dict[int, str]):
+def check_learned(learned: list[int], classes: Classes):
     """ValueError where no class of the masks, {id: name}, is among the ids `learned`; a line on
     stderr where some are not."""
     lost = [name for i, name in classes.items() if i not in learned]
