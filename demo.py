@@ -150,7 +150,7 @@ def choose_parser(network, options, support=None, mask=None, names=''):
     if network.system == 'uniparser':
         learner = by_uniparser.UniParserByExample(learner)
     example = learner.learn(supports, masks)
-    return parse.ExampleParser(learner, options, example, parse.read_names(names, classes))
+    return parse.ExamplePipeline(learner, options, example, parse.read_names(names, classes))
 
 
 # --------------------------------------------------------------------------------------------------

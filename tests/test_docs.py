@@ -16,7 +16,7 @@ import data
 import demo
 import evaluate
 import infer
-import oneshot
+from oneshot import __main__ as oneshot
 from schp import __main__ as schp
 import train
 from tests.helpers import HERE, SHORT, call, run, write_photo, write_tiny_mhp, write_video
