@@ -32,6 +32,7 @@ from util.datasets import DATASETS, DRAWN, open_dataset
 from util.files import explain as explain_error, is_exhausted, write_png
 from util.pictures import compare_labels
 from util.run import Run, add_run_flags, catching_signals, memory, thread_advice
+from util.workers import loader, read_batches, workers_of
 
 LOG_SECONDS, SAVE_SECONDS, PICTURES = 10, 600, 8
 STATE = 'format', 'config', 'model', 'optimizer', 'scaler', 'root', 'paths', 'world', 'amp', 'best', 'epoch', 'position'
@@ -50,7 +51,7 @@ class Task:
     config: epochs, batch_size, accumulate, clip, val_every, data; and, for the default optimizer and rate, lr,
     backbone_lr, weight_decay, optimizer, schedule, warmup, milestones.
     model: `save(path, **more)` writes a file of ours (util/checkpoints.py); `backbone` for the default optimizer.
-    loader: `data.loader`. Randomness must depend on (seed, epoch, index) alone, or be in `state`, for an exact resume.
+    loader: that of util/workers.py. Randomness must depend on (seed, epoch, index) alone, or be in `state`, for an exact resume.
     The groups of the optimizer have a `factor` of the rate. A total loss above SPIKE stops the run.
     """
     reported = ('mIoU',)                             # metrics in the log and the last line; the first one picks best.pt
@@ -183,7 +184,7 @@ class Trainer:
     def fit(self):
         """-> the metrics of the last validation; {} where a signal ended the run."""
         result = {}
-        with catching_signals() as self.run.seen, data.workers_of(self.task.loader):
+        with catching_signals() as self.run.seen, workers_of(self.task.loader):
             for self.epoch in range(self.epoch, self.config.epochs):
                 stopped = not self.train_epoch()
                 if not stopped and self.is_validated():
@@ -208,7 +209,7 @@ class Trainer:
         task.loader.batch_sampler.set_epoch(self.epoch, start=self.position * accumulate)
         self.net.train()
         task.start_epoch(self.epoch, self.optimizer)
-        iterator, pending = data.read_batches(task.loader), None
+        iterator, pending = read_batches(task.loader), None
         self.shown = time.time(), self.position
         for self.position in tqdm(range(self.position, self.steps), initial=self.position, total=self.steps,
                                   desc=f'epoch {self.epoch + 1}', leave=False, disable=not self.run.first or None):
@@ -333,12 +334,12 @@ def check_run(start, run, args):
 
 def make_loader(samples, config, run):
     """The loader of a run's training samples; ValueError where there are too few for one step."""
-    loader = data.loader(samples, config, config.batch_size // run.world // config.accumulate, run.rank, run.world,
-                         run.device)
-    if loader.batch_sampler.total() < config.accumulate:
+    batch_size = config.batch_size // run.world // config.accumulate
+    made = loader(samples, config, batch_size, run.rank, run.world, run.device)
+    if made.batch_sampler.total() < config.accumulate:
         raise ValueError(f'{len(samples)} training images are too few for --batch-size {config.batch_size} with '
                          f'--accumulate {config.accumulate}')
-    return loader
+    return made
 
 
 def train_task(task, run, folder, state, images):

@@ -30,7 +30,6 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from data import read_batches
 from schp.segformer import SegFormer
 from train import PICTURES, STOPPED, Task, make_loader, run_command, start_run, train_task
 from schp import evaluation as single_evaluation
@@ -49,6 +48,7 @@ from schp.parser import Parser
 from util.run import Run, add_run_flags, add_settings, find_device, given_settings
 from schp.config import CHOICES, RANGES, SCHPConfig, preset
 from schp.semantic import compare_image, semantic_metrics
+from util.workers import read_batches
 from schp.data import DATASETS, Samples, open_sets
 
 IGNORE = 255                                              # label of pixels that are left out of the losses

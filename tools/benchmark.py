@@ -43,6 +43,7 @@ from util.run import Run, find_device, memory, synchronize
 from schp.config import SCHPConfig
 from schp.config import preset as schp_preset
 from util.submissions import PredictionWriter, open_predictions
+from util.workers import read_batches, workers_of
 
 PHOTO = Path(__file__).parent.parent / 'assets' / 'street.jpg'
 BANDS = 6                                                # parts of a planted person
@@ -233,7 +234,7 @@ def benchmark_training(args):
     model.backbone.freeze(4 if config.pretrained else 0)                     # frozen as if ImageNet weights were loaded
     task = UniParserTask(config, model.to(run.device, memory_format=torch.channels_last),
                          make_loader(data.Samples(train_set, config), config, run), val_set)
-    with data.workers_of(task.loader):
+    with workers_of(task.loader):
         time_training(task, run)
 
 
@@ -259,12 +260,12 @@ def time_training(task, run, steps=20):
         print(f'{name:28} {count / (time.perf_counter() - start):8.2f} images/s')
 
     task.model.train()
-    batch = next(data.read_batches(task.loader))
+    batch = next(read_batches(task.loader))
     print(f'batches of {"x".join(map(str, batch["images"].shape))}, {config.workers} workers, {run.device}, '
           f'{torch.get_num_threads()} threads, torch {torch.__version__}; {steps} steps or {SECONDS} s')
-    rate('data alone', data.read_batches(task.loader), lambda batch: None)
+    rate('data alone', read_batches(task.loader), lambda batch: None)
     rate('steps alone, one batch', itertools.repeat(batch), step)
-    rate('both', data.read_batches(task.loader), step)
+    rate('both', read_batches(task.loader), step)
     print(f'peak memory {memory(run.device):.2f} GB')
 
 
