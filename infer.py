@@ -123,16 +123,14 @@ class PhotoParser(PhotoPipeline):
             found = found._replace(parsing=keep_parts(found.parsing, self.class_names, self.args.only))
         return found.visible()
 
-    def write(self, result):
-        ((path, name), photo, out), args = result, self.args
-        if out is None:
-            return f'error: {photo}', None
+    def write(self, job):
         with self.turn:
-            found = self.find(out, photo, path)
-            if args.maps:
-                write_png(self.folder / f'{name}_maps.png', draw_maps(self.model, out, photo, found, self.points))
-        found.save(self.folder, name, args.cutouts)
-        return f'{printable(path)}: {self.message(found)}', len(found.scores)
+            found = self.find(job.out, job.photo, job.path)
+            if self.args.maps:
+                maps = draw_maps(self.model, job.out, job.photo, found, self.points)
+                write_png(self.folder / f'{job.name}_maps.png', maps)
+        found.save(self.folder, job.name, self.args.cutouts)
+        return f'{printable(job.path)}: {self.message(found)}', len(found.scores)
 
     def message(self, found):
         """What was found in a photo, as text."""
@@ -258,12 +256,12 @@ def infer(args):
     if args.data:
         return predict_split(args, open_split(args, model), lambda image, *_: parse_image(model, image, args.labels))
     jobs = share_of_process(name_jobs(photos))
-    videos = [job for job in jobs if Path(job[0]).suffix.lower() in VIDEOS]
+    videos = [job for job in jobs if Path(job.path).suffix.lower() in VIDEOS]
     if videos and (args.maps or args.cutouts):
         raise ValueError(f'--{"maps" if args.maps else "cutouts"} is for photos; parse the videos without it')
     photos, parser = [job for job in jobs if job not in videos], PhotoParser(model, args, points)
     failed = parser.run(photos) if photos or not videos else 0
-    parser.inputs = {os.path.realpath(path) for path, _ in jobs}
+    parser.inputs = {os.path.realpath(job.path) for job in jobs}
     failed += parse_videos(parser, videos, args.fps)
     check_failures(sum_over_processes(failed), 'file' if videos else 'photo')
 

@@ -16,7 +16,7 @@ import torch
 from util.cli import Between
 from util.files import find_photos, printable, read_list, write_array, write_png
 from util.labels import voc_palette
-from util.photos import PhotoPipeline, check_failures, name_jobs, share_of_process
+from util.photos import PhotoJob, PhotoPipeline, check_failures, name_jobs, share_of_process
 from util.pictures import overlay, palette_image
 from util.run import sum_over_processes
 from schp.warp import as_array, crop, crop_matrix, invert, label_map, warp
@@ -57,16 +57,13 @@ class Extractor(PhotoPipeline):
         crops = torch.stack([image for image, _ in inputs]).to(self.model.device, memory_format=torch.channels_last)
         return list(zip(self.model.crop_logits(crops, **self.options), (back for _, back in inputs)))
 
-    def write(self, result):
-        (path, name), photo, out = result
-        if out is None:
-            return f'error: {photo}', None
+    def write(self, job):
         with self.turn, torch.inference_mode():
-            size = photo.size[::-1]
-            labels = label_map(*out, size).cpu().numpy()
-            logits = warp(*out, size).permute(1, 2, 0).cpu().numpy() if self.logits else None
-        self.write_files(name, photo, labels, logits)
-        return f'{printable(path)}: {len(np.unique(labels[labels > 0]))} classes', 1
+            size = job.photo.size[::-1]
+            labels = label_map(*job.out, size).cpu().numpy()
+            logits = warp(*job.out, size).permute(1, 2, 0).cpu().numpy() if self.logits else None
+        self.write_files(job.name, job.photo, labels, logits)
+        return f'{printable(job.path)}: {len(np.unique(labels[labels > 0]))} classes', 1
 
     def write_files(self, name, photo, labels, logits):
         if logits is not None:
@@ -91,7 +88,7 @@ def renderings(folder):
     for subject in (i for name in lists for i in read_list(os.path.join(folder, name), advice)):
         images = Path(folder, 'rendering_script', 'buffer_fixed_full_mesh', subject)
         found = sorted(p for p in images.glob('*image*') if p.is_file())
-        jobs += [(p, os.path.join(subject, p.stem.replace('image', 'parse'))) for p in found or [images]]
+        jobs += [PhotoJob(p, os.path.join(subject, p.stem.replace('image', 'parse'))) for p in found or [images]]
     return jobs
 
 

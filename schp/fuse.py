@@ -24,7 +24,7 @@ from util.files import (check_pair, find_photos, naming, printable, read_predict
                         write_png)
 from util.labels import check_classes, voc_palette
 from util.masks import as_label_maps
-from util.photos import PhotoPipeline, check_failures, name_jobs, share_of_process
+from util.photos import PhotoJob, PhotoPipeline, check_failures, name_jobs, share_of_process
 from util.pictures import overlay, palette_image
 from util.run import sum_over_processes
 from util.submissions import open_predictions
@@ -70,11 +70,13 @@ class Fuser(PhotoPipeline):
         return photo                                         # the crops are known when the people are
 
     def parse_batch(self, batch):
-        for job, photo, image in batch:
+        for job in batch:
             try:
-                yield job, photo, None if image is None else self.fuse(job[1], photo)
+                if job.error is None:
+                    job.out = self.fuse(job.name, job.photo)
             except (OSError, ValueError) as error:           # of the masks of --people
-                yield job, error, None
+                job.error = str(error)
+            yield job
 
     def fuse(self, name, photo):
         """-> CrowdParsing, and score and inclusive box (x0, y0, x1, y1) of every person."""
@@ -92,23 +94,20 @@ class Fuser(PhotoPipeline):
             return np.zeros((photo.height, photo.width, self.models[1].num_classes), np.float32)
         return self.models[0].predict([photo], logits=True)[0].transpose(1, 2, 0)
 
-    def write(self, result):
-        (path, name), photo, out = result
-        if out is None:
-            return f'error: {photo}', None
-        found, chosen = out
+    def write(self, job):
+        found, chosen = job.out
         people = [f'{score} {y0} {x0} {y1} {x1}\n' for score, (x0, y0, x1, y1), _ in chosen]
         parts = [f'{c} {confidence}\n' for c, confidence in zip(found.part_classes, found.confidences)]
         for kind, labels, lines in (('global_parsing', found.parsing, None), ('instance_parsing', found.parts, parts),
                                     ('global_tag', found.people, people)):
             image = palette_image(labels, self.colors) if labels.dtype == np.uint8 else Image.fromarray(labels)
-            target = self.folder / kind / f'{name}.png'
+            target = self.folder / kind / f'{job.name}.png'
             write_png(target, image) if lines is None else write_pair(target, image, ''.join(lines))
         maps = [found.parsing * (found.people == i) for i in range(1, len(chosen) + 1)]
-        picture = overlay(photo, np.array(maps).reshape(-1, *found.parsing.shape), self.models[1].labels,
+        picture = overlay(job.photo, np.array(maps).reshape(-1, *found.parsing.shape), self.models[1].labels,
                           colors=self.colors)
-        write_png(self.folder / 'overlays' / f'{name}.png', picture)
-        return f'{printable(path if self.dataset is None else name)}: {len(chosen)} people', len(chosen)
+        write_png(self.folder / 'overlays' / f'{job.name}.png', picture)
+        return f'{printable(job.path)}: {len(chosen)} people', len(chosen)
 
 
 def uniparser_people(weights, device):
@@ -184,7 +183,7 @@ def fuse(args, load_model):
     if dataset:
         check_classes(args.local_weights or args.weights, local, args.data, dataset)
     find_people = people_of_folder(args.people) if args.people else uniparser_people(args.people_weights, local.device)
-    jobs = [(name, name) for name in dataset.ids] if dataset else name_jobs(find_photos(args.photos))
+    jobs = [PhotoJob(name, name) for name in dataset.ids] if dataset else name_jobs(find_photos(args.photos))
     with torch.inference_mode():
         counts = Fuser(args.out, (model, local), find_people, args.min_score, dataset).run(share_of_process(jobs))
     good = [number for number in counts if number is not None]

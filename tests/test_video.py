@@ -125,7 +125,7 @@ def test_a_video_of_changing_speed_keeps_its_times(checkpoint, tmp_path):
 def test_a_phones_rotation_is_respected(tmp_path, quarters, corner):
     turn(write_video(tmp_path / 'a.mp4'), quarters)
     opened = video.Video(tmp_path / 'a.mp4')
-    _, image = next(iter(opened))
+    image = next(iter(opened)).photo
     opened.close()
     assert image.size == (SIZE if quarters % 2 == 0 else SIZE[::-1])
     x, y = (3 + c * (side - 7) for c, side in zip(corner, image.size))
@@ -135,7 +135,7 @@ def test_a_phones_rotation_is_respected(tmp_path, quarters, corner):
 
 def test_pixels_become_square(tmp_path):
     opened = video.Video(write_video(tmp_path / 'a.mp4', aspect=Fraction(3, 2)))
-    _, image = next(iter(opened))
+    image = next(iter(opened)).photo
     opened.close()
     assert image.size == (96, 48)
 

@@ -26,7 +26,7 @@ from uniparser import decode
 from util.cli import Between, CommandParser, start
 from util.datasets import CIHP, UNKNOWN, read_layers
 from util.files import index_folder, inside, naming, pick_files, printable, read_stored, user_errors, write_png
-from util.photos import PhotoPipeline, check_failures, share_of_process
+from util.photos import PhotoJob, PhotoPipeline, check_failures, share_of_process
 from util.pictures import palette, palette_image
 from util.run import sum_over_processes
 
@@ -75,21 +75,19 @@ class Labeler(PhotoPipeline):
     def outputs(self, inputs):
         return [self.model.outputs(image) for image in inputs]
 
-    def write(self, result):
-        ((path, name), photo, out), target = result, self.targets(result[0][1])[0]
+    def write(self, job):
+        [target] = self.targets(job.name)
         try:
-            allowed = self.tags.read(self.files[name]) if out else None
+            allowed = self.tags.read(self.files[job.name])
         except (OSError, ValueError) as error:
-            photo, out = error, None
-        if out is None:
-            return f'error: {photo}', None
+            return f'error: {error}', None
         with self.turn:
-            labels = None if allowed is None else self.label(out, photo, allowed)
+            labels = None if allowed is None else self.label(job.out, job.photo, allowed)
         if labels is not None:
             write_png(target, palette_image(labels, palette(19)))
         elif target.exists():                                        # of an earlier model, which was certain
             target.unlink()
-        return f'{printable(path)}: {"left out" if labels is None else "labeled"}', int(labels is not None)
+        return f'{printable(job.path)}: {"left out" if labels is None else "labeled"}', int(labels is not None)
 
     def label(self, out, photo, allowed):
         """Label map (H, W) of the largest person of a Pillow photo, or None where it is not certain. out: see
@@ -135,7 +133,8 @@ def main(argv=None):
         tags = index_folder(folder, ('.mat',))
         if not tags:
             raise FileNotFoundError(f'{folder} has no .mat file; unpack the download again')
-        jobs = share_of_process(list(zip(pick_files(os.path.join(root, 'photos'), list(tags)), tags)))
+        jobs = share_of_process([PhotoJob(path, name) for path, name in
+                                 zip(pick_files(os.path.join(root, 'photos'), list(tags)), tags)])
         counts = Labeler(model, args, tags).run(jobs)
         failed = counts.count(None)
         kept = sum_over_processes(sum(count for count in counts if count))

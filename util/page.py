@@ -23,6 +23,7 @@ from oneshot.parse import ExampleParser, read_names, read_supports
 from oneshot.by_uniparser import UniParserByExample
 from oneshot.use import as_one_person
 from schp.parser import Parser
+from util.photos import PhotoJob
 from util.pictures import overlay, palette
 from util.results import describe_people, file_part
 
@@ -157,12 +158,12 @@ def parse_photo(parser, path):
     """Writes the files of infer.py --cutouts into the parser's folder and returns (HTML of the picture, {name: path of
     its cut-out} of people and parts, paths of the files to download)."""
     name, folder = Path(path).stem[:100], parser.folder
-    job, photo, image = parser.read((path, name))
-    if image is None:
-        raise photo                                       # an error
-    (_, _, out), = parser.parse([(job, photo, image)])
+    job = parser.read(PhotoJob(path, name))
+    if job.error is not None:
+        raise ValueError(job.error)
+    [job] = parser.parse([job])
     with parser.turn:
-        found = parser.find(out, photo, Path(path).name)
+        found = parser.find(job.out, job.photo, Path(path).name)
     found.save(folder, name, cutouts=True)
     people = describe_people(found, parser.class_names)
     cutouts = {}
@@ -173,7 +174,7 @@ def parse_photo(parser, path):
                         for part in person['parts']})
     files = [str(folder / f'{name}{ending}') for ending in ('_overlay.png', '_parts.png', '_people.png', '.json')]
     every = shutil.make_archive(str(folder.parent / f'{folder.name}_all' / name), 'zip', folder)
-    picture = draw_picture(photo, found.parsing, people, parser.class_names, parser.message(found))
+    picture = draw_picture(job.photo, found.parsing, people, parser.class_names, parser.message(found))
     return picture, cutouts, [*files, every]
 
 

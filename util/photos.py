@@ -1,22 +1,44 @@
-"""Photos through a network into files: threads read the next photos and write the last results while it runs."""
+"""Photos on their way through a network into files.
+
+Threads read the next photos and write the last results while the network runs.
+"""
 import os
 import sys
 import threading
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import torch
 from PIL import Image
 from tqdm import tqdm
 
 from util.files import check_target, make_folder, printable, read_photo, result_names
 
-AHEAD = 4                                                # photos in the queue for reading, and for writing
+AHEAD = 4                                     # photos in the queue for reading, and for writing
 
 
-def ahead(pool, function, items):
-    """function(item) of each item, in their order; threads work on the next AHEAD meanwhile."""
+@dataclass
+class PhotoJob:
+    """A photo on its way through a pipeline.
+
+    `PhotoPipeline.read` sets photo and input, or error; `PhotoPipeline.parse` replaces the input by
+    the output.
+    """
+    path: str | Path                          # file of the photo
+    name: str                                 # of its results, without an ending
+    photo: Image.Image | None = None          # as the network sees it: turned upright, reduced
+    input: Any = None                         # of the network
+    out: Any = None                           # of the network
+    error: str | None = None                  # why the photo could not be read or parsed
+
+
+def ahead(pool: Executor, function: Callable, items: Iterable) -> Iterator:
+    """Yields function(item) of each item, in their order; threads work on the next AHEAD meanwhile."""
     futures = deque()
     for item in items:
         futures.append(pool.submit(function, item))
@@ -26,105 +48,141 @@ def ahead(pool, function, items):
         yield futures.popleft().result()
 
 
-def share_of_process(jobs):
-    """The jobs of this process: torchrun's processes share them."""
+def share_of_process(jobs: list) -> list:
+    """The jobs of this process: the processes of torchrun share them."""
     world = int(os.environ.get('WORLD_SIZE', 1))
-    return jobs[int(os.environ['RANK']) if world > 1 else 0::world]
+    rank = int(os.environ['RANK']) if world > 1 else 0
+    return jobs[rank::world]
 
 
-def name_jobs(paths):
-    """Paths -> jobs: (path, name of the results)."""
-    return list(zip(paths, result_names(paths)))
+def name_jobs(paths: list[Path]) -> list[PhotoJob]:
+    """One job per photo; each has a name for its results that no other job has."""
+    return [PhotoJob(path, name) for path, name in zip(paths, result_names(paths))]
 
 
 class PhotoPipeline:
-    """Photos through a network into a folder. A job is (path, name of the results). A subclass defines the network's
-    input (`prepare`), its output (`outputs`), the results (`write`) and the endings of their names, or their paths
-    (`targets`). max_size: larger photos are reduced to this long side."""
+    """Photos through a network into a folder.
+
+    A subclass defines the network's input (`prepare`), its output (`outputs`), the results
+    (`write`), and the endings of their names, or their paths (`targets`).
+
+    folder    for the results
+    device    of the network
+    max_size  larger photos are reduced to this long side, in pixels
+    """
     endings = ()
 
-    def __init__(self, folder, device, max_size=None):
-        self.folder, self.max_size, self.inputs = Path(folder), max_size, set()
-        self.turn = threading.Lock() if device.type == 'mps' else nullcontext()             # MPS is single-threaded
+    def __init__(self, folder: str | Path, device: torch.device, max_size: int | None = None):
+        self.folder = Path(folder)
+        self.max_size = max_size
+        self.inputs = set()                   # real paths of all photos: no result may replace one
+        # MPS works in one thread alone
+        self.turn = threading.Lock() if device.type == 'mps' else nullcontext()
 
-    def targets(self, name):
+    # ---- what a subclass defines ---------------------------------------------------------------
+
+    def targets(self, name: str) -> list[Path]:
         """Paths of the results of this name."""
         return [self.folder / (name + ending) for ending in self.endings]
 
-    def check(self, job):
-        """ValueError where a result would replace a file of the user's."""
-        try:
-            for path in self.targets(job[1]):
-                self.check_target(path)
-        except ValueError as error:
-            raise ValueError(f'{printable(job[0])} is left out: {error}') from None
-
-    def check_target(self, path):
-        check_target(path, self.inputs)
-
-    def open(self, path):
-        """-> Pillow photo."""
+    def open(self, path: str | Path) -> Image.Image:
         return read_photo(path)
 
-    def prepare(self, photo):
-        """Pillow photo -> the network's input."""
+    def prepare(self, photo: Image.Image) -> Any:
+        """The network's input for a photo."""
         raise NotImplementedError
 
-    def outputs(self, inputs):
-        """List of inputs -> list of outputs."""
+    def outputs(self, inputs: list) -> list:
+        """The network's output for each input."""
         raise NotImplementedError
 
-    def write(self, result):
-        """(job, photo, output) -> a message about the photo, and its number of people; (job, error, None) -> the error,
-        and None."""
+    def write(self, job: PhotoJob) -> tuple[str, int | None]:
+        """Writes the results of a job with an output.
+
+        Returns a message about the photo, and its number of people (None after an error).
+        """
         raise NotImplementedError
 
-    def read(self, job):
-        """-> job, photo, network input; or job, error, None if the photo cannot be read or its results would replace
-        other files."""
+    # ---- the way of a photo --------------------------------------------------------------------
+
+    def check(self, job: PhotoJob):
+        """Raises a ValueError if a result would replace a file of the user's."""
+        try:
+            for path in self.targets(job.name):
+                self.check_target(path)
+        except ValueError as error:
+            raise ValueError(f'{printable(job.path)} is left out: {error}') from None
+
+    def check_target(self, path: Path):
+        check_target(path, self.inputs)
+
+    def read(self, job: PhotoJob) -> PhotoJob:
+        """The job with its photo and the network's input.
+
+        It has an error instead if the photo cannot be read or its results would replace other files.
+        """
         try:
             self.check(job)
-            photo = self.fit(self.open(job[0]))
-            return job, photo, self.prepare(photo)
+            photo = self.fit(self.open(job.path))
+            return replace(job, photo=photo, input=self.prepare(photo))
         except (OSError, ValueError) as error:
-            return job, error, None
+            return replace(job, error=str(error))
 
-    def fit(self, photo):
+    def fit(self, photo: Image.Image) -> Image.Image:
         """Reduces a photo to max_size, in place."""
         if self.max_size:
-            photo.thumbnail((self.max_size,) * 2, Image.BILINEAR)
+            photo.thumbnail((self.max_size, self.max_size), Image.BILINEAR)
         return photo
 
-    def parse(self, photos, batch_size=1):
+    def parse(self, jobs: Iterable[PhotoJob], batch_size: int = 1) -> Iterator[PhotoJob]:
+        """Yields the jobs of `read` in their order, each with its output or an error."""
         batch = []
-        for job, photo, image in photos:
-            batch.append((job, photo, image))
+        for job in jobs:
+            batch.append(job)
             if len(batch) == batch_size:
                 yield from self.parse_batch(batch)
                 batch = []
         yield from self.parse_batch(batch)
 
-    def parse_batch(self, batch):
-        """Outputs of a batch, in its order."""
-        inputs = [image for _, _, image in batch if image is not None]
+    def parse_batch(self, batch: list[PhotoJob]) -> Iterator[PhotoJob]:
+        """Runs the network on the photos of a batch that could be read; yields all its jobs."""
+        good = [job for job in batch if job.error is None]
         with self.turn:
-            outputs = iter(self.outputs(inputs) if inputs else [])
-        for job, photo, image in batch:
-            yield job, photo, None if image is None else next(outputs)
+            outputs = self.outputs([job.input for job in good]) if good else []
+        for job, out in zip(good, outputs):
+            job.out = out
+            job.input = None                  # its memory is needed for the next photos
+        yield from batch
 
-    def run(self, jobs, batch_size=1):
-        """-> the numbers of people by photo, None for photos that were not parsed."""
+    def finish(self, job: PhotoJob) -> tuple[str, int | None]:
+        """Writes the results of a job; returns what `write` returns, or the error and None."""
+        if job.error is not None:
+            return f'error: {job.error}', None
+        return self.write(job)
+
+    def run(self, jobs: list[PhotoJob], batch_size: int = 1) -> list[int | None]:
+        """Parses photos and writes their results.
+
+        Returns the number of people of each photo, None for those that were not parsed.
+        """
         make_folder(self.folder)
-        self.inputs, counts = {os.path.realpath(path) for path, _ in jobs}, []
-        with ThreadPoolExecutor(4) as pool, tqdm(total=len(jobs), disable=len(jobs) < 2 or None, unit='photo') as bar:
-            for message, number in ahead(pool, self.write, self.parse(ahead(pool, self.read, jobs), batch_size)):
+        self.inputs = {os.path.realpath(job.path) for job in jobs}
+        counts = []
+        bar = tqdm(total=len(jobs), disable=len(jobs) < 2 or None, unit='photo')
+        with ThreadPoolExecutor(4) as pool, bar:
+            parsed = self.parse(ahead(pool, self.read, jobs), batch_size)
+            for message, number in ahead(pool, self.finish, parsed):
                 bar.write(message, file=sys.stderr if number is None else None)
                 bar.update()
                 counts.append(number)
         return counts
 
 
-def check_failures(failed, kind='photo'):
-    """ValueError where photos, or files of another kind, were not parsed, after all others are done."""
+def check_failures(failed: int, kind: str = 'photo'):
+    """Raises a ValueError if photos, or files of another kind, were not parsed.
+
+    Called when all others are done.
+    """
     if failed:
-        raise ValueError(f'{failed} {kind}{"s were" if failed > 1 else " was"} not parsed')
+        verb = 's were' if failed > 1 else ' was'
+        raise ValueError(f'{failed} {kind}{verb} not parsed')

@@ -10,6 +10,7 @@ import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import dataclass
 from errno import EINVAL
 from fractions import Fraction
 
@@ -17,7 +18,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from util.files import MARK, check_target, make_folder, naming, printable, replacing, writing
-from util.photos import ahead
+from util.photos import PhotoJob, ahead
 from util.pictures import add_legend, overlay, palette
 from util.results import describe_people
 from util.run import catching_signals
@@ -37,6 +38,14 @@ def import_av():
     except ImportError:
         reason = 'PyAV: pip install av'
     raise ModuleNotFoundError(f'reading videos needs {reason}')
+
+
+@dataclass
+class Frame(PhotoJob):
+    """A frame of a video on its way through a pipeline."""
+    number: int = 0                                       # in the video, from 0 on
+    time: float = 0.0                                     # seconds since the first frame
+    tick: int = 0                                         # number of its interval of 1 / rate seconds
 
 
 class Video:
@@ -88,7 +97,7 @@ class Video:
             self.damaged += 1
 
     def __iter__(self):
-        """Yields (number, time, tick), Pillow image: the first frame in each tick, an interval of 1 / rate seconds."""
+        """Yields the first Frame in each tick, an interval of 1 / rate seconds."""
         start, last = None, -1
         for number, frame in enumerate(self.decode()):
             time = number / float(self.rate) if frame.time is None else frame.time
@@ -96,7 +105,8 @@ class Video:
             tick = int((time - start) * self.rate + self.early)
             if tick > last:
                 last = tick
-                yield (number, round(time - start, 4), tick), self.upright(frame)
+                photo = self.upright(frame)
+                yield Frame(self.path, f'frame {number}', photo, number=number, time=round(time - start, 4), tick=tick)
 
     def upright(self, frame):
         """Frame -> Pillow image, turned as a phone's rotation tag says, with square pixels."""
@@ -147,20 +157,23 @@ def parse_frames(parser, video, path):
     names, size = parser.class_names, []
 
     def read():
-        for job, image in video:
-            size[:] = size or image.size                      # a stream may change it, an MP4 file cannot
-            image = parser.fit(image if image.size == tuple(size) else image.resize(size))
-            yield job, image, parser.prepare(image)
+        for frame in video:
+            size[:] = size or frame.photo.size                # a stream may change it, an MP4 file cannot
+            if frame.photo.size != tuple(size):
+                frame.photo = frame.photo.resize(size)
+            frame.photo = parser.fit(frame.photo)
+            frame.input = parser.prepare(frame.photo)
+            yield frame
 
-    def draw(result):
-        (number, time, tick), image, out = result
+    def draw(frame):
+        image = frame.photo
         with parser.turn:
-            found = parser.find(out, image)
-        record = dict(software=MARK, video=str(path), frame=number, time=time, width=image.width, height=image.height,
-                      people=describe_people(found, names))
+            found = parser.find(frame.out, image)
+        record = dict(software=MARK, video=str(path), frame=frame.number, time=frame.time, width=image.width,
+                      height=image.height, people=describe_people(found, names))
         colors = palette(len(names) - 1) if found.colors is None else found.colors
         picture = add_legend(overlay(image, found.parsing, colors=colors), colors, names, parser.kept)
-        return tick, picture, json.dumps(record) + '\n', len(found.scores)
+        return frame.tick, picture, json.dumps(record) + '\n', len(found.scores)
 
     with ThreadPoolExecutor(2) as pool:
         yield from ahead(pool, draw, parser.parse(read()))
@@ -200,9 +213,9 @@ def parse_video(parser, path, name, fps=None):
 def parse_videos(parser, jobs, fps=None):
     """-> the number of videos that could not be read to their end."""
     failed = 0
-    for path, name in jobs:
+    for job in jobs:
         try:
-            print(parse_video(parser, path, name, fps))
+            print(parse_video(parser, job.path, job.name, fps))
         except (OSError, ValueError, ModuleNotFoundError) as error:
             print(f'error: {error}', file=sys.stderr)
             failed += 1
