@@ -4,7 +4,7 @@ import sys
 
 import numpy as np
 
-from infer import PhotoParser
+from infer import ParsingPipeline
 from oneshot.episodes import IGNORE
 from util.files import first_channel, load_image, naming, read_photo, to_rgb
 
@@ -122,7 +122,7 @@ def read_supports(photos, masks):
 # Photos
 
 
-class ExampleParser(PhotoParser):
+class ExampleParser(ParsingPipeline):
     """Parses photos into the classes of an example. model: an EOPNet or UniParserByExample."""
 
     def __init__(self, model, args, example, class_names):

@@ -15,7 +15,7 @@ from PIL import Image
 import infer
 import oneshot
 import schp
-from infer import PhotoParser
+from infer import ParsingPipeline
 from uniparser import UniParser
 from util.checkpoints import find_system, read_checkpoint
 from util.files import USER_ERRORS, explain
@@ -96,7 +96,7 @@ def by_example(model):
     return dict(visible=not isinstance(model, Parser), open=isinstance(model, oneshot.EOPNet))
 
 
-class PersonParser(PhotoParser):
+class PersonParser(ParsingPipeline):
     """Parses photos of one person with a Parser, which tells no people apart: its score is 1."""
 
     def __init__(self, model, args):
@@ -117,12 +117,12 @@ class PersonParser(PhotoParser):
 
 
 def choose_parser(model, args, support=None, mask=None, names=''):
-    """The PhotoParser of a model. support and mask, paths: an example that names the classes, which EOP-Net needs and a
+    """The ParsingPipeline of a model. support and mask, paths: an example that names the classes, which EOP-Net needs and a
     UniParser takes. names: 'a,b,c'."""
     if isinstance(model, Parser):
         return PersonParser(model, args)
     if isinstance(model, UniParser) and not (support or mask):
-        return PhotoParser(model, args)
+        return ParsingPipeline(model, args)
     if not (support and mask):
         raise ValueError('an example is a support photo and its mask; give both')
     names = names or ''
