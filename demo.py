@@ -21,7 +21,7 @@ from PIL import Image
 from torch import nn
 
 import hubconf
-from infer import WEIGHTS, PhotoParser, load_model
+from infer import WEIGHTS, ParsingPipeline, load_model
 from util.checkpoints import find_system, read_checkpoint
 from util.cli import Between, CommandParser, filled, start
 from util.files import USER_ERRORS, explain, user_errors
@@ -105,7 +105,7 @@ def load_networks(paths, device, labels=None):
     return networks
 
 
-class OnePersonParser(PhotoParser):
+class OnePersonPipeline(ParsingPipeline):
     """Parses photos of one person with an SCHP, which does not separate people: the score is 1."""
 
     def __init__(self, model, options):
@@ -127,8 +127,8 @@ class OnePersonParser(PhotoParser):
         return f'{len(np.unique(found.parsing[found.parsing > 0]))} classes'
 
 
-def choose_parser(network, options, support=None, mask=None, names=''):
-    """The PhotoParser of a network.
+def choose_pipeline(network, options, support=None, mask=None, names=''):
+    """The ParsingPipeline of a network.
 
     Args:
         options: those of infer.py.
@@ -137,9 +137,9 @@ def choose_parser(network, options, support=None, mask=None, names=''):
         names (str): 'a,b,c', the classes of the mask.
     """
     if network.system == 'schp':
-        return OnePersonParser(network.model, options)
+        return OnePersonPipeline(network.model, options)
     if network.system == 'uniparser' and not (support or mask):
-        return PhotoParser(network.model, options)
+        return ParsingPipeline(network.model, options)
     if not (support and mask):
         raise ValueError('an example is a support photo and its mask; give both')
     names = names or ''
@@ -168,7 +168,7 @@ def answer(gr, networks, folder, max_size, weights, photo, *example):
         max_size (int): larger photos are reduced to this long side; None: none are.
         weights (str): the name of a network.
         photo (str): a path; None: there is no photo yet.
-        example: support, mask and names of `choose_parser`.
+        example: support, mask and names of `choose_pipeline`.
     """
     yield '', gr.Dropdown(choices=[], value=None), None, {}
     if not photo:
@@ -176,8 +176,8 @@ def answer(gr, networks, folder, max_size, weights, photo, *example):
     out = tempfile.mkdtemp(dir=folder)
     options = SimpleNamespace(out=out, only=None, maps=False, max_size=max_size)
     try:
-        parser = choose_parser(networks[weights], options, *example)
-        picture, cutouts, files = parse_photo(parser, photo)
+        pipeline = choose_pipeline(networks[weights], options, *example)
+        picture, cutouts, files = parse_photo(pipeline, photo)
     except USER_ERRORS as error:
         # Folders of this computer are nothing for a page.
         text = explain(error)
@@ -189,24 +189,25 @@ def answer(gr, networks, folder, max_size, weights, photo, *example):
     yield picture, gr.Dropdown(choices=list(cutouts), value=first), files, cutouts
 
 
-def parse_photo(parser, path):
-    """Writes the files of infer.py --cutouts into the parser's folder.
+def parse_photo(pipeline, path):
+    """Writes the files of infer.py --cutouts into the pipeline's folder.
 
     Returns the HTML of the picture, {name: path of its cut-out} of people and parts, and the paths
     of the files to download.
     """
     name = Path(path).stem[:100]
-    job = parser.read(PhotoJob(path, name))
+    job = pipeline.read(PhotoJob(path, name))
     if job.error is not None:
         raise ValueError(job.error)
-    job, = parser.parse([job])
-    with parser.turn:
-        found = parser.find(job.out, job.photo, Path(path).name)
-    found.save(parser.folder, name, cutouts=True)
-    people = describe_people(found, parser.class_names)
-    picture = draw_picture(job.photo, found.parsing, people, parser.class_names,
-                           parser.message(found))
-    return picture, list_cutouts(parser.folder, name, people), list_files(parser.folder, name)
+    job, = pipeline.parse([job])
+    with pipeline.turn:
+        found = pipeline.find(job.out, job.photo, Path(path).name)
+    found.save(pipeline.folder, name, cutouts=True)
+    people = describe_people(found, pipeline.class_names)
+    picture = draw_picture(job.photo, found.parsing, people, pipeline.class_names,
+                           pipeline.message(found))
+    cutouts = list_cutouts(pipeline.folder, name, people)
+    return picture, cutouts, list_files(pipeline.folder, name)
 
 
 def list_cutouts(folder, name, people):

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 from PIL import Image
 
-from infer import PhotoParser
+from infer import ParsingPipeline
 from oneshot.eopnet import EOPNet
 from oneshot.episodes import IGNORE
 from oneshot.models import load_model
@@ -175,7 +175,7 @@ def check_learned(learned: list[int], classes: Classes):
 # Photos
 
 
-class ExamplePipeline(PhotoParser):
+class ExamplePipeline(ParsingPipeline):
     """Parses photos into the classes of an example. model: see oneshot/models.py."""
 
     def __init__(self, model, args, example, class_names: list[str]):

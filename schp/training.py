@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import torch.nn as nn
 
-from data import read_batches
+from util.workers import read_batches
 from schp.config import SCHPConfig, preset
 from schp.data import Samples, open_sets
 from schp.evaluation import compare_image, semantic_metrics

@@ -70,7 +70,7 @@ def read_path(data, size):
 
 def parse(files, folder, name, *example):
     network = demo.load(str(files / name), 'cpu')
-    return demo.parse_photo(demo.choose_parser(network, options(folder), *example), str(files / 'holiday photo.png'))
+    return demo.parse_photo(demo.choose_pipeline(network, options(folder), *example), str(files / 'holiday photo.png'))
 
 
 def check_answer(picture, cutouts, paths, photo='holiday photo'):

@@ -40,6 +40,7 @@ from util.labels import LABEL_SETS
 from util.pictures import overlay
 from util.results import describe_people, write_results
 from util.run import Run, find_device, memory, synchronize
+from util.workers import read_batches, workers_of
 
 PHOTO = Path(__file__).parent.parent / 'assets' / 'street.jpg'
 REPEATS = 10                                 # of each step of inference
@@ -319,7 +320,7 @@ def benchmark_training(args):
     model.backbone.freeze(4 if config.pretrained else 0)
     model.to(run.device, memory_format=torch.channels_last)
     loader = make_loader(data.Samples(train_set, config), config, run)
-    with data.workers_of(loader):
+    with workers_of(loader):
         time_training(UniParserTask(config, model, loader, val_set), run)
 
 
@@ -338,13 +339,13 @@ def time_training(task, run, steps=20):
         synchronize(run.device)
 
     task.model.train()
-    batch = next(data.read_batches(task.loader))
+    batch = next(read_batches(task.loader))
     print(f'batches of {"x".join(map(str, batch["images"].shape))}, {config.workers} workers, '
           f'{run.device}, {torch.get_num_threads()} threads, torch {torch.__version__}; '
           f'{steps} steps or {SECONDS} s')
-    print_rate('data alone', data.read_batches(task.loader), lambda batch: None, steps)
+    print_rate('data alone', read_batches(task.loader), lambda batch: None, steps)
     print_rate('steps alone, one batch', itertools.repeat(batch), step, steps)
-    print_rate('both', data.read_batches(task.loader), step, steps)
+    print_rate('both', read_batches(task.loader), step, steps)
     print(f'peak memory {memory(run.device):.2f} GB')
 
 

@@ -180,7 +180,7 @@ def parse_frames(parser, video, path):
 
 
 def parse_video(parser, path, name, fps=None):
-    """Parses a video into the parser's folder (a `PhotoParser`); fps: frames per second, at most and by default the
+    """Parses a video into the parser's folder (a `ParsingPipeline`); fps: frames per second, at most and by default the
     video's own. SIGINT and SIGTERM end it after a frame: both files are completed, then KeyboardInterrupt is raised.
     Returns a message. ValueError or OSError where something cannot be read or written."""
     targets = [parser.folder / f'{name}{ending}' for ending in ('_overlay.mp4', '.jsonl')]
