@@ -28,8 +28,8 @@ from util.checkpoints import SIGNS, find_system, read_checkpoint, reading
 from util.cli import Between, CommandParser, add_settings, filled, start
 from util.datasets import DATASETS, open_dataset
 from util.files import find_photos, printable, read_photo, short, user_errors, write_png
-from util.labelmaps import TARGETS, find_set, find_tables, names_of
-from util.labels import ONESHOT_NAMES, choose_labels, voc_palette
+from util.labels import (ONESHOT_NAMES, TARGETS, choose_labels, find_set, find_tables, names_of,
+                         voc_palette)
 from maps import draw_maps, read_points
 from util.photos import PhotoPipeline, check_failures, name_jobs, share_of_process
 from util.pictures import palette

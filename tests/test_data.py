@@ -15,7 +15,7 @@ from PIL import Image
 
 import data
 from util import datasets, files, pictures
-from util.datasets import scenes
+from util.datasets import ccp, scenes
 from util.datasets import open_dataset
 from util.masks import decode_rle
 
@@ -141,7 +141,7 @@ def write_ccp(root, monkeypatch, count=14):
     """A tiny clone and its archive of layers: people of hair, dress, arms, legs and a bag."""
     from scipy.io import savemat
     ids, archive = [f'{i:04d}' for i in range(1, count + 1)], root / 'layers.zip'
-    real = zipfile.ZipFile(datasets.CCP_LAYERS)
+    real = zipfile.ZipFile(ccp.CCP_LAYERS)
     with zipfile.ZipFile(archive, 'w') as layers:
         layers.writestr('mapping.json', real.read('mapping.json'))
         layers.writestr('train.txt', '\n'.join(ids))
@@ -159,7 +159,7 @@ def write_ccp(root, monkeypatch, count=14):
             buffer = io.BytesIO()
             Image.fromarray(parts).save(buffer, 'PNG')
             layers.writestr(f'parts/{name}.png', buffer.getvalue())
-    monkeypatch.setattr(datasets, 'CCP_LAYERS', str(archive))
+    monkeypatch.setattr(ccp, 'CCP_LAYERS', str(archive))
 
 
 def same(a, b):
@@ -570,10 +570,10 @@ def test_missing_ccp_photos_are_counted(tmp_path, monkeypatch):
 
 
 def test_the_archive_of_layers_is_small_and_complete():
-    with zipfile.ZipFile(datasets.CCP_LAYERS) as archive:
+    with zipfile.ZipFile(ccp.CCP_LAYERS) as archive:
         names, readme = set(archive.namelist()), archive.read('README.txt').decode()
         lists = [archive.read(f'{split}.txt').decode().split() for split in ('train', 'val')]
-    assert os.path.getsize(datasets.CCP_LAYERS) < 2e6 and 'PSEUDO' in readme
+    assert os.path.getsize(ccp.CCP_LAYERS) < 2e6 and 'PSEUDO' in readme
     assert [len(ids) for ids in lists] == [798, 100] and not set(lists[0]) & set(lists[1])
     assert all(f'parts/{i}.png' in names for ids in lists for i in ids)
 

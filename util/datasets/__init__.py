@@ -36,11 +36,14 @@ def open_dataset(name: str, root: str | None = None, split: str = 'train',
     if name not in sets:
         raise ValueError(f'unknown data set {name!r}; choose one of {", ".join(sets)}')
     if split not in sets[name].splits:
-        raise ValueError(f'{name} has no split {split!r}; choose one of {", ".join(sets[name].splits)}')
+        raise ValueError(f'{name} has no split {split!r}; choose one of '
+                         f'{", ".join(sets[name].splits)}')
     if name not in DRAWN and not root:
-        raise ValueError(f'{name} is read from files; give the folder of the unpacked download with --root')
+        raise ValueError(f'{name} is read from files; give the folder of the unpacked download '
+                         'with --root')
     if name not in DRAWN and not os.path.isdir(root):
-        raise FileNotFoundError(f'{root} is no folder; --root is the folder of the unpacked download')
+        raise FileNotFoundError(f'{root} is no folder; --root is the folder of the unpacked '
+                                'download')
     dataset = sets[name](root, split, **options)
     if not len(dataset):
         raise ValueError(f'{root} has no image of the split {split}; unpack the download again')

@@ -1,4 +1,4 @@
-"""What all data sets share: the base class, the ground truth of evaluators, the mirrored label map."""
+"""What all data sets share."""
 from functools import cached_property
 from typing import NamedTuple
 
@@ -7,6 +7,9 @@ import numpy as np
 from util.files import check_name, read_labels, read_stored, stored_size
 from util.masks import CroppedMap, stack_people
 
+Labels = tuple[np.ndarray, np.ndarray]            # parsing (N, H, W) uint8, ignore (H, W) bool
+Example = tuple[np.ndarray, np.ndarray, np.ndarray]           # image (H, W, 3) uint8, and Labels
+
 
 class GroundTruth(NamedTuple):
     """What an evaluator compares the predictions of an image with.
@@ -14,9 +17,9 @@ class GroundTruth(NamedTuple):
     semantic, parts and humans come from official files; None stands for those of parsing.
     """
     parsing: np.ndarray                           # (M, H, W) uint8, a label map per person
-    ignore: np.ndarray | None = None              # (H, W) bool; None: the official evaluator ignores no pixels
+    ignore: np.ndarray | None = None              # (H, W) bool; None: no pixel is ignored
     semantic: np.ndarray | None = None            # (H, W) uint8, the classes of all people
-    parts: list[np.ndarray] | None = None         # label maps (H, W), one part of each class in a map
+    parts: list[np.ndarray] | None = None         # label maps (H, W), each class once in a map
     humans: list[CroppedMap] | None = None        # a mask per person
 
 
@@ -36,7 +39,7 @@ class Photos:
     class_names: tuple[str, ...]
     flip_pairs: tuple[tuple[int, int], ...]
     splits = 'train', 'val', 'test'
-    skip_bad = False                              # leave unreadable images out instead of raising an error
+    skip_bad = False                              # leave unreadable images out, without an error
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -59,16 +62,16 @@ class Photos:
             return False                          # reading its pixels raises the error again
         return width > height
 
-    def read(self, i: int, seed: int = 0, epoch: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def read(self, i: int, seed: int = 0, epoch: int = 0) -> Example:
         """image (H, W, 3) uint8 RGB, parsing (N, H, W) uint8, ignore (H, W) bool."""
         image = np.array(read_stored(self.photos[i]))
         parsing, ignore = self.read_parsing(i)
         if image.shape[:2] != ignore.shape:
-            raise ValueError(f'{self.photos[i]} is of size {image.shape[1::-1]}, its labels are of size '
-                             f'{ignore.shape[::-1]}; unpack the download again')
+            raise ValueError(f'{self.photos[i]} is of size {image.shape[1::-1]}, its labels are of '
+                             f'size {ignore.shape[::-1]}; unpack the download again')
         return image, parsing, ignore
 
-    def read_parsing(self, i: int, seed: int = 0, epoch: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    def read_parsing(self, i: int, seed: int = 0, epoch: int = 0) -> Labels:
         """parsing (N, H, W) uint8, ignore (H, W) bool; decodes no photo."""
         paths = self.people[self.ids[i]] if self.people is not None else []
         maps = [read_labels(path, len(self.class_names) - 1) for path in paths]
@@ -80,7 +83,7 @@ class Photos:
         return stack_people(maps, size), ignore
 
     def truth(self, i: int, parsing: np.ndarray, ignore: np.ndarray) -> GroundTruth:
-        """The labels of image i, as read, in the form that the official evaluator of the set uses."""
+        """The labels of image i, as read, in the form of the set's official evaluator."""
         return GroundTruth(parsing, ignore)
 
 

@@ -17,8 +17,8 @@ import numpy as np
 from PIL import Image
 from scipy.io import loadmat
 
-import util.datasets.scenes as scenes                # not `from util.datasets`, which imports this file
-from util.datasets.base import Photos, swap_sides
+import util.datasets.scenes as scenes
+from util.datasets.base import Example, Labels, Photos, swap_sides
 from util.datasets.cihp import CIHP
 from util.files import (UNKNOWN, index_folder, inside, naming, pick_all, pick_files, read_labels,
                         read_stored, stored_size)
@@ -26,7 +26,7 @@ from util.masks import box_of, stack_people
 
 CCP_LAYERS = Path(__file__).resolve().parents[2] / 'assets' / 'ccp_layers.zip'
 CCP_CLASSES = 59                                  # of its own labels, with the background
-SMALLEST = 16                                     # pixels of a scene's long side; people vanish in smaller ones
+SMALLEST = 16                                     # pixels of a scene's long side
 MARGIN = 10                                       # pixels around the person of a crop
 
 
@@ -62,15 +62,16 @@ class CCP(Photos):
     """
     class_names = CIHP.class_names
     flip_pairs = CIHP.flip_pairs
-    splits = tuple(kind + form for kind in ('train', 'val', 'tune', 'test') for form in ('', '_photos', '_crops'))
+    splits = tuple(kind + form for kind in ('train', 'val', 'tune', 'test')
+                   for form in ('', '_photos', '_crops'))
 
     def __init__(self, root: str, split: str, long_side: int = 640, backgrounds: str | None = None,
-                 people: str | None = None, tagged: str | None = None, samples: int = 0, rare: float = 0,
-                 things: float = 0):
+                 people: str | None = None, tagged: str | None = None, samples: int = 0,
+                 rare: float = 0, things: float = 0):
         root = inside(root, 'clothing-co-parsing')
         kind = split.split('_')[0]
         self.form = split[len(kind):]
-        self.fixed = kind != 'train'              # scenes do not change with the epoch, and options are ignored
+        self.fixed = kind != 'train'              # scenes without options, the same in every epoch
         self.files = read_layers()
         self.names = self.files['train.txt' if kind == 'train' else 'val.txt'].decode().split()
         if kind == 'tune':
@@ -78,16 +79,18 @@ class CCP(Photos):
         if kind == 'test':
             self.names = self.names[1::2]
         self.photos = pick_files(os.path.join(root, 'photos'), self.names)
-        self.mats = pick_files(os.path.join(root, 'annotations', 'pixel-level'), self.names, ('.mat',))
+        self.mats = pick_files(os.path.join(root, 'annotations', 'pixel-level'), self.names,
+                               ('.mat',))
         self.table = label_table(json.loads(self.files['mapping.json']))
 
         if not self.fixed and long_side < SMALLEST:
-            raise ValueError(f'--long-side is {long_side}; scenes of CCP have at least {SMALLEST} pixels')
+            raise ValueError(f'--long-side is {long_side}; scenes of CCP have at least {SMALLEST} '
+                             'pixels')
         self.long_side = 640 if self.fixed else long_side
         self.things = 0 if self.fixed else things
         self.backgrounds = []                     # paths of photos without people
         self.crowds = []                          # paths of photos, of the ids of their people
-        self.tagged = []                          # label maps of the photos that follow those of names
+        self.tagged = []                          # label maps of the photos after those of names
         if not self.fixed:
             self.add_sources(root, backgrounds, people, tagged)
         self.chances = self.repeats(rare) if rare and split == 'train' else None
@@ -102,7 +105,8 @@ class CCP(Photos):
 
     # ---- other sources of people and backgrounds -----------------------------------------------
 
-    def add_sources(self, root: str, backgrounds: str | None, people: str | None, tagged: str | None):
+    def add_sources(self, root: str, backgrounds: str | None, people: str | None,
+                    tagged: str | None):
         """Opens the folders of the options."""
         if backgrounds:
             self.backgrounds = list(pick_all(backgrounds).values())
@@ -117,11 +121,12 @@ class CCP(Photos):
         """Appends the photos of the label maps in the folder."""
         maps = index_folder(folder, ('.png',), 'give the folder that tools.tagged wrote')
         known = index_folder(os.path.join(root, 'photos'))
-        labelled = {name for part in ('train.txt', 'val.txt') for name in self.files[part].decode().split()}
+        labelled = {name for part in ('train.txt', 'val.txt')
+                    for name in self.files[part].decode().split()}
         strange = [path for name, path in maps.items() if name not in known or name in labelled]
         if strange or not maps:
-            raise ValueError(f'{strange[0] if maps else folder} is of no photo with tags in {root}; give the '
-                             'folder that tools.tagged wrote')
+            raise ValueError(f'{strange[0] if maps else folder} is of no photo with tags in '
+                             f'{root}; give the folder that tools.tagged wrote')
         self.tagged = list(maps.values())
         self.photos = self.photos + [known[name] for name in maps]
 
@@ -155,7 +160,7 @@ class CCP(Photos):
             return self.long_side, round(self.long_side / aspect)
         return round(self.long_side * aspect), self.long_side
 
-    def read(self, i: int, seed: int = 0, epoch: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def read(self, i: int, seed: int = 0, epoch: int = 0) -> Example:
         if self.form == '_photos':
             return super().read(i)
         if self.form == '_crops':
@@ -164,7 +169,7 @@ class CCP(Photos):
             return np.ascontiguousarray(photo[window]), parsing, ignore
         return self.compose(i, seed, epoch)
 
-    def read_parsing(self, i: int, seed: int = 0, epoch: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    def read_parsing(self, i: int, seed: int = 0, epoch: int = 0) -> Labels:
         if self.form == '_photos':
             return self.person(i)
         if self.form == '_crops':
@@ -173,11 +178,12 @@ class CCP(Photos):
         _, parsing, ignore = self.compose(i, seed, epoch, paint=False)
         return parsing, ignore
 
-    def person(self, k: int) -> tuple[np.ndarray, np.ndarray]:
+    def person(self, k: int) -> Labels:
         """parsing (1, H, W) and ignore (H, W) of photo k."""
         ccp, *layers = self.annotation(k)
         if self.form == '_crops' and ccp.size != stored_size(self.photos[k]):
-            raise ValueError(f'{self.photos[k]} and its labels differ in size; unpack the download again')
+            raise ValueError(f'{self.photos[k]} and its labels differ in size; unpack the download '
+                             'again')
         parts, ignore = (np.asarray(layer.resize(ccp.size, Image.NEAREST)) for layer in layers)
         ccp = np.asarray(ccp)
         parsing = stack_people([self.labels(ccp, parts)], ccp.shape[::-1])
@@ -197,22 +203,24 @@ class CCP(Photos):
         return (rows, columns), cut, np.ascontiguousarray(ignore[rows, columns])
 
     def compose(self, i: int, seed: int = 0, epoch: int = 0, paint: bool = True):
-        """Scene i, of (seed, epoch, i) alone: image (H, W, 3) uint8 (only if paint), parsing, ignore."""
+        """Scene i, a function of (seed, epoch, i): image (only if paint), parsing, ignore."""
         rng = np.random.default_rng((1, i, 0, 0) if self.fixed else (0, seed, epoch, i))
-        image, people, ignore = scenes.compose(self, len(self.names), len(self.tagged), self.size(i), rng, paint)
+        image, people, ignore = scenes.compose(self, len(self.names), len(self.tagged),
+                                               self.size(i), rng, paint)
         return image, stack_people(people, ignore.shape[::-1]), ignore
 
     # ---- what scenes.compose asks for ----------------------------------------------------------
 
     def annotation(self, k: int) -> tuple[Image.Image, Image.Image, Image.Image]:
-        """Photo k: its label map in rows of `table`, and our parts and ignore (of long side 640)."""
+        """Photo k: its label map in rows of `table`, our parts, our ignore (of long side 640)."""
         empty = Image.new('1', (1, 1))
         if k >= len(self.names):
             return self.tagged_labels(k), empty, empty
         with naming(self.mats[k]):
             labels = loadmat(self.mats[k])['groundtruth']
             if labels.max() >= CCP_CLASSES:
-                raise ValueError(f'it has the label {labels.max()}, but there are only {CCP_CLASSES} classes')
+                raise ValueError(f'it has the label {labels.max()}, but there are only '
+                                 f'{CCP_CLASSES} classes')
             ccp = Image.fromarray(labels)
         parts = self.files.get(f'parts/{self.names[k]}.png')
         ignore = self.files.get(f'ignore/{self.names[k]}.png')
@@ -220,12 +228,12 @@ class CCP(Photos):
                 Image.open(io.BytesIO(ignore)) if ignore else empty)
 
     def tagged_labels(self, k: int) -> Image.Image:
-        """The label map of tools/tagged.py, in rows of `table`: those from 59 on are classes of CIHP."""
+        """The label map of tools/tagged.py in rows of `table`: from 59 on, classes of CIHP."""
         path = self.tagged[k - len(self.names)]
         labels = read_labels(path, 19)
         if labels.shape[::-1] != stored_size(self.photos[k]) or not labels.any():
-            raise ValueError(f'{path} shows nobody or differs in size from {self.photos[k]}; write it again with '
-                             'tools.tagged')
+            raise ValueError(f'{path} shows nobody or differs in size from {self.photos[k]}; write '
+                             'it again with tools.tagged')
         rows = np.minimum(labels, 20) + np.uint8(CCP_CLASSES - 1) * (labels > 0)
         return Image.fromarray(rows)
 
@@ -238,7 +246,7 @@ class CCP(Photos):
         return read_stored(self.photos[k], draft)
 
     def background(self, rng: np.random.Generator) -> tuple[Image.Image, Image.Image] | None:
-        """For some scenes another photo as the stage, and the ids of its people: Pillow RGB and L."""
+        """Another photo as the stage and the ids of its people (RGB and L), for some scenes."""
         if self.crowds and rng.random() < 0.1:
             photo, ids = self.crowds[rng.integers(len(self.crowds))]
             image = read_stored(photo)
@@ -263,4 +271,5 @@ def label_table(mapping: dict) -> np.ndarray:
         by_part = isinstance(target, dict)
         rows.append([target.get(part, UNKNOWN) if by_part else target for part in mapping['parts']])
     direct = np.array([*range(1, 20), UNKNOWN], np.uint8)
-    return np.vstack([np.array(rows, np.uint8), np.repeat(direct[:, None], len(mapping['parts']), 1)])
+    direct = np.repeat(direct[:, None], len(mapping['parts']), 1)
+    return np.vstack([np.array(rows, np.uint8), direct])

@@ -14,30 +14,32 @@ from collections import defaultdict
 
 import numpy as np
 
-from util.datasets.base import GroundTruth, Photos
+from util.datasets.base import GroundTruth, Labels, Photos
 from util.files import index_folder, inside, naming, pick_files, read_labels, read_list
 from util.masks import split_map, stack_people
 
 RELEASE = {'train': 'Training', 'val': 'Validation', 'test': 'Testing'}      # folders of the splits
-MOST_PARTS = 20                                   # Instance_ids: value v is class v - 20 * k of person k + 1
+MOST_PARTS = 20                                   # Instance_ids: 20 k + c is class c of person k
 
 
 class CIHP(Photos):
-    class_names = tuple('''background hat hair glove sunglasses upper-clothes dress coat socks pants
-        torso-skin scarf skirt face left-arm right-arm left-leg right-leg left-shoe right-shoe'''.split())
+    class_names = tuple('''background hat hair glove sunglasses upper-clothes dress coat socks
+        pants torso-skin scarf skirt face left-arm right-arm left-leg right-leg left-shoe
+        right-shoe'''.split())
     flip_pairs = (14, 15), (16, 17), (18, 19)
 
     def __init__(self, root: str, split: str):
         root = inside(root, 'instance-level_human_parsing')
-        self.maps = None                          # of the release: paths of Category_ids, of Human_ids
+        self.maps = None                          # of the release: Category_ids, Human_ids (paths)
         self.people = None                        # of the other tree: {id: paths of label maps}
         if os.path.isdir(os.path.join(root, RELEASE[split])):
             self.open_release(os.path.join(root, RELEASE[split]), split)
         elif os.path.isdir(os.path.join(root, f'{split}_img')):
             self.open_per_person(root, split)
         else:
-            raise FileNotFoundError(f'{root} has neither {RELEASE[split]} (the official release) nor {split}_img '
-                                    '(Parsing R-CNN); --root is the folder of the unpacked download')
+            raise FileNotFoundError(f'{root} has neither {RELEASE[split]} (the official release) '
+                                    f'nor {split}_img (Parsing R-CNN); --root is the folder of the '
+                                    'unpacked download')
 
     def open_release(self, folder: str, split: str):
         # Some downloads have the list in the folder of the split, others beside it, others nowhere.
@@ -68,16 +70,17 @@ class CIHP(Photos):
         self.photos = pick_files(photos, self.ids)
 
     def read_annotations(self, path: str, labels: str):
-        """ids and people of a list in COCO's form; labels: folder of the label maps that it names."""
+        """ids and people of a list in COCO's form; labels: the folder of its label maps."""
         with naming(path), open(path) as f:
             coco = json.load(f)
-            stems = {image['id']: os.path.splitext(image['file_name'])[0] for image in coco['images']}
+            stems = {image['id']: os.path.splitext(image['file_name'])[0]
+                     for image in coco['images']}
             self.ids = list(dict.fromkeys(stems.values()))
             for person in coco['annotations']:
                 photo = stems[person['image_id']]
                 self.people[photo].append(os.path.join(labels, person['parsing']))
 
-    def read_parsing(self, i: int, seed: int = 0, epoch: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    def read_parsing(self, i: int, seed: int = 0, epoch: int = 0) -> Labels:
         if self.maps is None:
             return super().read_parsing(i)
         categories, humans = self.maps
@@ -104,7 +107,8 @@ class CIHP(Photos):
             path = os.path.join(parent, kind, name)
             labels = read_labels(path)
             if labels.shape != ignore.shape:
-                raise ValueError(f'{path} and {self.photos[i]} differ in size; unpack the download again')
+                raise ValueError(f'{path} and {self.photos[i]} differ in size; unpack the download '
+                                 'again')
             return labels
 
         if self.maps is None:

@@ -10,21 +10,22 @@ from collections import defaultdict
 
 import numpy as np
 
-from util.datasets.base import Photos, check_ids
+from util.datasets.base import Labels, Photos, check_ids
 from util.files import naming
 from util.masks import coco_mask, paste_masks, stack_people
 
 
 class DensePose(Photos):
-    class_names = tuple('''background torso right-hand left-hand left-foot right-foot right-upper-leg
-        left-upper-leg right-lower-leg left-lower-leg left-upper-arm right-upper-arm left-lower-arm
-        right-lower-arm head'''.split())
+    class_names = tuple('''background torso right-hand left-hand left-foot right-foot
+        right-upper-leg left-upper-leg right-lower-leg left-lower-leg left-upper-arm
+        right-upper-arm left-lower-arm right-lower-arm head'''.split())
     flip_pairs = (3, 2), (4, 5), (7, 6), (9, 8), (10, 11), (12, 13)
     splits = 'train', 'valminusminival', 'val', 'test'
 
     def __init__(self, root: str, split: str):
         part = 'minival' if split == 'val' else split
-        path = os.path.join(root, 'annotations', 'DensePose_COCO', f'densepose_coco_2014_{part}.json')
+        path = os.path.join(root, 'annotations', 'DensePose_COCO',
+                            f'densepose_coco_2014_{part}.json')
         names = self.read_annotations(path)
         self.ids = [i for i in dict.fromkeys(names) if self.people is None or self.has_parts(i)]
         check_ids(self.ids, path)
@@ -32,14 +33,16 @@ class DensePose(Photos):
         self.photos = [os.path.join(root, (i.split('_') + [''])[1], i + '.jpg') for i in self.ids]
         missing = [photo for photo in self.photos if not os.path.isfile(photo)]
         if missing:
-            raise FileNotFoundError(f'{len(missing)} of the {len(self)} photos in {path} are missing, the '
-                                    f'first is {missing[0]}; unpack COCO 2014 beside annotations')
+            raise FileNotFoundError(f'{len(missing)} of the {len(self)} photos in {path} are '
+                                    f'missing, the first is {missing[0]}; unpack COCO 2014 beside '
+                                    'annotations')
 
     def read_annotations(self, path: str) -> list[str]:
-        """Sets people, {id: [(box, run lengths of the parts, COCO's mask)]}; returns the ids of all images."""
+        """Sets people, {id: [(box, run lengths of parts, COCO's mask)]}; returns all ids."""
         with naming(path), open(path) as f:
             coco = json.load(f)
-            names = {image['id']: os.path.splitext(image['file_name'])[0] for image in coco['images']}
+            names = {image['id']: os.path.splitext(image['file_name'])[0]
+                     for image in coco['images']}
             self.people = defaultdict(list) if coco.get('annotations') else None
             for person in coco.get('annotations', ()):        # only what is needed stays in memory
                 masks = [mask and mask['counts'] for mask in person.get('dp_masks') or ()]
@@ -50,7 +53,7 @@ class DensePose(Photos):
     def has_parts(self, photo: str) -> bool:
         return any(any(masks) for _, masks, _ in self.people[photo])
 
-    def read_parsing(self, i: int, seed: int = 0, epoch: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    def read_parsing(self, i: int, seed: int = 0, epoch: int = 0) -> Labels:
         size = self.size(i)
         maps = []
         ignore = np.full(size[::-1], self.people is None)

@@ -5,7 +5,7 @@ The people face the camera: left arms are on the right of the image.
 import numpy as np
 from PIL import Image, ImageDraw
 
-from util.datasets.base import Photos
+from util.datasets.base import Example, Labels, Photos
 from util.datasets.scenes import Layer, flatten_layers, paint_layers
 from util.masks import stack_people
 
@@ -13,7 +13,7 @@ from util.masks import stack_people
 class Synthetic(Photos):
     """1 to 3 people of six parts.
 
-    train is endless: an image is drawn from (seed, epoch, index). val is always the same 100 images.
+    train is endless: an image is drawn from (seed, epoch, index). val has 100 fixed images.
 
     long_side  in pixels, at 4:3
     samples    images per epoch of train; 0: 1000
@@ -23,7 +23,8 @@ class Synthetic(Photos):
     splits = 'train', 'val'
     crowd = False
 
-    def __init__(self, root: str | None = None, split: str = 'train', long_side: int = 128, samples: int = 0):
+    def __init__(self, root: str | None = None, split: str = 'train', long_side: int = 128,
+                 samples: int = 0):
         self.val = split == 'val'
         self.long_side = long_side
         number = 100 if self.val else samples or 1000
@@ -32,11 +33,11 @@ class Synthetic(Photos):
     def size(self, i: int) -> tuple[int, int]:
         return self.long_side, max(1, self.long_side * 3 // 4)
 
-    def read_parsing(self, i: int, seed: int = 0, epoch: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    def read_parsing(self, i: int, seed: int = 0, epoch: int = 0) -> Labels:
         _, parsing, ignore = self.read(i, seed, epoch)
         return parsing, ignore
 
-    def read(self, i: int, seed: int = 0, epoch: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def read(self, i: int, seed: int = 0, epoch: int = 0) -> Example:
         rng = np.random.default_rng((3, i, 0, 0) if self.val else (2, seed, epoch, i))
         width, height = self.size(i)
         image, people, ignore = draw(width, height, rng, self.crowd)
@@ -44,9 +45,9 @@ class Synthetic(Photos):
 
 
 class Crowd(Synthetic):
-    """4 to 8 small dressed people who overlap, in 12 classes: for twins of the paper's tables (tools/ablate.py)."""
-    class_names = tuple('''background hat hair upper-clothes pants skirt left-arm right-arm left-leg right-leg left-shoe
-        right-shoe face'''.split())
+    """4 to 8 small dressed people who overlap, for twins of the paper's tables."""
+    class_names = tuple('''background hat hair upper-clothes pants skirt left-arm right-arm
+        left-leg right-leg left-shoe right-shoe face'''.split())
     flip_pairs = (6, 7), (8, 9), (10, 11)
     crowd = True
 
@@ -116,7 +117,9 @@ class Figure:
         label = np.asarray(self.label)
         alpha = Image.fromarray((label > 0) * np.uint8(255))
         image = Image.fromarray(colors.astype(np.uint8)[label])
-        return Layer(label, alpha, image, round(x - self.middle), round(feet - self.tall), feet, False)
+        left = round(x - self.middle)
+        top = round(feet - self.tall)
+        return Layer(label, alpha, image, left, top, feet, False)
 
 
 def random_skin(rng: np.random.Generator) -> np.ndarray:
@@ -137,19 +140,25 @@ def draw_person(x: float, height: int, rng: np.random.Generator) -> Layer:
     skin = random_skin(rng)
     shirt, trousers = rng.integers(0, 256, (2, 3))
     sleeves = skin if rng.random() < 0.5 else shirt * 0.8
-    colors = np.array([shirt, skin, shirt, sleeves, sleeves, trousers, trousers])            # by part, from 0 on
+    # by part, from 0 on
+    colors = np.array([shirt, skin, shirt, sleeves, sleeves, trousers, trousers])
     return figure.stand(colors, x, rng.uniform(0.75, 1.05) * height + 0.1 * (tall - height))
 
 
 def draw_dressed(x: float, height: int, rng: np.random.Generator) -> Layer:
-    """A smaller person in the clothes of `Crowd` around column x. The farther away, the smaller and the higher."""
-    hat, hair, shirt, pants, skirt, left_arm, right_arm, left_leg, right_leg, left_shoe, right_shoe, face = range(1, 13)
+    """A smaller person in the clothes of `Crowd` around column x.
+
+    The farther away, the smaller and the higher.
+    """
+    hat, hair, shirt, pants, skirt, left_arm, right_arm = range(1, 8)
+    left_leg, right_leg, left_shoe, right_shoe, face = range(8, 13)
     near = rng.random()
     figure = Figure((0.5 + 0.3 * near) * height)
     feet = (0.65 + 0.35 * near) * height
     has_hat = rng.random() < 0.2
     has_skirt = rng.random() < 0.3
-    for side, leg, shoe, arm in (1, left_leg, left_shoe, left_arm), (-1, right_leg, right_shoe, right_arm):
+    sides = (1, left_leg, left_shoe, left_arm), (-1, right_leg, right_shoe, right_arm)
+    for side, leg, shoe, arm in sides:
         hip = side * 0.09
         lean = side * rng.uniform(0, 0.25)
         lift = side * rng.uniform(0, 1.2)

@@ -14,13 +14,15 @@ from util.files import index_folder, inside, pick_files, read_list
 
 
 class MHP(Photos):
-    class_names = tuple('''background cap/hat helmet face hair left-arm right-arm left-hand right-hand
-        protector bikini/bra jacket/windbreaker/hoodie t-shirt polo-shirt sweater singlet torso-skin pants
-        shorts/swimshorts skirt stockings socks left-boot right-boot left-shoe right-shoe left-highheel
-        right-highheel left-sandal right-sandal left-leg right-leg left-foot right-foot coat dress robe
-        jumpsuits other-full-body-clothes headwear backpack ball bats belt bottle carrybag cases sunglasses
-        eyewear gloves scarf umbrella wallet/purse watch wristband tie other-accessaries
-        other-upper-body-clothes other-lower-body-clothes'''.split())
+    class_names = tuple('''
+        background cap/hat helmet face hair left-arm right-arm left-hand right-hand protector
+        bikini/bra jacket/windbreaker/hoodie t-shirt polo-shirt sweater singlet torso-skin pants
+        shorts/swimshorts skirt stockings socks left-boot right-boot left-shoe right-shoe
+        left-highheel right-highheel left-sandal right-sandal left-leg right-leg left-foot
+        right-foot coat dress robe jumpsuits other-full-body-clothes headwear backpack ball bats
+        belt bottle carrybag cases sunglasses eyewear gloves scarf umbrella wallet/purse watch
+        wristband tie other-accessaries other-upper-body-clothes
+        other-lower-body-clothes'''.split())
     flip_pairs = (5, 6), (7, 8), (22, 23), (24, 25), (26, 27), (28, 29), (30, 31), (32, 33)
 
     def __init__(self, root: str, split: str):
@@ -39,7 +41,8 @@ class MHP(Photos):
             photo = name.rsplit('_', 2)[0]
             people[photo].append(path)
         if self.ids and not any(i in people for i in self.ids):
-            raise FileNotFoundError(f'{folder} has no label map of any photo; unpack the download again')
+            raise FileNotFoundError(f'{folder} has no label map of any photo; unpack the download '
+                                    'again')
         return people
 
     def truth(self, i: int, parsing: np.ndarray, ignore: np.ndarray) -> GroundTruth:

@@ -2,7 +2,7 @@
 
 `compose` reads no files. Its `source`, such as `CCP`, has for photo k
 
-    annotation(k)    three Pillow images: the labels (0 = background), body parts, ignored bystanders
+    annotation(k)    three Pillow images: labels (0 = background), body parts, ignored bystanders
     labels(annotation, parts, flip) -> label map (h, w) uint8
     photo(k, draft)  Pillow RGB, possibly decoded smaller
     background(rng)  another photo as the stage and the ids of its people (Pillow RGB and L; 0 =
@@ -19,10 +19,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageOps
 
-ASPECTS = 4 / 3, 2 / 3, 5 / 4, 3 / 4                          # width / height of scene i: ASPECTS[i % 4]
-NUM_PEOPLE = 0.10, 0.26, 0.27, 0.19, 0.11, 0.07               # share of scenes with 1, 2, .. 6 people
-CAST = 13                                                     # photos for a scene: some people are cut by their frame
-VISIBLE = 0.15                                                # share of pixels from which on a person is labelled
+ASPECTS = 4 / 3, 2 / 3, 5 / 4, 3 / 4              # width / height of scene i: ASPECTS[i % 4]
+NUM_PEOPLE = 0.10, 0.26, 0.27, 0.19, 0.11, 0.07   # share of scenes with 1, 2, .. 6 people
+CAST = 13                                         # photos for a scene, some of no use
+VISIBLE = 0.15                                    # share of a person that must be in view
 
 Size = tuple[int, int]                                        # (width, height) in pixels
 
@@ -50,15 +50,17 @@ class Stage(NamedTuple):
     seams: list[int]                              # columns where the mirrored margins begin
 
 
-def compose(source: Any, count: int, more: int, size: Size, rng: np.random.Generator, paint: bool = True):
+def compose(source: Any, count: int, more: int, size: Size, rng: np.random.Generator,
+            paint: bool = True):
     """A scene of photos 0..count - 1, and of `more` after them whose people are only pasted.
 
-    Returns image (H, W, 3) uint8 (only if paint), a list of label maps (H, W) uint8, one per person,
-    and ignore (H, W) bool.
+    Returns image (H, W, 3) uint8 (only if paint), a list of label maps (H, W) uint8, one per
+    person, and ignore (H, W) bool.
     """
-    look = rng.spawn(1)[0]                        # its own generator: the same places with and without painting
+    # Looks have a generator of their own: places are the same with and without painting.
+    look = rng.spawn(1)[0]
     cast = draw_cast(count, source.chances, rng)
-    if more:                                      # the stage is of the first photos, the pasted people of all
+    if more:                                      # the stage is one of the first photos
         others = draw_cast(count + more, source.chances, rng)
         cast[1:] = np.setdiff1d(others, cast[:1], True)[:CAST - 1]
 
@@ -87,12 +89,15 @@ def draw_cast(count: int, chances: np.ndarray | None, rng: np.random.Generator) 
     return rng.choice(count, CAST, replace=False, p=chances)
 
 
-# ---- the stage ---------------------------------------------------------------------------------------------
+# ---- the stage -------------------------------------------------------------------------------
 
 
 def open_background(photo: Image.Image, ids: Image.Image, size: Size, rng: np.random.Generator,
                     paint: bool) -> Stage:
-    """A photo as the stage; its people, if any, have no parts. The position of its ground is a guess."""
+    """A photo as the stage; its people, if any, have no parts.
+
+    The position of its ground is a guess.
+    """
     image = ImageOps.fit(photo, size, Image.BILINEAR) if paint else None
     horizon, tall = rng.uniform((0.3, 0.6), (0.5, 1.0)) * size[1]
     ids = np.asarray(ImageOps.fit(ids, size, Image.NEAREST))
@@ -106,7 +111,10 @@ def open_background(photo: Image.Image, ids: Image.Image, size: Size, rng: np.ra
 
 def open_photo(source: Any, k: int, size: Size, rng: np.random.Generator, look: np.random.Generator,
                paint: bool) -> Stage:
-    """Photo k as the stage, with its person or without. The ground is the one under that person's feet."""
+    """Photo k as the stage, with its person or without.
+
+    The ground is the one under that person's feet.
+    """
     keep = rng.random() < 0.6
     camera = rng.uniform(0.5, 0.62)
     annotation = source.annotation(k)
@@ -139,7 +147,7 @@ def open_photo(source: Any, k: int, size: Size, rng: np.random.Generator, look: 
         alpha = mask.filter(ImageFilter.BoxBlur(1))
         label = source.labels(ccp, parts)
         layers = [Layer(label, alpha, image, -left, 0, box[3] * zoom - top, False)]
-    else:                                         # pasted people stand farther back, with their heads in view
+    else:                                         # pasted people stand farther back, heads in view
         tall *= rng.uniform(0.7, 1) if size[1] > size[0] else rng.uniform(0.45, 0.85)
         tall = min(tall, (horizon + 0.05 * size[1]) / (1 - camera))
         if paint:
@@ -152,7 +160,7 @@ def open_photo(source: Any, k: int, size: Size, rng: np.random.Generator, look: 
 
 def choose_view(full: np.ndarray, box: tuple, horizon: float, size: Size, keep: bool,
                 rng: np.random.Generator) -> tuple[float, int, int]:
-    """The part of a photo of size full that a scene shows: its zoom, and left, top in the zoomed photo.
+    """What a scene shows of a photo of size full: its zoom, and left, top in the zoomed photo.
 
     High scenes show nearly all of it. Wide scenes crop its height and may be wider than the photo.
     """
@@ -179,7 +187,7 @@ def bounce(distance: np.ndarray, margin: int) -> np.ndarray:
 
 
 def mirror_margins(first: int, count: int, width: int, left: int, right: int) -> np.ndarray:
-    """Columns first, first + 1, .. of a photo that continues beyond its ends with its mirrored margins."""
+    """Columns first, first + 1, .. of a photo that continues with its mirrored margins."""
     columns = np.arange(first, first + count)
     columns = np.where(columns < 0, bounce(-1 - columns, left), columns)
     beyond = width - 1 - bounce(columns - width, right)
@@ -187,7 +195,7 @@ def mirror_margins(first: int, count: int, width: int, left: int, right: int) ->
 
 
 def remove_person(image: Image.Image, mask: Image.Image, look: np.random.Generator) -> Image.Image:
-    """Fills the person with the mirrored image on its left and right; half of the time blurs the whole image."""
+    """Fills the person with the mirrored sides of the image; blurs half of the images."""
     x0, _, x1, _ = mask.getbbox()
     width, height = image.size
     pixels = np.asarray(image)
@@ -198,13 +206,14 @@ def remove_person(image: Image.Image, mask: Image.Image, look: np.random.Generat
     ramp = (255 * (2 * columns / (x1 - x0) - 0.5)).clip(0, 255).astype(np.uint8)
     ramp = Image.fromarray(np.tile(ramp, (height, 1)))
     fill = Image.composite(Image.fromarray(right), Image.fromarray(left), ramp)
-    soft = mask.filter(ImageFilter.BoxBlur(height / 60)).point([min(255, 8 * v) for v in range(256)])
+    soft = mask.filter(ImageFilter.BoxBlur(height / 60))
+    soft = soft.point([min(255, 8 * v) for v in range(256)])
     soft = soft.filter(ImageFilter.BoxBlur(height / 120))
     image.paste(fill, (x0, 0), soft.crop((x0, 0, x1, height)))
     return image.filter(ImageFilter.BoxBlur(max(0, look.uniform(-1, 1)) * height / 100))
 
 
-# ---- people and things -------------------------------------------------------------------------------------
+# ---- people and things -----------------------------------------------------------------------
 
 
 def add_people(source: Any, stage: Stage, cast: np.ndarray, size: Size, rng: np.random.Generator,
@@ -212,8 +221,9 @@ def add_people(source: Any, stage: Stage, cast: np.ndarray, size: Size, rng: np.
     """Pasted layers: how many people, how far away, and where: away from others, or over a seam."""
     count = rng.choice(6, p=NUM_PEOPLE) + 1 - len(stage.layers)
     layers = []
-    taken = [layer.x + np.mean(layer.alpha.getbbox()[::2]) for layer in stage.layers]        # middle columns
-    if rng.random() < 0.5:                        # half of the scenes: all about as near as the first row
+    # Columns of the middles of people who are there already.
+    taken = [layer.x + np.mean(layer.alpha.getbbox()[::2]) for layer in stage.layers]
+    if rng.random() < 0.5:                        # all about as near as the first row
         nearest, farthest = 1.08, 0.92
     else:
         nearest, farthest = 1.1, 0.5 if stage.layers else 0.7
@@ -234,8 +244,8 @@ def add_people(source: Any, stage: Stage, cast: np.ndarray, size: Size, rng: np.
     return layers
 
 
-def take_person(source: Any, k: int, tall: float, scene: Image.Image | None, rng: np.random.Generator,
-                look: np.random.Generator) -> tuple | None:
+def take_person(source: Any, k: int, tall: float, scene: Image.Image | None,
+                rng: np.random.Generator, look: np.random.Generator) -> tuple | None:
     """The person of photo k, tall pixels high: label, alpha, image.
 
     None if the photo's frame cuts the person, or so few pixels are left that all are edge.
@@ -255,7 +265,7 @@ def take_person(source: Any, k: int, tall: float, scene: Image.Image | None, rng
     parts = np.asarray(warp(parts, Image.NEAREST))
     label = source.labels(ccp, parts, flip)
     alpha = Image.fromarray((ccp > 0) * np.uint8(255)).filter(ImageFilter.BoxBlur(1))
-    alpha = alpha.point([max(0, 2 * v - 255) for v in range(256)])        # within the edge: no halos
+    alpha = alpha.point([max(0, 2 * v - 255) for v in range(256)])  # within the edge: no halos
     if not alpha.getbbox():
         return None
     if not scene:
@@ -265,7 +275,10 @@ def take_person(source: Any, k: int, tall: float, scene: Image.Image | None, rng
 
 
 def cut_thing(source: Any, k: int, size: Size, rng: np.random.Generator, paint: bool) -> Layer:
-    """A thing: a blob from the middle of photo k's person, mostly clothes, enlarged and turned. It is nobody."""
+    """A thing: a blob from the middle of photo k's person, mostly clothes, enlarged and turned.
+
+    It is nobody.
+    """
     ccp, _, _ = source.annotation(k)
     x0, y0, x1, y1 = ccp.getbbox()
     x = (x0 + x1) / 2
@@ -274,7 +287,8 @@ def cut_thing(source: Any, k: int, size: Size, rng: np.random.Generator, paint: 
     zoom = size[1] * rng.uniform(0.1, 0.5) / (2 * half)
     narrow = rng.uniform(0.5, 1)
     angle = rng.uniform(-45, 45)
-    warp = affine((x - half, y - half, x + half, y + half), ccp.width, zoom * narrow, zoom, angle, False)
+    warp = affine((x - half, y - half, x + half, y + half), ccp.width, zoom * narrow, zoom, angle,
+                  False)
 
     # A rounded polygon of 12 corners, at random distances from the middle.
     alpha = Image.new('L', warp(ccp, Image.NEAREST).size)
@@ -282,16 +296,22 @@ def cut_thing(source: Any, k: int, size: Size, rng: np.random.Generator, paint: 
     circle = np.column_stack([np.cos(turns), np.sin(turns)])
     corners = (circle * rng.uniform(0.5, 1, (12, 1)) + 1) / 2 * alpha.size
     ImageDraw.Draw(alpha).polygon(corners.ravel().tolist(), 255)
-    alpha = alpha.filter(ImageFilter.BoxBlur(max(alpha.size) / 12)).point([255 * (v > 127) for v in range(256)])
+    alpha = alpha.filter(ImageFilter.BoxBlur(max(alpha.size) / 12))
+    alpha = alpha.point([255 * (v > 127) for v in range(256)])
 
     left, top = (rng.random(2) * size - np.divide(alpha.size, 2)).astype(int).tolist()
     feet = size[1] * rng.uniform(0, 1.2)          # behind people or in front of them
     image = warp(source.photo(k), Image.BILINEAR) if paint else None
-    return Layer(np.zeros(alpha.size[::-1], np.uint8), alpha, image, left, top, feet, False, thing=True)
+    return Layer(np.zeros(alpha.size[::-1], np.uint8), alpha, image, left, top, feet, False,
+                 thing=True)
 
 
-def affine(box: tuple, width: int, zoom_x: float, zoom_y: float, angle: float, flip: bool) -> Callable:
-    """A function that crops the box from a photo of that width, or from a smaller copy, and scales, turns, flips it."""
+def affine(box: tuple, width: int, zoom_x: float, zoom_y: float, angle: float,
+           flip: bool) -> Callable:
+    """warp(image, resample): crops the box from a photo of that width, scales, turns, flips it.
+
+    The image may be a smaller copy of the photo.
+    """
     cos = np.cos(np.radians(angle))
     sin = np.sin(np.radians(angle))
     w = (box[2] - box[0]) * zoom_x
@@ -307,8 +327,9 @@ def affine(box: tuple, width: int, zoom_x: float, zoom_y: float, angle: float, f
     return warp
 
 
-def adapt(image: Image.Image, photo: Image.Image, scene: Image.Image, look: np.random.Generator) -> Image.Image:
-    """Moves a person's colors half of the way from its photo to the scene; blurs half of the people."""
+def adapt(image: Image.Image, photo: Image.Image, scene: Image.Image,
+          look: np.random.Generator) -> Image.Image:
+    """Moves a person's colors half of the way to those of the scene; blurs half of the people."""
     def mean_color(picture):
         return np.asarray(picture.resize((16, 16), Image.NEAREST)).mean((0, 1)) + 20
 
@@ -318,7 +339,7 @@ def adapt(image: Image.Image, photo: Image.Image, scene: Image.Image, look: np.r
     return image.filter(ImageFilter.BoxBlur(max(0, look.uniform(-0.7, 0.7)) * scene.height / 480))
 
 
-# ---- layers to one picture ---------------------------------------------------------------------------------
+# ---- layers to one picture -------------------------------------------------------------------
 
 
 def paint_layers(image: Image.Image, layers: list[Layer]) -> Image.Image:
@@ -326,7 +347,8 @@ def paint_layers(image: Image.Image, layers: list[Layer]) -> Image.Image:
     for layer in layers:
         if layer.pasted:
             width, tall = layer.alpha.size
-            foot = layer.alpha.crop((0, tall - tall // 10, width, tall)).resize((width, tall // 20 + 1))
+            foot = layer.alpha.crop((0, tall - tall // 10, width, tall))
+            foot = foot.resize((width, tall // 20 + 1))
             foot = ImageOps.expand(foot, tall // 25 + 2).filter(ImageFilter.BoxBlur(tall / 50))
             place = layer.x - (foot.width - width) // 2, round(layer.feet) - foot.height * 2 // 3
             image.paste((15, 15, 20), place, foot.point([v * 3 // 5 for v in range(256)]))
@@ -335,9 +357,9 @@ def paint_layers(image: Image.Image, layers: list[Layer]) -> Image.Image:
 
 
 def flatten_layers(layers: list[Layer], ignore: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
-    """Layers, far to near -> label maps (H, W) of the visible pixels, one per person, and ignore (H, W).
+    """Layers, far to near -> label maps (H, W) of the people's visible pixels, and ignore (H, W).
 
-    People with a share of less than VISIBLE of their pixels in view are ignored. Things only cover others.
+    People with less than VISIBLE of their pixels in view are ignored. Things only cover others.
     """
     owner = Image.new('L', ignore.shape[::-1])    # number of the nearest layer, from 1 on
     labels = Image.new('L', ignore.shape[::-1])
