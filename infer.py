@@ -27,7 +27,8 @@ import released
 from util.checkpoints import SIGNS, find_system, read_checkpoint, reading
 from util.cli import Between, CommandParser, add_settings, filled, start
 from util.datasets import DATASETS, open_dataset
-from util.files import find_photos, printable, read_photo, short, user_errors, write_png
+from util.files import find_photos, printable, short, user_errors, write_png
+from util.images import read_photo
 from util.labels import (ONESHOT_NAMES, TARGETS, choose_labels, find_set, find_tables, names_of,
                          voc_palette)
 from maps import draw_maps, read_points

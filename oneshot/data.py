@@ -20,7 +20,8 @@ from oneshot.augment import augment, normalize, reduced_pair
 from util.datasets import CCP
 from oneshot.episodes import (FOLDS, IGNORE, kway_pairs, make_pools, meta_test_list, oneway_pairs,
                            read_episodes, read_pools, write_pools)
-from util.files import inside, pick_files, read_labels, read_list, read_stored
+from util.files import inside, pick_files, read_list
+from util.images import read_labels, read_stored
 
 NAMES = 'ATR', 'LIP', 'CIHP', 'CCP'
 KEPT = 1000                                           # photos

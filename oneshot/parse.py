@@ -6,7 +6,8 @@ import numpy as np
 
 from infer import PhotoParser
 from oneshot.episodes import IGNORE
-from util.files import first_channel, load_image, naming, read_photo, to_rgb
+from util.files import naming
+from util.images import first_channel, load_image, read_photo, to_rgb
 
 MOST = IGNORE - 1                                     # classes: labels are bytes, 0 background, 255 ignore
 

@@ -4,7 +4,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from util.cli import Between
-from util.files import read_prediction, write_json
+from util.files import write_json
+from util.images import read_prediction
 from util.labels import check_classes
 from schp.semantic import compare_image, semantic_metrics, semantic_table
 from schp.data import DATASETS, open_dataset

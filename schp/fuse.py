@@ -20,8 +20,8 @@ from util.cli import Between
 from uniparser import UniParser
 from schp.crowd import choose_people, fuse_logits, parse_people
 from util.datasets import DATASETS, open_dataset
-from util.files import (check_pair, find_photos, naming, printable, read_prediction, read_rows, write_pair,
-                        write_png)
+from util.files import check_pair, find_photos, naming, printable, read_rows, write_pair, write_png
+from util.images import read_prediction
 from util.labels import check_classes, voc_palette
 from util.masks import as_label_maps
 from util.photos import PhotoJob, PhotoPipeline, check_failures, name_jobs, share_of_process

@@ -13,7 +13,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from util.cli import Between
-from util.files import index_folder, load_image, make_folder, read_labels, read_stored, writing
+from util.files import index_folder, make_folder, writing
+from util.images import load_image, read_labels, read_stored
 from util.labelmaps import SCHEMES, SEGM, cihp_to_merged, deepfashion_to_merged, find_scheme, lip_to_merged
 from schp.semantic import flatten
 from schp.data import LIP, open_dataset

@@ -25,7 +25,7 @@ from oneshot import EOPNet
 from schp import SCHP
 from tests.helpers import HERE, call, write_photo
 from util import page
-from util.files import read_photo
+from util.images import read_photo
 from util.labels import LABEL_SETS
 from util.masks import decode_rle
 

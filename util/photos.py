@@ -17,7 +17,8 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from util.files import check_target, make_folder, printable, read_photo, result_names
+from util.files import check_target, make_folder, printable, result_names
+from util.images import read_photo
 
 AHEAD = 4                                     # photos in the queue for reading, and for writing
 

@@ -17,8 +17,9 @@ import numpy as np
 from PIL import Image
 
 from util.datasets.base import GroundTruth, Photos
-from util.files import (check_name, is_ours, printable, read_prediction, read_rows, short,
-                        write_file, write_pair, write_png)
+from util.files import (check_name, is_ours, printable, read_rows, short, write_file, write_pair,
+                        write_png)
+from util.images import read_prediction
 from util.labels import convert, find_set, names_of
 from util.masks import CroppedMap, as_label_maps, split_map
 

@@ -4,7 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from util.files import check_name, read_labels, read_stored, stored_size
+from util.files import check_name
+from util.images import read_labels, read_stored, stored_size
 from util.masks import CroppedMap, stack_people
 
 Labels = tuple[np.ndarray, np.ndarray]            # parsing (N, H, W) uint8, ignore (H, W) bool

@@ -20,8 +20,8 @@ from scipy.io import loadmat
 import util.datasets.scenes as scenes
 from util.datasets.base import Example, Labels, Photos, swap_sides
 from util.datasets.cihp import CIHP
-from util.files import (UNKNOWN, index_folder, inside, naming, pick_all, pick_files, read_labels,
-                        read_stored, stored_size)
+from util.files import UNKNOWN, index_folder, inside, naming, pick_all, pick_files
+from util.images import read_labels, read_stored, stored_size
 from util.masks import box_of, stack_people
 
 CCP_LAYERS = Path(__file__).resolve().parents[2] / 'assets' / 'ccp_layers.zip'

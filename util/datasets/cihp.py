@@ -15,7 +15,8 @@ from collections import defaultdict
 import numpy as np
 
 from util.datasets.base import GroundTruth, Labels, Photos
-from util.files import index_folder, inside, naming, pick_files, read_labels, read_list
+from util.files import index_folder, inside, naming, pick_files, read_list
+from util.images import read_labels
 from util.masks import split_map, stack_people
 
 RELEASE = {'train': 'Training', 'val': 'Validation', 'test': 'Testing'}      # folders of the splits
