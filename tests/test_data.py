@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 import data
-from util import datasets, files, images, pictures
+from util import datasets, files, images, pictures, workers
 from util.datasets import open_dataset, scenes
 from util.datasets.ccp import CCP_LAYERS
 from util.masks import decode_rle
@@ -433,25 +433,25 @@ def test_samples_depend_on_seed_epoch_and_index_alone():
 def test_batches_are_alike_disjoint_and_equally_many():
     landscape = np.arange(37) % 3 > 0
     groups = np.flatnonzero(landscape), np.flatnonzero(~landscape)
-    ranks = [data.batches(groups, 4, 0, 2, rank, 3) for rank in range(3)]
-    assert len({len(r) for r in ranks}) == 1 and ranks[1] == data.batches(groups, 4, 0, 2, 1, 3)
+    ranks = [workers.batches(groups, 4, 0, 2, rank, 3) for rank in range(3)]
+    assert len({len(r) for r in ranks}) == 1 and ranks[1] == workers.batches(groups, 4, 0, 2, 1, 3)
     seen = [index for r in ranks for batch in r for epoch, index in batch]
     assert set(seen) == set(range(37)) and len(seen) < 37 + 2 * 4 + 3 * 4
     for batch in sum(ranks, []):
         assert len({landscape[i] for _, i in batch}) == 1 and len(batch) == 4
-    assert data.batches(groups, 4, 0, 3) != data.batches(groups, 4, 0, 2) != data.batches(groups, 4, 1, 2)
-    assert len(data.batches([np.array([0]), np.array([], int)], 2, 0, 0, 3, 4)) == 1
+    assert workers.batches(groups, 4, 0, 3) != workers.batches(groups, 4, 0, 2) != workers.batches(groups, 4, 1, 2)
+    assert len(workers.batches([np.array([0]), np.array([], int)], 2, 0, 0, 3, 4)) == 1
 
 
 def test_loader_resumes_in_the_middle_whatever_the_workers():
     dataset = open_dataset('synthetic', samples=24)
-    alone = data.loader(data.Samples(dataset, settings()), settings(), 4)
-    workers = data.loader(data.Samples(dataset, settings()), settings(workers=2), 4)
+    alone = workers.loader(data.Samples(dataset, settings()), settings(), 4)
+    by_two = workers.loader(data.Samples(dataset, settings()), settings(workers=2), 4)
     for epoch in 0, 1:
         alone.batch_sampler.set_epoch(epoch)
-        workers.batch_sampler.set_epoch(epoch, start=4)
-        whole, rest = list(alone), list(workers)
-        assert len(whole) == alone.batch_sampler.total() == 6 and len(rest) == len(workers) == 2
+        by_two.batch_sampler.set_epoch(epoch, start=4)
+        whole, rest = list(alone), list(by_two)
+        assert len(whole) == alone.batch_sampler.total() == 6 and len(rest) == len(by_two) == 2
         assert all(torch.equal(a['images'], b['images']) for a, b in zip(whole[4:], rest))
 
 

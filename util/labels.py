@@ -22,6 +22,7 @@ ATR = ('Background', 'Hat', 'Hair', 'Sunglasses', 'Upper-clothes', 'Skirt', 'Pan
 PASCAL = ('Background', 'Head', 'Torso', 'Upper Arms', 'Lower Arms', 'Upper Legs', 'Lower Legs')
 MERGED = ('Background', 'Upper-face', 'Face', 'Arm', 'Leg', 'Upper-clothes', 'One-piece',
           'Lower-clothes', 'Shoe')
+# Of the scheme `sep` in schp/merged.py.
 MERGED_SEP = ('Background', 'Upper-face', 'Face', 'Hands', 'Feet', 'Upper-body', 'One-piece',
               'Lower-body', 'Shoe')
 
@@ -77,21 +78,6 @@ def choose_labels(num_classes: int, labels: str | LabelSet | None = None,
         raise ValueError(f'{path} has {num_classes} classes, the label set {len(chosen.names)} '
                          f'({", ".join(chosen.names[:4])}, ..); choose other --labels')
     return chosen
-
-
-def check_classes(path: str, model, data: str, dataset):
-    """Raises a ValueError if the network of a file has other classes than a data set."""
-    own = [name.lower() for name in model.labels]
-    wanted = [name.lower() for name in dataset.class_names]
-    if len(own) != len(wanted):
-        raise ValueError(f'{path} has {len(own)} classes, {data} has {len(wanted)}; use weights '
-                         'of that set')
-    different = [(a, b) for a, b in zip(own, wanted) if a != b]
-    if different:
-        mine, theirs = different[0]
-        known = data.lower() if data.lower() in LABEL_SETS else 'cihp'
-        raise ValueError(f'{path} is read with the class {mine} where {data} has {theirs}; give '
-                         f'--labels {known}, or weights of that set')
 
 
 def flip_order(num_classes: int, pairs: tuple) -> list[int]:

@@ -173,6 +173,20 @@ def list_people(found: Parsing, class_names: list[str]) -> list[Person]:
     return people
 
 
+def as_one_person(labels: np.ndarray, probability: np.ndarray) -> Parsing:
+    """The labels of a whole photo as those of one person; of nobody if no pixel has a label.
+
+    labels       (H, W) uint8, class ids; 0 is background
+    probability  (H, W) in 0..1, that a pixel is a person's; its mean over the person is the score
+    """
+    rows, columns = np.nonzero(labels)
+    if not len(rows):
+        return Parsing(labels[None], np.zeros(1), np.zeros((1, 2))).visible()
+    score = probability[labels > 0].mean()
+    center = [columns.mean() + 0.5, rows.mean() + 0.5]
+    return Parsing(labels[None], np.array([score]), np.array([center])).visible()
+
+
 # ---- files -------------------------------------------------------------------------------------
 
 

@@ -227,7 +227,7 @@ def parse_frames(parser, video: Video) -> Iterator[tuple[Frame, Image.Image, str
 
 
 def parse_video(parser, path: str | Path, name: str, fps: float | None = None) -> str:
-    """Parses a video into the parser's folder (a pipeline of infer.py); returns a message.
+    """Parses a video into the parser's folder (a `ParsingPipeline`); returns a message.
 
     fps: frames per second, at most and by default the video's own. SIGINT and SIGTERM end it after
     a frame: both files are completed, then KeyboardInterrupt is raised. Raises a ValueError or an
