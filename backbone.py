@@ -99,16 +99,22 @@ class Backbone(nn.Module):
 
 
 def make_resnet(name):
-    """A ResNet of torchvision with random weights; resnet10, for drawn people and tests, has one block per stage."""
+    """A ResNet of torchvision with random weights; resnet10, for drawn people and tests, has one
+    block per stage."""
     if name == 'resnet10':
         return ResNet(BasicBlock, [1, 1, 1, 1])
     if name.startswith(('resnet', 'resnext', 'wide_resnet')) and name in torchvision.models.list_models():
         return torchvision.models.get_model(name, weights=None)
-    raise ValueError(f'unknown backbone {name!r}; use a torchvision ResNet such as resnet18 or resnet50')
+    raise ValueError(f'unknown backbone {name!r}; use a torchvision ResNet such as resnet18 or '
+                     'resnet50')
 
 
-def fold_norm(conv, norm):
-    """Folds BatchNorm with fixed statistics, a scale and a shift per channel, into the convolution before it."""
-    scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+def fold_norm(conv, norm, scale=None):
+    """Folds a batch norm with fixed statistics into the convolution before it, in place. scale: that of the norm, (C,),
+    where it is not `norm.weight`."""
+    scale = (norm.weight if scale is None else scale) / (norm.running_var + norm.eps).sqrt()
+    shift = norm.bias - norm.running_mean * scale
+    if conv.bias is not None:
+        shift = shift + conv.bias * scale
     conv.weight.mul_(scale.view(-1, 1, 1, 1))
-    conv.bias = nn.Parameter(norm.bias - norm.running_mean * scale, requires_grad=False)
+    conv.bias = nn.Parameter(shift, requires_grad=False)

@@ -6,14 +6,9 @@ All data sets, losses and metrics share two arrays. parsing: uint8 (N, H, W), on
 1..K = part, 255 = this person, part unknown. ignore: bool (H, W), pixels about which nothing is known. A person with a
 hat (1 in CIHP) and an unlabeled coat is a map of 0, 1 and 255. The data sets themselves are in util/datasets/__init__.py.
 """
-import atexit
 import os
-import re
-import signal
 import sys
-import weakref
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,7 +21,8 @@ from util.beyond import degrade
 from util.config import Config
 from util.cli import CommandParser, start
 from util.datasets import DATASETS, open_dataset, swap_sides
-from util.files import check_target, read_photo, to_rgb, upright, user_errors, write_png
+from util.files import check_target, user_errors, write_png
+from util.images import read_photo, to_rgb, upright
 from util.pictures import add_legend, overlay, palette
 
 # ImageNet, RGB in 0..1.
@@ -195,7 +191,7 @@ class Samples:
 
     def __init__(self, dataset, config):
         self.dataset, self.config = dataset, config
-        self.busy, self.named = None, set()       # see `loader` and `read_batches`
+        self.busy, self.named = None, set()       # see util/workers.py
 
     def __len__(self):
         return len(self.dataset)
@@ -257,94 +253,6 @@ def collate(samples):
         h, w = s['ignore'].shape
         images[k, :, :h, :w], ignores[k, :h, :w], parsings[k][:, :h, :w] = s['image'], s['ignore'], s['parsing']
     return dict(images=images, parsings=parsings, ignores=ignores, infos=infos)
-
-
-def batches(groups, batch_size, seed, epoch, rank=0, world=1):
-    """The batches of one process in an epoch, lists of (epoch, index), each from one of the groups, in random order.
-
-    All processes have the same number of batches and different images, except those that fill up the last batches.
-    """
-    rng, chunks = np.random.default_rng((5, seed, epoch)), []
-    for group in groups:
-        order = np.resize(rng.permutation(group), -(-len(group) // batch_size) * batch_size)    # wraps around
-        chunks += order.reshape(-1, batch_size).tolist()
-    order = np.resize(rng.permutation(len(chunks)), -(-len(chunks) // world) * world)
-    return [[(epoch, index) for index in chunks[k]] for k in order[rank::world]]
-
-
-class EpochBatches:
-    """Batch sampler; set_epoch(epoch, start) goes to batch `start` of an epoch, total() counts all."""
-
-    def __init__(self, *arguments):               # groups, batch_size, seed, rank, world
-        self.arguments = arguments
-        self.set_epoch(0)
-
-    def set_epoch(self, epoch, start=0):
-        groups, batch_size, seed, rank, world = self.arguments
-        self.batches, self.start = batches(groups, batch_size, seed, epoch, rank, world), start
-
-    def total(self):
-        return len(self.batches)
-
-    def __len__(self):
-        return len(self.batches) - self.start
-
-    def __iter__(self):
-        return iter(self.batches[self.start:])
-
-
-def ignore_signals(worker):
-    """The main process handles a stop: it saves, then ends the workers."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-
-
-def loader(samples, config, batch_size, rank=0, world=1, device='cpu'):
-    """Torch DataLoader of Samples; before each epoch, loader.batch_sampler.set_epoch(epoch, start)."""
-    samples.busy = torch.zeros(config.workers, 2, dtype=torch.long).share_memory_()      # process, index of its image
-    loader = torch.utils.data.DataLoader(
-        samples, batch_sampler=EpochBatches(samples.groups(), batch_size, config.seed, rank, world),
-        collate_fn=samples.collate, num_workers=config.workers, persistent_workers=config.workers > 0,
-        worker_init_fn=ignore_signals,
-        pin_memory=torch.device(device).type == 'cuda', generator=torch.Generator())      # leaves the global one alone
-    atexit.register(lambda loader: end_workers(loader()), weakref.ref(loader))
-    return loader
-
-
-def end_workers(loader):
-    """At exit Python would send SIGTERM to the workers, which they ignore, and then wait without end."""
-    if loader is not None and loader._iterator is not None:
-        loader._iterator._shutdown_workers()
-        for worker in loader._iterator._workers:
-            worker.kill()
-
-
-def read_batches(loader):
-    """The batches of a loader. A skipped image is named once; an error in place of a batch is raised."""
-    for batch in loader:
-        if isinstance(batch, Exception):
-            raise batch
-        for sentence in (s for info in batch['infos'] for s in info['bad'] if s not in loader.dataset.named):
-            loader.dataset.named.add(sentence)
-            tqdm.write(f'skipped: {sentence}', file=sys.stderr)
-        yield batch
-
-
-@contextmanager
-def workers_of(loader):
-    """Ends the workers in any case. If one died, the error names the image that it was reading."""
-    try:
-        yield
-    except RuntimeError as error:                 # torch raises it at any point of the main process
-        found = re.match(r'DataLoader worker \(pid\D* ([\d, ]+)\)', str(error))
-        if not found:
-            raise
-        dead, samples = set(map(int, found[1].split(','))), loader.dataset
-        names = [str(samples.dataset.ids[index]) for pid, index in samples.busy.tolist() if pid in dead]
-        raise ValueError(f'a worker process died while it read {" and ".join(names) or "its first image"}; if the '
-                         'machine ran out of memory, take fewer --workers, else look at that image') from None
-    finally:
-        end_workers(loader)
 
 
 # ------------------------------------------------------------------------------------------------------------

@@ -1,25 +1,31 @@
 """Trains UniParser.
 
-    python train.py                                          # drawn people, CPU, under three minutes
-    python train.py --data MHP --root data/LV-MHP-v2         # the paper's recipe
+    python train.py                                     # drawn people, CPU, under three minutes
+    python train.py --data MHP --root data/LV-MHP-v2    # the paper's recipe
     python train.py --data CIHP --root data/CIHP --recipe released
-    torchrun --nproc-per-node 8 train.py --data MHP --root data/LV-MHP-v2 --backbone resnet101 --epochs 36
-    python train.py --resume runs/MHP                        # continues exactly where the run stopped
+    torchrun --nproc-per-node 8 train.py --data MHP --root data/LV-MHP-v2 --epochs 36
+    python train.py --resume runs/MHP                   # continues exactly where the run stopped
 
-Every setting of `uniparser.Config` is a flag. A run writes runs/NAME/: config.json, log.jsonl, last.pt, best.pt and
-val/*.png; its last line is its metrics.
+Every setting of `util.config.Config` is a flag. A run writes runs/NAME/: config.json, log.jsonl,
+last.pt, best.pt and val/*.png; its last line is its metrics.
 
-`Trainer` is the loop, for any `Task`: a model, its data and its loss. UniParser's task is at the end.
+`Trainer` is the loop. It trains any `Task`: a model, its data and its loss. UniParser's task stands
+at the end.
 """
+import argparse
 import math
 import os
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import nn
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 import data
@@ -32,78 +38,101 @@ from util.datasets import DATASETS, DRAWN, open_dataset
 from util.files import explain as explain_error, is_exhausted, write_png
 from util.pictures import compare_labels
 from util.run import Run, add_run_flags, catching_signals, memory, thread_advice
+from util.workers import loader, read_batches, workers_of
 
-LOG_SECONDS, SAVE_SECONDS, PICTURES = 10, 600, 8
-STATE = 'format', 'config', 'model', 'optimizer', 'scaler', 'root', 'paths', 'world', 'amp', 'best', 'epoch', 'position'
-SPIKE = 10_000                                       # total loss; an untrained network has about 10
+LOG_SECONDS = 10                    # between two lines of the log, at least
+SAVE_SECONDS = 600                  # between two last.pt within an epoch, at least
+PICTURES = 8                        # of the validation
+SPIKE = 10_000                      # total loss; an untrained network has about 10
 STOPPED = 'stopped before training began'
-RESUMABLE = 'epochs', 'milestones', 'workers', 'val_every', 'val_images'      # what --resume may change
+
+# What last.pt holds.
+STATE = ('format', 'config', 'model', 'optimizer', 'scaler', 'root', 'paths', 'world', 'amp',
+         'best', 'epoch', 'position')
+# What --resume may change.
+RESUMABLE = 'epochs', 'milestones', 'workers', 'val_every', 'val_images'
 
 
-# ---------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # What is trained
 
 
 class Task:
-    """A model, its data and its loss, as `Trainer` needs them.
+    """A model, its data and its loss, as `Trainer` needs them. A subclass defines `loss` and
+    `validate`.
 
-    config: epochs, batch_size, accumulate, clip, val_every, data; and, for the default optimizer and rate, lr,
-    backbone_lr, weight_decay, optimizer, schedule, warmup, milestones.
-    model: `save(path, **more)` writes a file of ours (util/checkpoints.py); `backbone` for the default optimizer.
-    loader: `data.loader`. Randomness must depend on (seed, epoch, index) alone, or be in `state`, for an exact resume.
-    The groups of the optimizer have a `factor` of the rate. A total loss above SPIKE stops the run.
+    config: has epochs, batch_size, accumulate, clip, val_every and data. The default optimizer and
+        rate also need lr, backbone_lr, weight_decay, optimizer, schedule, warmup and milestones.
+    model: `save(path, **more)` writes a checkpoint, see util/checkpoints.py. The default optimizer
+        needs its `backbone`.
+    loader: of `make_loader`. For an exact resume all randomness depends on (seed, epoch, index)
+        alone, or is in `state`.
+    root: folder of the data set, which last.pt keeps for --resume.
     """
-    reported = ('mIoU',)                             # metrics in the log and the last line; the first one picks best.pt
+    # Metrics in the log and in the last line. The first one decides which model is best.pt.
+    reported = ('mIoU',)
 
-    def __init__(self, config, model, loader, root=None):
-        self.config, self.model, self.loader, self.root = config, model, loader, root
+    def __init__(self, config: Any, model: nn.Module, loader: DataLoader, root: str | None = None):
+        self.config = config
+        self.model = model
+        self.loader = loader
+        self.root = root
 
-    def loss(self, net, batch, run):
-        """Forward and loss of a batch -> dict of scalar terms with `total`. net: the model, or DDP around it."""
+    def loss(self, net: nn.Module, batch: dict, run: Run) -> dict:
+        """Forward and loss of a batch -> scalar terms, with `total`. net: the model, or DDP around
+        it."""
         raise NotImplementedError
 
-    def validate(self, run):
-        """-> dict of metrics, or None if a signal ended it early."""
+    def validate(self, run: Run) -> dict | None:
+        """-> metrics; None where a signal ended the validation early."""
         raise NotImplementedError
 
-    def result(self):
+    def result(self) -> nn.Module:
         """The model that is validated and kept in best.pt."""
         return self.model
 
-    def optimizer(self):
+    def optimizer(self) -> torch.optim.Optimizer:
+        """Each of its groups has a `factor` of the rate."""
         return make_optimizer(self.model, self.config)
 
-    def learning_rate(self, step, steps_per_epoch):
+    def learning_rate(self, step: int, steps_per_epoch: int) -> float:
         return learning_rate(step, steps_per_epoch, self.config)
 
-    def start_epoch(self, epoch, optimizer):
-        """Called before the first step of an epoch, also of a resumed one: may change the groups' factors."""
+    def start_epoch(self, epoch: int, optimizer: torch.optim.Optimizer):
+        """Called before the first step of an epoch, also of a resumed one. May change the groups'
+        factors."""
 
-    def end_epoch(self, epoch, run):
+    def end_epoch(self, epoch: int, run: Run):
         """Called after the last step of an epoch, before the validation."""
 
-    def state(self):
-        """More that last.pt must hold: a dict of tensors and numbers."""
+    def state(self) -> dict:
+        """More that last.pt must hold: tensors and numbers."""
         return {}
 
-    def load_state(self, state):
+    def load_state(self, state: dict):
         """Continues from the content of last.pt."""
 
 
-def learning_rate(step, steps_per_epoch, config):
-    """Rate of the given step (0-based) for the whole batch: linear warm-up, then steps (divided by 10 at each
-    milestone) or a half cosine to zero."""
-    rate, epoch = config.lr * config.batch_size, step / steps_per_epoch
+def learning_rate(step: int, steps_per_epoch: int, config: Config) -> float:
+    """Rate of a step (0-based) for the whole batch.
+
+    It rises linearly in the warm-up. Then it is divided by 10 at each milestone, or falls to zero
+    as half a cosine.
+    """
+    rate = config.lr * config.batch_size
+    epoch = step / steps_per_epoch
     if config.schedule == 'cosine':
         rate *= 0.5 * (1 + math.cos(math.pi * min(1.0, epoch / config.epochs)))
     else:
+        # Secs. 4.1 and 6.2: 12 epochs with milestones 9 and 11, 36 with 27 and 33.
         milestones = config.milestones or (config.epochs * 3 // 4, config.epochs * 11 // 12)
-        rate *= 0.1 ** sum(epoch >= m for m in milestones)
+        rate *= 0.1 ** sum(epoch >= milestone for milestone in milestones)
     return rate * min(1.0, (step + 1) / max(1, config.warmup))
 
 
-def make_optimizer(model, config):
-    """SGD or AdamW; the rate of a group is its `factor` times the schedule's."""
+def make_optimizer(model: nn.Module, config: Config) -> torch.optim.Optimizer:
+    """SGD or AdamW in two groups, the backbone and the rest. The rate of a group is its `factor`
+    times the schedule's."""
     backbone = [p for p in model.backbone.parameters() if p.requires_grad]
     ids = {id(p) for p in backbone}
     rest = [p for p in model.parameters() if p.requires_grad and id(p) not in ids]
@@ -113,7 +142,7 @@ def make_optimizer(model, config):
     return torch.optim.SGD(groups, lr=1.0, momentum=0.9, weight_decay=config.weight_decay)
 
 
-# ---------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # One step
 
 
@@ -121,295 +150,402 @@ class Diverged(RuntimeError):
     """A loss that is not finite or above SPIKE."""
 
 
-def train_step(net, loss, batches, optimizer, scaler, rate, clip):
-    """Forward and backward of `batches` (the passes of one step), one update. loss(net, batch) -> dict of terms.
-    Returns the mean of each term, on the device: reading them would make the host wait."""
+def train_step(net: nn.Module, loss: Callable, batches: list[dict],
+               optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, rate: float,
+               clip: float) -> dict:
+    """One update after forward and backward of `batches`, the passes of the step.
+
+    loss: loss(net, batch) -> dict of terms. clip: largest norm of the gradients; 0 = any.
+    Returns the mean of each term, and grad_norm, as tensors on the device: reading them would make
+    the host wait.
+    """
     for group in optimizer.param_groups:
         group['lr'] = rate * group['factor']
     optimizer.zero_grad(set_to_none=True)
-    total = {}
+
+    means = {}
     for k, batch in enumerate(batches):
-        if hasattr(net, 'require_backward_grad_sync'):                       # DDP: exchange gradients once per step
+        # DDP exchanges the gradients once per step, in the last pass.
+        if hasattr(net, 'require_backward_grad_sync'):
             net.require_backward_grad_sync = k == len(batches) - 1
         losses = loss(net, batch)
         scaler.scale(losses['total'] / len(batches)).backward()
         for name, value in losses.items():
-            total[name] = total.get(name, 0) + value.detach() / len(batches)
+            means[name] = means.get(name, 0) + value.detach() / len(batches)
+
+    # Sec. 6.2: gradients are clipped at their true scale.
     scaler.unscale_(optimizer)
-    total['grad_norm'] = torch.nn.utils.clip_grad_norm_(net.parameters(), clip or math.inf)
+    means['grad_norm'] = nn.utils.clip_grad_norm_(net.parameters(), clip or math.inf)
     scaler.step(optimizer)
     scaler.update()
-    return total
+    return means
 
 
-def check_finite(losses, batches, scaler):
-    """Loss terms as numbers. Diverged, with the terms and the images, where one is not finite or the total is a spike;
-    but a float16 gradient may overflow: then the scaler skips the step."""
-    values = {k: float(v) for k, v in losses.items()}
-    bad = [k for k, v in values.items() if not math.isfinite(v) and not (k == 'grad_norm' and scaler.is_enabled())]
-    if bad or values['total'] > SPIKE:
-        wrong = f'{", ".join(bad)} is not finite' if bad else f'the total is above {SPIKE:,}; lower --lr'
-        names = ', '.join(str(info['id']) for batch in batches for info in batch['infos'])
-        raise Diverged(f'{wrong}; all terms: {values}; images: {names}')
-    return values
+def check_finite(losses: dict, batches: list[dict], scaler: torch.amp.GradScaler) -> dict:
+    """Loss terms as numbers.
+
+    Diverged, with the terms and the images, where one is not finite or the total is a spike. A
+    float16 gradient may overflow: then the scaler skips the step.
+    """
+    values = {name: float(value) for name, value in losses.items()}
+    bad = [name for name, value in values.items() if not math.isfinite(value)]
+    if scaler.is_enabled() and 'grad_norm' in bad:
+        bad.remove('grad_norm')
+    if not bad and values['total'] <= SPIKE:
+        return values
+    if bad:
+        wrong = f'{", ".join(bad)} is not finite'
+    else:
+        wrong = f'the total is above {SPIKE:,}; lower --lr'
+    images = ', '.join(str(info['id']) for batch in batches for info in batch['infos'])
+    raise Diverged(f'{wrong}; all terms: {values}; images: {images}')
 
 
-# ---------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # The loop
 
 
 class Trainer:
-    """Trains a task to its last epoch: `fit`. state: the content of last.pt, with which it continues exactly: weights,
-    optimizer, gradient scaler, the task's own state, the epoch, and `position`, the number of its finished steps."""
+    """Trains a task to its last epoch, see `fit`.
 
-    def __init__(self, task, run, state=None):
-        self.task, self.run, self.config = task, run, task.config
+    state: the content of last.pt, with which it continues exactly: weights, optimizer, gradient
+    scaler, the task's own state, the epoch, and `position`, the number of its finished steps.
+    """
+
+    def __init__(self, task: Task, run: Run, state: dict | None = None):
+        self.task = task
+        self.run = run
+        self.config = task.config
         self.optimizer = task.optimizer()
+        # float16 alone needs it.
         self.scaler = torch.amp.GradScaler(run.device.type, enabled=run.amp == torch.float16)
-        self.epoch, self.position, self.saved = 0, 0, time.time()
+        self.steps = task.loader.batch_sampler.total() // self.config.accumulate
+        self.epoch = 0
+        self.position = 0
+        self.saved = time.time()
         if state:
-            load_strictly(task.model, state['model'], run.folder / 'last.pt')
-            with reading(run.folder / 'last.pt'):
-                self.optimizer.load_state_dict(state['optimizer'])
-                self.scaler.load_state_dict(state['scaler'])
-                task.load_state(state)
-            self.epoch, self.position, run.best = state['epoch'], state['position'], state['best']
+            self.load(state)
         self.net = task.model
         if run.world > 1:
             devices = [run.device.index] if run.device.type == 'cuda' else None
-            self.net = torch.nn.parallel.DistributedDataParallel(task.model, devices)
-        self.steps = task.loader.batch_sampler.total() // self.config.accumulate
+            self.net = nn.parallel.DistributedDataParallel(task.model, devices)
 
-    def fit(self):
+    def fit(self) -> dict:
         """-> the metrics of the last validation; {} where a signal ended the run."""
         result = {}
-        with catching_signals() as self.run.seen, data.workers_of(self.task.loader):
-            for self.epoch in range(self.epoch, self.config.epochs):
-                stopped = not self.train_epoch()
-                if not stopped and self.is_validated():
-                    self.save(self.epoch, self.steps)            # a run stopped now resumes with the validation
+        with catching_signals() as seen, workers_of(self.task.loader):
+            self.run.seen = seen
+            while self.epoch < self.config.epochs:
+                if not self.train_epoch():
+                    return self.stop()
+                if self.is_validated():
+                    # A run that is stopped in its validation resumes with it.
+                    self.save()
                     result = self.validate()
-                    stopped = result is None
-                if stopped:
-                    self.run.log(f'stopped; continue with --resume {self.run.folder}')
-                    return {}
+                    if result is None:
+                        return self.stop()
+                self.epoch += 1
                 self.position = 0
-                self.save(self.epoch + 1, 0)
-        self.run.log(f'{self.run.folder}: '
-                     + (self.summary(result) if result else 'complete; continue with a larger --epochs'))
+                self.save()
+        if result:
+            self.run.log(f'{self.run.folder}: {self.summary(result)}')
+        else:
+            self.run.log(f'{self.run.folder}: complete; continue with a larger --epochs')
         return result
 
-    def is_validated(self):
-        return (self.epoch + 1) % self.config.val_every == 0 or self.epoch + 1 == self.config.epochs
+    def stop(self) -> dict:
+        self.run.log(f'stopped; continue with --resume {self.run.folder}')
+        return {}
 
-    def train_epoch(self):
-        """The steps of an epoch, from `position` on. False where a signal ended it; then it is saved."""
-        task, accumulate, finished = self.task, self.config.accumulate, self.position == self.steps
-        task.loader.batch_sampler.set_epoch(self.epoch, start=self.position * accumulate)
+    def is_validated(self) -> bool:
+        finished = self.epoch + 1
+        return finished % self.config.val_every == 0 or finished == self.config.epochs
+
+    def train_epoch(self) -> bool:
+        """The steps of an epoch, from `position` on. False where a signal ended it; then it is
+        saved."""
+        task = self.task
+        if self.position == self.steps:
+            # The run was stopped in the validation of this epoch.
+            return True
+        passes = self.config.accumulate
+        task.loader.batch_sampler.set_epoch(self.epoch, start=self.position * passes)
         self.net.train()
         task.start_epoch(self.epoch, self.optimizer)
-        iterator, pending = data.read_batches(task.loader), None
-        self.shown = time.time(), self.position
-        for self.position in tqdm(range(self.position, self.steps), initial=self.position, total=self.steps,
-                                  desc=f'epoch {self.epoch + 1}', leave=False, disable=not self.run.first or None):
-            batches = [next(iterator) for _ in range(accumulate)]
-            rate = task.learning_rate(self.epoch * self.steps + self.position, self.steps)
-            losses = train_step(self.net, self.loss, batches, self.optimizer, self.scaler, rate, self.config.clip)
-            if pending:                              # one step late, so that the host does not wait for the device
-                check_finite(*pending)
-            pending = losses, batches, self.scaler
-            last = self.position == self.steps - 1       # a stop waits for the end of the epoch
-            stop = not last and self.run.told_to_stop(self.position)
+        batches_of_epoch = read_batches(task.loader)
+        unchecked = None
+        self.shown = time.time()
+        self.shown_position = self.position
+        steps = tqdm(range(self.position, self.steps), initial=self.position, total=self.steps,
+                     desc=f'epoch {self.epoch + 1}', leave=False,
+                     disable=not self.run.first or None)
+        for step in steps:
+            # Forward and backward of each pass, then one update.
+            batches = [next(batches_of_epoch) for _ in range(passes)]
+            rate = task.learning_rate(self.epoch * self.steps + step, self.steps)
+            losses = train_step(self.net, self.loss, batches, self.optimizer, self.scaler, rate,
+                                self.config.clip)
+            self.position = step + 1
+
+            # The terms are checked one step late, so that the host does not wait for the device.
+            if unchecked:
+                check_finite(*unchecked)
+            unchecked = losses, batches, self.scaler
+
+            # A stop in the last step waits for the end of the epoch.
+            last = self.position == self.steps
+            stop = not last and self.run.told_to_stop(step)
             save = stop or (not last and time.time() - self.saved > SAVE_SECONDS)
-            if last or save or time.time() - self.shown[0] > LOG_SECONDS:
-                self.log(check_finite(*pending), rate)
+            if last or save or time.time() - self.shown > LOG_SECONDS:
+                self.log(check_finite(*unchecked), rate)
             if save:
-                self.save(self.epoch, self.position + 1)
+                self.save()
             if stop:
                 return False
-        if not finished:                             # else the run was stopped in the validation
-            task.end_epoch(self.epoch, self.run)
+        task.end_epoch(self.epoch, self.run)
         return True
 
     def loss(self, net, batch):
         return self.task.loss(net, batch, self.run)
 
-    def validate(self):
-        """Logs and returns the task's metrics, and writes best.pt if they are the best so far. None after a signal."""
-        result, task = self.task.validate(self.run), self.task
+    def validate(self) -> dict | None:
+        """Logs and returns the task's metrics; None after a signal. Writes best.pt if they are the
+        best so far."""
+        task = self.task
+        result = task.validate(self.run)
         if result is None:
             return None
-        self.run.log(f'epoch {self.epoch + 1}: {self.summary(result)}', epoch=self.epoch + 1,
-                     **{k: result[k] for k in task.reported})
-        if result[task.reported[0]] > self.run.best:
-            self.run.best = result[task.reported[0]]
+        epoch = self.epoch + 1
+        record = {name: result[name] for name in task.reported}
+        self.run.log(f'epoch {epoch}: {self.summary(result)}', epoch=epoch, **record)
+        score = result[task.reported[0]]
+        if score > self.run.best:
+            self.run.best = score
             if self.run.first:
                 task.result().save(self.run.folder / 'best.pt')
         return result
 
-    def summary(self, result):
+    def summary(self, result: dict) -> str:
         return ' '.join(f'{name} {result[name]:.3f}' for name in self.task.reported)
 
-    def log(self, losses, rate):
-        speed = (self.position + 1 - self.shown[1]) * self.config.batch_size / (time.time() - self.shown[0])
-        self.shown = time.time(), self.position + 1
-        self.run.log(f'epoch {self.epoch + 1} iter {self.position + 1}/{self.steps} | '
-                     + ' '.join(f'{k} {v:.4f}' for k, v in losses.items())
-                     + f' | lr {rate:.2e} | {speed:.1f} images/s | {memory(self.run.device):.1f} GB',
-                     epoch=self.epoch + 1, iter=self.position + 1, lr=rate, images_per_second=speed,
-                     memory=memory(self.run.device), **losses)
+    def log(self, losses: dict, rate: float):
+        """A line about the last step. The speed is that since the last line."""
+        now = time.time()
+        images = (self.position - self.shown_position) * self.config.batch_size
+        speed = images / (now - self.shown)
+        self.shown = now
+        self.shown_position = self.position
+        epoch = self.epoch + 1
+        used = memory(self.run.device)
+        terms = ' '.join(f'{name} {value:.4f}' for name, value in losses.items())
+        self.run.log(f'epoch {epoch} iter {self.position}/{self.steps} | {terms} | lr {rate:.2e} | '
+                     f'{speed:.1f} images/s | {used:.1f} GB',
+                     epoch=epoch, iter=self.position, lr=rate, images_per_second=speed, memory=used,
+                     **losses)
 
-    def save(self, epoch, position):
-        """last.pt: the weights and all that `--resume` needs."""
-        self.saved, task, run = time.time(), self.task, self.run
-        if run.first:
-            paths = {name: getattr(self.config, name) for name in PATHS if hasattr(self.config, name)}
-            task.model.save(run.folder / 'last.pt', optimizer=self.optimizer.state_dict(), root=task.root, paths=paths,
-                            scaler=self.scaler.state_dict(), world=run.world, amp=str(run.amp), best=run.best,
-                            epoch=epoch, position=position, **task.state())
+    def save(self):
+        """last.pt: the weights and all that --resume needs, see STATE."""
+        self.saved = time.time()
+        run = self.run
+        if not run.first:
+            return
+        paths = {name: getattr(self.config, name) for name in PATHS if hasattr(self.config, name)}
+        self.task.model.save(
+            run.folder / 'last.pt',
+            optimizer=self.optimizer.state_dict(),
+            scaler=self.scaler.state_dict(),
+            root=self.task.root,
+            paths=paths,
+            world=run.world,
+            amp=str(run.amp),
+            best=run.best,
+            epoch=self.epoch,
+            position=self.position,
+            **self.task.state())
+
+    def load(self, state: dict):
+        """Continues from the content of last.pt."""
+        path = self.run.folder / 'last.pt'
+        load_strictly(self.task.model, state['model'], path)
+        with reading(path):
+            self.optimizer.load_state_dict(state['optimizer'])
+            self.scaler.load_state_dict(state['scaler'])
+            self.task.load_state(state)
+        self.epoch = state['epoch']
+        self.position = state['position']
+        self.run.best = state['best']
 
 
-# ---------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # The command, for any system
 
 
 @dataclass(frozen=True)
 class Start:
     """Where a run begins."""
-    config: object                      # of the class that `start_run` was given
-    folder: str | Path | None           # of the run; None: a free name under runs/ is chosen later
-    state: dict | None                  # content of last.pt, with which a resumed run goes on; None: a new run
-    root: str | None                    # folder of the data set
+    config: Any                     # of the class that `start_run` was given
+    folder: str | Path | None       # of the run; None: a free name under runs/ is chosen later
+    state: dict | None              # of last.pt, from which a run continues; None: a new run
+    root: str | None                # folder of the data set
 
 
-def start_run(args, run, config_class, system, fresh) -> Start:
+def start_run(args: argparse.Namespace, run: Run, config_class: type, system: str,
+              fresh: Callable) -> Start:
     """Decides between a new run and one to continue, checks that it can run, and seeds torch.
 
-    args: with the flags of `add_run_flags` and of the config's fields. system: the name in checkpoints ('uniparser',
-    'schp', 'oneshot'). fresh(args) -> the config of a new run. ValueError or FileNotFoundError names the wrong flag.
+    args: with the flags of `add_run_flags` and of the settings of config_class. system: its name in
+    checkpoints, uniparser, schp or oneshot. fresh: fresh(args) -> the config of a new run.
+    ValueError or FileNotFoundError names the wrong flag.
     """
     if args.resume:
-        start = resume(args, config_class, system)
+        begin = resume(args, config_class, system)
     else:
-        start = Start(fresh(args), args.out, None, args.root)
-    check_run(start, run, args)
-    torch.manual_seed(start.config.seed)
-    return start
+        begin = Start(fresh(args), args.out, None, args.root)
+    check_run(begin, run, args)
+    torch.manual_seed(begin.config.seed)
+    return begin
 
 
-def resume(args, config_class, system) -> Start:
+def resume(args: argparse.Namespace, config_class: type, system: str) -> Start:
     """Reads the run of --resume. Only the settings in RESUMABLE may change."""
     path = os.path.join(args.resume, 'last.pt')
     if not os.path.exists(path):
-        raise FileNotFoundError(f'{path} does not exist; --resume takes the folder of a run, which holds this file')
+        raise FileNotFoundError(f'{path} does not exist; --resume takes the folder of a run, which '
+                                'holds this file')
     state = read_checkpoint(path)
     changes = given_settings(args, config_class)
     fixed = [name for name in ('data', 'recipe', 'out') if getattr(args, name, None)]
     fixed += [name for name in changes if name not in RESUMABLE]
     if fixed:
-        raise ValueError(f'--resume goes on with the settings of the run: {flag(fixed[0])} cannot change')
-    if any(key not in state for key in STATE) or state['format'] != FORMAT or state.get('system', system) != system:
-        raise ValueError(f'{path} holds no training state to resume from; give the folder of a run of this version')
+        raise ValueError('--resume goes on with the settings of the run: '
+                         f'{flag(fixed[0])} cannot change')
+    if (any(key not in state for key in STATE) or state['format'] != FORMAT
+            or state.get('system', system) != system):
+        raise ValueError(f'{path} holds no training state to resume from; give the folder of a run '
+                         'of this version')
     with reading(path):
-        settings = {**state['config'], **state['paths'], **changes}
-        config = config_class(**settings)
+        config = config_class(**{**state['config'], **state['paths'], **changes})
     return Start(config, Path(args.resume), state, args.root or state['root'])
 
 
-def check_run(start, run, args):
-    """ValueError where the processes cannot share the batches or continue the run, or --out holds another run."""
-    config = start.config
-    state = start.state
+def check_run(begin: Start, run: Run, args: argparse.Namespace):
+    """ValueError where the processes cannot share the batches or continue the run, or where --out
+    holds another run."""
+    config = begin.config
     if args.out and os.path.exists(os.path.join(args.out, 'last.pt')):
-        raise ValueError(f'{args.out} holds a run already; go on with --resume {args.out} or choose another --out')
-    if config.batch_size % (run.world * config.accumulate):
-        raise ValueError(f'--batch-size {config.batch_size} cannot be shared by {run.world} processes with '
-                         f'--accumulate {config.accumulate}; choose a multiple of {run.world * config.accumulate}')
-    if state and state['world'] != run.world:
-        raise ValueError(f'{args.resume} was trained by {state["world"]} processes; continue with the same number')
-    if state and state['amp'] != str(run.amp):
-        raise ValueError(f'{args.resume} was trained with --{"no-" * (state["amp"] == "None")}amp; add this flag')
+        raise ValueError(f'{args.out} holds a run already; go on with --resume {args.out} or '
+                         'choose another --out')
+    passes = run.world * config.accumulate
+    if config.batch_size % passes:
+        raise ValueError(f'--batch-size {config.batch_size} cannot be shared by {run.world} '
+                         f'processes with --accumulate {config.accumulate}; choose a multiple of '
+                         f'{passes}')
+    if begin.state is None:
+        return
+    world = begin.state['world']
+    if world != run.world:
+        raise ValueError(f'{args.resume} was trained by {world} processes; continue with the same '
+                         'number')
+    if begin.state['amp'] != str(run.amp):
+        wanted = '--no-amp' if begin.state['amp'] == 'None' else '--amp'
+        raise ValueError(f'{args.resume} was trained with {wanted}; add this flag')
 
 
-def make_loader(samples, config, run):
-    """The loader of a run's training samples; ValueError where there are too few for one step."""
-    loader = data.loader(samples, config, config.batch_size // run.world // config.accumulate, run.rank, run.world,
-                         run.device)
-    if loader.batch_sampler.total() < config.accumulate:
-        raise ValueError(f'{len(samples)} training images are too few for --batch-size {config.batch_size} with '
-                         f'--accumulate {config.accumulate}')
-    return loader
+def make_loader(samples, config, run: Run) -> DataLoader:
+    """The loader of a run's training samples, see util/workers.py. ValueError where there are too
+    few for one step."""
+    batch_size = config.batch_size // run.world // config.accumulate
+    made = loader(samples, config, batch_size, run.rank, run.world, run.device)
+    if made.batch_sampler.total() < config.accumulate:
+        raise ValueError(f'{len(samples)} training images are too few for --batch-size '
+                         f'{config.batch_size} with --accumulate {config.accumulate}')
+    return made
 
 
-def train_task(task, run, folder, state, images):
-    """Opens the run's folder, logs what is trained, and trains. images: a text about the numbers of images."""
+def train_task(task: Task, run: Run, folder: str | Path | None, state: dict | None,
+               images: str) -> dict:
+    """Opens the run's folder, logs what is trained, and trains -> metrics, see `Trainer.fit`.
+
+    folder, state: those of `Start`. images: a text about the numbers of images, for the log.
+    """
     task.model.to(run.device, memory_format=torch.channels_last)
     run.open(folder, task.config.data)
     run.write_config(task.config)
-    run.log(f'{run.folder}: {images}, {run.world} x {run.device}, '
-            f'{sum(p.numel() for p in task.model.parameters()):,} parameters')
+    weights = sum(p.numel() for p in task.model.parameters())
+    run.log(f'{run.folder}: {images}, {run.world} x {run.device}, {weights:,} parameters')
     run.log(f'settings: {describe(task.config)}')
-    if advice := thread_advice(run.device):
+    advice = thread_advice(run.device)
+    if advice:
         run.log(advice)
     return Trainer(task, run, state).fit()
 
 
-def explain(error, stopped=STOPPED):
-    """A sentence about a user's or a machine's error; None for a bug. stopped: the sentence about Ctrl-C."""
+def explain(error: BaseException, stopped: str = STOPPED) -> str | None:
+    """A sentence about a user's or a machine's error; None for a bug. stopped: the sentence about
+    Ctrl-C."""
     if isinstance(error, (OSError, ValueError, Diverged, ModuleNotFoundError)):
         return str(error)
     if isinstance(error, KeyboardInterrupt):
         return stopped
     if isinstance(error, torch.OutOfMemoryError):
-        return f'{str(error).split(".")[0]}; use a larger --accumulate, which needs less memory'
+        reason = str(error).split('.')[0]
+        return f'{reason}; use a larger --accumulate, which needs less memory'
     if is_exhausted(error):
         return f'{explain_error(error)}, or use a larger --accumulate, which needs less memory'
     if isinstance(error, dist.DistError) or '/gloo/' in str(error):
-        return 'another process of this run has ended or cannot be reached; see its message; continue with --resume'
+        return ('another process of this run has ended or cannot be reached; see its message; '
+                'continue with --resume')
+    return None
 
 
-def run_command(function, *arguments, stopped=STOPPED):
-    """function(*arguments) of a command; a user's mistake is one sentence and exit code 2, Ctrl-C the sentence
-    `stopped` and 130."""
+def run_command(function: Callable, *arguments, stopped: str = STOPPED):
+    """function(*arguments) of a command. A user's mistake is one sentence and exit code 2; Ctrl-C
+    is the sentence `stopped` and exit code 130."""
     try:
         return function(*arguments)
     except (Exception, KeyboardInterrupt) as error:
         sentence = explain(error, stopped)
         if not sentence:
             raise
-        stopped = isinstance(error, KeyboardInterrupt)
-        print(sentence if stopped else f'error: {sentence}', file=sys.stderr)
-        sys.exit(130 if stopped else 2)
+        if isinstance(error, KeyboardInterrupt):
+            print(sentence, file=sys.stderr)
+            sys.exit(130)
+        print(f'error: {sentence}', file=sys.stderr)
+        sys.exit(2)
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
 
 
-# ---------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # UniParser
 
 
 class UniParserTask(Task):
     reported = 'AP50', 'APvol', 'PCP50', 'mIoU'
 
-    def __init__(self, config, model, loader, val_set, root=None):
+    def __init__(self, config: Config, model: UniParser, loader: DataLoader, val_set,
+                 root: str | None = None):
         super().__init__(config, model, loader, root)
         self.val_set = val_set
 
     def loss(self, net, batch, run):
-        images = batch['images'].to(run.device, non_blocking=True, memory_format=torch.channels_last)
-        parsings = [p.to(run.device, non_blocking=True) for p in batch['parsings']]
+        images = batch['images'].to(run.device, non_blocking=True,
+                                    memory_format=torch.channels_last)
+        parsings = [parsing.to(run.device, non_blocking=True) for parsing in batch['parsings']]
         ignores = batch['ignores'].to(run.device, non_blocking=True)
         with run.autocast():
             out = net(images)
         return uniparser_loss(out, parsings, ignores, self.config, self.model.fusion)
 
     def validate(self, run):
-        """AP^p, PCP and mIoU on the validation set, with pictures of the first images. Each process takes its share; a
-        lone process stops at a signal."""
-        dataset, config = self.val_set, self.config
-        count, metrics = min(len(dataset), config.val_images or len(dataset)), ParsingMetrics(config.num_classes)
-        for i in tqdm(range(run.rank, count, run.world), desc='validation', leave=False, disable=not run.first or None):
+        """AP^p, PCP and mIoU on the validation set, with pictures of the first images. Each process
+        takes its share; a lone process stops at a signal."""
+        dataset = self.val_set
+        count = min(len(dataset), self.config.val_images or len(dataset))
+        metrics = ParsingMetrics(self.config.num_classes)
+        indices = range(run.rank, count, run.world)
+        for i in tqdm(indices, desc='validation', leave=False, disable=not run.first or None):
             if run.seen and run.world == 1:
                 return None
             try:
@@ -423,13 +559,15 @@ class UniParserTask(Task):
             metrics.add(i, found, dataset.truth(i, parsing, ignore))
             if run.folder and i < PICTURES:
                 path = run.folder / 'val' / f'{i:02d}_{dataset.ids[i]}.png'
-                write_png(path, compare_labels(image, (parsing, found.parsing), dataset.class_names))
+                picture = compare_labels(image, (parsing, found.parsing), dataset.class_names)
+                write_png(path, picture)
+        # The metrics are of all images, whichever process parsed them.
         for part in run.gather(metrics):
             metrics.merge(part)
         return metrics.result()
 
 
-def parse_arguments(argv=None):
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = CommandParser(__doc__)
     parser.add_argument('--data', choices=list(DATASETS), help='default: synthetic')
     parser.add_argument('--recipe', choices=['paper', 'released'], help='default: paper')
@@ -438,58 +576,69 @@ def parse_arguments(argv=None):
     return parser.parse_args(argv)
 
 
-def preset_of(name, recipe):
+def preset_of(name: str | None, recipe: str | None) -> str:
     """The preset of a data set. One without a preset of its own has MHP's, and its own classes."""
     name = (name or 'synthetic').lower()
+    if name not in PRESETS:
+        name = 'mhp'
     if recipe != 'released':
-        return name if name in PRESETS else 'mhp'
-    if name in PRESETS and f'{name}_released' not in PRESETS:
+        return name
+    if f'{name}_released' not in PRESETS:
         raise ValueError(f'--recipe released has no settings for {name}; choose --data MHP or CIHP')
-    return f'{name}_released' if name in PRESETS else 'mhp_released'
+    return f'{name}_released'
 
 
-def open_sets(config, root, skip_bad):
-    """Training and validation set of a config."""
-    drawn = dict(long_side=config.long_side, samples=config.samples) if config.data in ('CCP', *DRAWN) else {}
-    if config.data == 'CCP':
-        drawn.update(backgrounds=config.backgrounds, people=config.people, tagged=config.tagged, rare=config.rare,
-                     things=config.things)
-    train_set = open_dataset(config.data, root, 'train', **drawn)
-    val_set = open_dataset(config.data, root, 'val')
-    train_set.skip_bad = val_set.skip_bad = skip_bad
-    return train_set, val_set
-
-
-def fresh_config(args) -> Config:
-    """The settings of a new run: those of the preset for --data and --recipe, with the flags."""
+def fresh_config(args: argparse.Namespace) -> Config:
+    """The settings of a new run: the preset for --data and --recipe, then the flags."""
     name = args.data or 'synthetic'
-    num_classes = len(DATASETS[name].class_names) - 1
-    changes = {**given_settings(args, Config), 'data': name, 'num_classes': num_classes}
+    changes = given_settings(args, Config)
+    changes['data'] = name
+    changes['num_classes'] = len(DATASETS[name].class_names) - 1
     return get_config(preset_of(args.data, args.recipe), **changes)
 
 
-def make_task(begin, run, skip_bad) -> UniParserTask:
-    """begin: a `Start`. skip_bad: unreadable images are left out and named."""
+def open_sets(config: Config, root: str | None, skip_bad: bool) -> tuple:
+    """Training and validation set of a config. skip_bad: unreadable images are left out and
+    named."""
+    # Scenes are drawn or composed anew for each epoch.
+    settings = []
+    if config.data == 'CCP' or config.data in DRAWN:
+        settings += ['long_side', 'samples']
+    if config.data == 'CCP':
+        settings += ['backgrounds', 'people', 'tagged', 'rare', 'things']
+    options = {name: getattr(config, name) for name in settings}
+    train_set = open_dataset(config.data, root, 'train', **options)
+    val_set = open_dataset(config.data, root, 'val')
+    train_set.skip_bad = skip_bad
+    val_set.skip_bad = skip_bad
+    return train_set, val_set
+
+
+def make_task(begin: Start, run: Run, skip_bad: bool) -> UniParserTask:
+    """The task of a new or resumed run. skip_bad: as in `open_sets`."""
     config = begin.config
     train_set, val_set = open_sets(config, begin.root, skip_bad)
     loader = make_loader(data.Samples(train_set, config), config, run)
     model = UniParser(config, train_set.class_names, train_set.flip_pairs)
     if config.pretrained and not begin.state:
         model.load_pretrained()
-        if model.config.pretrained_stages < 4 and run.first:
-            print(f'{config.pretrained} ends at stage {model.config.pretrained_stages}; the rest starts from scratch')
+        stages = model.config.pretrained_stages
+        if stages < 4 and run.first:
+            print(f'{config.pretrained} ends at stage {stages}; the rest starts from scratch')
+    # Loading has noted the pretrained stages in the model's config.
     return UniParserTask(model.config, model, loader, val_set, begin.root)
 
 
-def train(args):
+def train(args: argparse.Namespace) -> dict:
+    """Trains as the flags say -> metrics, see `Trainer.fit`."""
     run = Run(args.device, args.amp)
     begin = start_run(args, run, Config, 'uniparser', fresh_config)
     task = make_task(begin, run, args.skip_bad)
-    counts = f'{len(task.loader.dataset)} training and {len(task.val_set)} validation images'
-    return train_task(task, run, begin.folder, begin.state, counts)
+    images = f'{len(task.loader.dataset)} training and {len(task.val_set)} validation images'
+    return train_task(task, run, begin.folder, begin.state, images)
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None):
     run_command(lambda: train(parse_arguments(argv)))
 
 

@@ -19,7 +19,8 @@ from tools import tagged
 from tools import count_people
 from util.beyond import averaged, balanced_cross_entropy, degrade, mixture, parsing_quality
 from util.datasets import open_dataset, swap_sides
-from util.files import read_labels, write_png
+from util.files import write_png
+from util.images import read_labels
 from oneshot.by_uniparser import UniParserByExample
 
 PAIRS = (3, 4), (5, 6)
@@ -365,7 +366,7 @@ def test_a_tagged_accessory_must_be_found(tmp_path):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(tagged, 'decode', lambda *_: found)
             allowed = np.isin(datasets.CIHP.class_names[1:], ['upper-clothes', *names, *tagged.ALWAYS])
-            return tagged.Labeler(model, args, {}).label(dict(k_cate=torch.ones(19, 4)), None, allowed)
+            return tagged.LabelPipeline(model, args, {}).label(dict(k_cate=torch.ones(19, 4)), None, allowed)
     assert np.array_equal(kept([]), labels) and kept(['glove']) is None and kept(['skirt']) is None
     assert np.array_equal(kept(['sunglasses']), labels)                # too small to be always seen
     labels[10:12] = 3
@@ -398,7 +399,7 @@ def test_things_are_nobody(tmp_path, monkeypatch):
     plain, more = (open_dataset('CCP', tmp_path, 'train', long_side=160, samples=30, things=share) for share in (0, 1))
     changed = 0
     for i in range(30):
-        (image, parsing, ignore), (other, hidden, same) = plain.read(i), more.read(i)
+        (image, parsing, _ignore), (other, hidden, _same) = plain.read(i), more.read(i)
         assert np.array_equal(more.read_parsing(i)[0], hidden) and all(m.any() for m in hidden)
         assert len(hidden) <= len(parsing) and not (hidden.any(0) & ~parsing.any(0)).any()     # they only cover
         changed += np.mean((image != other).any(2))

@@ -8,7 +8,6 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from PIL import Image
 
 import infer
 from tests.helpers import SIZE, call, picture, tiny_model, write_photo, write_video
