@@ -1,4 +1,9 @@
-"""Videos: results, times, rotation, wrong files, interruption. Skipped without PyAV (pip install av)."""
+"""Videos through infer.py. Skipped without PyAV (pip install av).
+
+Claimed: frames, times and people are those of the photos; rotation and square pixels are
+respected; files that are no videos get one sentence; an interruption or a full disk leaves no
+incomplete file; a video is a stream.
+"""
 import json
 import os
 import resource
@@ -8,7 +13,6 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from PIL import Image
 
 import infer
 from tests.helpers import SIZE, call, picture, tiny_model, write_photo, write_video

@@ -23,13 +23,13 @@ from util.images import read_prediction
 from util.labels import convert, find_set, names_of
 from util.masks import CroppedMap, as_label_maps, split_map
 
-FORMS = 'instances', 'mhp', 'cihp', 'coco'
 SIGNS = {                                         # files that show the form of a folder
     'instances': 'instances.json',
     'mhp': 'results.txt',
     'cihp': 'global_parsing',
     'coco': '*.json',
 }
+FORMS = tuple(SIGNS)
 INDICES = {                                       # files without a mark, and the pictures with one
     'instances': ('instances.json', 'instances'),
     'coco': ('parsing.json', 'instances'),
@@ -332,8 +332,8 @@ class ConvertedPredictions:
 
 
 class PredictionWriter:
-    """Writes the predictions of one image after the other, and the index at the end, if no error
-    occurred.
+    """Writes the predictions of one image after the other and, without an error, an index at the
+    end.
 
         with PredictionWriter('results', 'instances') as writer:  # or 'coco', 'mhp', 'cihp'
             writer.add('0001', (parsing, scores))                 # as for ParsingMetrics.add
