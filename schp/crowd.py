@@ -15,6 +15,9 @@ from util.masks import box_of
 # Ids are uint8, and 0 is nobody.
 MOST_PEOPLE = 255
 
+# Of the boxes of people, for the crops.
+ENLARGE = 1.2
+
 
 class CrowdParsing(NamedTuple):
     parsing: np.ndarray                 # (H, W), uint8: class
@@ -55,14 +58,14 @@ def choose_people(masks: np.ndarray, scores: Sequence[float],
     return people, chosen
 
 
-def enlarge(box: Sequence[int], size: tuple, factor: float = 1.2) -> tuple:
+def enlarge(box: Sequence[int], size: tuple) -> tuple:
     """Box [x, y, width, height] -> inclusive corners (x0, y0, x1, y1) of the box enlarged about its
     center, inside a photo of this size (height, width)."""
     x, y, width, height = box
     center_x = x + (width - 1) / 2
     center_y = y + (height - 1) / 2
-    half_width = factor * width / 2
-    half_height = factor * height / 2
+    half_width = ENLARGE * width / 2
+    half_height = ENLARGE * height / 2
     return (max(0, int(center_x - half_width)), max(0, int(center_y - half_height)),
             min(size[1] - 1, int(center_x + half_width)),
             min(size[0] - 1, int(center_y + half_height)))

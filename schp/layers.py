@@ -38,14 +38,14 @@ class InPlaceABN(nn.Module):
     that of |weight|. Checkpoints hold no num_batches_tracked.
     """
 
-    def __init__(self, num_features: int, activation: str | None = 'leaky_relu', eps: float = EPS,
-                 momentum: float = MOMENTUM):
+    def __init__(self, num_features: int, activation: str | None = 'leaky_relu'):
         if activation not in ('leaky_relu', None):
             raise ValueError(f'activation is {activation!r}; it can be leaky_relu or None')
         super().__init__()
         self.activation = activation
-        self.eps = eps
-        self.momentum = momentum
+        self.eps = EPS
+        # `reestimate_norms` changes it for a while.
+        self.momentum = MOMENTUM
         self.weight = nn.Parameter(torch.ones(num_features))
         self.bias = nn.Parameter(torch.zeros(num_features))
         self.register_buffer('running_mean', torch.zeros(num_features))

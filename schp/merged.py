@@ -92,9 +92,9 @@ def deepfashion_to_merged(segm: np.ndarray, parts: np.ndarray, scheme: str = 'se
     return merged
 
 
-def grow(labels: np.ndarray, distance: int = GROW) -> np.ndarray:
-    """Labels (H, W) whose background within `distance` pixels of a label takes the nearest one."""
+def grow(labels: np.ndarray) -> np.ndarray:
+    """Labels (H, W) whose background within GROW pixels of a label takes the nearest one."""
     if not labels.any():
         return labels
     far, nearest = distance_transform_edt(labels == 0, return_indices=True)
-    return np.where(far <= distance, labels[tuple(nearest)], labels)
+    return np.where(far <= GROW, labels[tuple(nearest)], labels)

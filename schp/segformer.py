@@ -119,8 +119,7 @@ class MiT(nn.Module):
 
     Stochastic depth grows linearly with the block, from 0 to DROP."""
 
-    def __init__(self, depths: Sequence[int], dims: Sequence[int], heads: Sequence[int],
-                 sr_ratios: Sequence[int]):
+    def __init__(self, depths: Sequence[int], dims: Sequence[int]):
         super().__init__()
         last = max(1, sum(depths) - 1)
         before = 0
@@ -130,7 +129,8 @@ class MiT(nn.Module):
             else:
                 patches = PatchEmbed(dims[i - 1], dim, 3, 2)
             drops = [DROP * (before + j) / last for j in range(depths[i])]
-            blocks = nn.ModuleList(Block(dim, heads[i], sr_ratios[i], drop) for drop in drops)
+            blocks = nn.ModuleList(
+                Block(dim, ATTENTION_HEADS[i], SR_RATIOS[i], drop) for drop in drops)
             before += depths[i]
             self.add_module(f'patch_embed{i + 1}', patches)
             self.add_module(f'block{i + 1}', blocks)
@@ -196,7 +196,7 @@ class SegFormer(SinglePersonNetwork):
         dims = [width * n for n in ATTENTION_HEADS]
         # SegFormer's own head has 768 channels, not 256.
         mid = 4 * width
-        self.backbone = MiT(blocks, dims, ATTENTION_HEADS, SR_RATIOS)
+        self.backbone = MiT(blocks, dims)
         self.head = Head(dims, mid, self.num_classes)
         self.edge = EdgeBranch(dims[:3], mid)
         self.fusion = Fusion(mid, self.num_classes)
