@@ -65,8 +65,12 @@ class Backbone(nn.Module):
                     setattr(module, norm, nn.Identity())
 
 
-def fold_norm(conv, norm):
-    """Folds BatchNorm with fixed statistics, a scale and a shift per channel, into the convolution before it."""
-    scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+def fold_norm(conv, norm, scale=None):
+    """Folds a batch norm with fixed statistics into the convolution before it, in place. scale: that of the norm, (C,),
+    where it is not `norm.weight`."""
+    scale = (norm.weight if scale is None else scale) / (norm.running_var + norm.eps).sqrt()
+    shift = norm.bias - norm.running_mean * scale
+    if conv.bias is not None:
+        shift = shift + conv.bias * scale
     conv.weight.mul_(scale.view(-1, 1, 1, 1))
-    conv.bias = nn.Parameter(norm.bias - norm.running_mean * scale, requires_grad=False)
+    conv.bias = nn.Parameter(shift, requires_grad=False)

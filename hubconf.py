@@ -1,9 +1,15 @@
-"""Models for torch.hub.
+"""Models for torch.hub, and for programs with files of their own called `data` or `util`.
 
-    model = torch.hub.load(REPO, 'uniparser')      # REPO: OWNER/NAME on GitHub; or a folder, with source='local'
+    model = torch.hub.load(REPO, 'uniparser')    # REPO: OWNER/NAME, or a folder with source='local'
     result = model.predict('photo.jpg')[0]
     torch.hub.help(REPO, 'schp')
+
+Installed with pip, the same functions are in a package:
+
+    from uniparser_torch.hubconf import uniparser
+    model = uniparser()
 """
+import importlib
 import sys
 from contextlib import contextmanager
 from importlib.machinery import PathFinder
@@ -11,14 +17,24 @@ from pathlib import Path
 
 dependencies = ['torch', 'torchvision', 'numpy', 'PIL', 'scipy', 'tqdm']
 HERE = Path(__file__).resolve().parent
-NAMES = {path.stem for path in HERE.glob('*.py')} | {'schp', 'oneshot', 'tools', 'util'}
+FILES = {path.stem for path in HERE.glob('*.py')} - {'__main__'}
+NAMES = FILES | {'schp', 'oneshot', 'tools', 'util'}
+# {name: module} of this repository, so that no file is loaded twice.
+LOADED = {}
 
 
 def take_modules(ours):
-    """Removes from sys.modules the modules with one of NAMES, ours or those of other programs -> {name: module}."""
-    found = [name for name, module in sys.modules.items() if name.split('.')[0] in NAMES and
-             Path(getattr(module, '__file__', None) or '.').resolve().is_relative_to(HERE) == ours]
-    return {name: sys.modules.pop(name) for name in found}
+    """Takes the modules with one of NAMES out of sys.modules -> {name: module}.
+
+    Args:
+        ours (bool): the modules of this folder, or those of other programs.
+    """
+    taken = {}
+    for name, module in list(sys.modules.items()):
+        path = Path(getattr(module, '__file__', None) or '.').resolve()
+        if name.split('.')[0] in NAMES and path.is_relative_to(HERE) == ours:
+            taken[name] = sys.modules.pop(name)
+    return taken
 
 
 def exists_elsewhere(name):
@@ -29,25 +45,37 @@ def exists_elsewhere(name):
 
 @contextmanager
 def own_modules():
-    """Inside, names such as `data` and `util` are this repository's. Afterwards a program's own files of these names
-    are found again, imported before or not."""
+    """Inside, names such as `data` and `util` are this repository's.
+
+    Afterwards a program's own files of these names are found again, imported before or not.
+    """
     theirs = take_modules(ours=False)
+    before = take_modules(ours=True)
+    sys.modules.update({**LOADED, **before})
     sys.path.insert(0, str(HERE))
     try:
         yield
     finally:
         sys.path.remove(str(HERE))
-        kept = {name: module for name, module in take_modules(ours=True).items()
-                if not exists_elsewhere(name.split('.')[0])}             # pickle and torch.compile look there
-        sys.modules.update({**kept, **theirs})
+        LOADED.update(take_modules(ours=True))
+        for name, module in LOADED.items():
+            # pickle and torch.compile look for classes in sys.modules. A name that the program
+            # may still want for a file of its own stays free.
+            if name in before or not exists_elsewhere(name.split('.')[0]):
+                sys.modules[name] = module
+        sys.modules.update(theirs)
+
+
+def load_module(name):
+    """A module of this repository by its name here, such as 'oneshot.parse'. The neighbors are
+    loaded when they are asked for: the files at the top import only each other and util/."""
+    with own_modules():
+        return importlib.import_module(name)
 
 
 with own_modules():
     from infer import WEIGHTS
-    from oneshot import load_model
-    from schp import SCHP
     from uniparser import UniParser
-    from util.run import find_device
 
 
 def __dir__():
@@ -59,15 +87,19 @@ def uniparser(path=str(WEIGHTS), device='cpu', **settings):
     """UniParser: every person in a photo, and every part of each, pixel by pixel.
 
         model = torch.hub.load(REPO, 'uniparser')
-        result = model.predict('photo.jpg')[0]       # a path, Pillow image, array or tensor; or a list of these
-        result.people[0].parts['hair'].mask          # bool (H, W); result.overlay(), result.save('results')
+        result = model.predict('photo.jpg')[0]   # a path, Pillow image, array, tensor, or a list
+        result.people[0].parts['hair'].mask      # bool (H, W)
+        result.save('results')
 
     Args:
-        path (str): a file of train.py or of the authors; default: the weights that ship, 19 classes of CIHP.
+        path (str): a file of train.py or of the authors; default: the weights that ship, with the
+            19 classes of CIHP.
         device (str): cpu, cuda, mps or auto.
-        settings: thresholds and sizes of inference, such as theta_center=0.2 or test_short_side=480.
+        settings: thresholds and sizes of inference, such as theta_center=0.2 or
+            test_short_side=480.
 
-    Returns the model in eval mode and folded, for inference alone. ValueError or OSError where a file is not fit.
+    Returns the model in eval mode and folded, for inference alone. ValueError or OSError where a
+    file is not fit.
     """
     return UniParser.from_pretrained(path, device, **settings).fold()
 
@@ -76,16 +108,18 @@ def schp(path, labels=None, device='cpu'):
     """SCHP, or its SegFormer variant: every part of the person in a photo.
 
         model = torch.hub.load(REPO, 'schp', 'exp-schp-201908261155-lip.pth')
-        labels = model.predict([photo])[0]           # RGB photo -> uint8 (H, W); model.labels names the classes
+        labels = model.predict([photo])[0]       # RGB photo -> uint8 (H, W)
+        model.labels                             # the names of the classes
 
     Args:
         path (str): any released file of SCHP, or one of schp train.
-        labels (str): lip, atr, pascal, cihp, merged or merged-sep; default: by the number of classes, 20 being lip.
+        labels (str): lip, atr, pascal, cihp, merged or merged-sep; default: by the number of
+            classes, 20 being lip.
         device (str): cpu, cuda, mps or auto.
 
-    Returns the model in eval mode, its norms folded. ValueError or OSError where a file is not fit.
+    Returns the model in eval mode and folded. ValueError or OSError where a file is not fit.
     """
-    return SCHP.from_pretrained(path, labels, find_device(device)).folded()
+    return load_module('schp').load_model(path, labels, device)
 
 
 def oneshot(path=str(WEIGHTS), device='cpu'):
@@ -95,10 +129,11 @@ def oneshot(path=str(WEIGHTS), device='cpu'):
         labels = model.predict(photo, support, support_labels)        # uint8 (H, W), RGB photos
 
     Args:
-        path (str): a file of oneshot train or of EOP-Net's authors; or of UniParser, without training (default: the
-            weights that ship), whose model has learn(supports, masks) and people(outputs, photo, prototypes).
+        path (str): a file of oneshot train or of EOP-Net's authors; or of UniParser, without
+            training (default: the weights that ship), whose model has learn(supports, masks) and
+            people(outputs, photo, prototypes).
         device (str): cpu, cuda, mps or auto.
 
     Returns the model in eval mode. ValueError or OSError where a file is not fit.
     """
-    return load_model(path, device)
+    return load_module('oneshot').load_model(path, device)

@@ -1,6 +1,90 @@
-"""One-shot parsing's commands: python -m oneshot parse | train | evaluate."""
-from oneshot import main
-from util.cli import start
+"""The commands: python -m oneshot parse | train | evaluate."""
+import argparse
+
+import oneshot
+from oneshot.config import DATASETS, Config
+from oneshot.evaluation import evaluate
+from oneshot.parse import parse
+from oneshot.training import train
+from train import STOPPED, run_command
+from util.cli import Between, CommandParser, add_settings, filled, start
+from util.run import add_run_flags
+
+COMMANDS = dict(train=train, evaluate=evaluate, parse=parse)
+
+
+def parse_arguments(argv=None) -> argparse.Namespace:
+    parser = CommandParser(oneshot.__doc__)
+    commands = parser.add_subparsers(dest='command', required=True)
+    add_train_flags(commands.add_parser(
+        'train', help='train on ATR-OS, LIP-OS, CIHP-OS or CCP-OS'))
+    add_evaluate_flags(commands.add_parser(
+        'evaluate', help='score the test episodes of a data set'))
+    add_parse_flags(commands.add_parser(
+        'parse', help='parse photos into the classes of an example'))
+    return parser.parse_args(argv)
+
+
+def add_train_flags(command):
+    command.add_argument('--data', choices=DATASETS, help='default: ATR')
+    command.add_argument('--recipe', choices=('paper', 'released'), help='default: paper')
+    add_run_flags(command)
+    add_settings(command, Config, skip=('data', 'recipe', 'num_labels', 'way'),
+                 default='the defaults are the released ones')
+    add_way(command, argparse.SUPPRESS)
+
+
+def add_evaluate_flags(command):
+    command.add_argument('--data', choices=DATASETS, default='ATR')
+    command.add_argument('--root', help='folder of the data set')
+    command.add_argument('--fold', type=Between(1, 2), default=1)
+    add_way(command, 'kway')
+    command.add_argument('--agm', action='store_true', help='score the AGM head, too')
+    command.add_argument('--list', metavar='FILE',
+                         help='test episodes: read from it, or written if it does not exist')
+    command.add_argument('--json', metavar='FILE', help='also write the scores to it')
+    add_model_flags(command)
+
+
+def add_parse_flags(command):
+    command.add_argument('photos', nargs='+', help='files, folders (searched through) and globs')
+    command.add_argument('--support', nargs='+', required=True,
+                         help='the example: one or several photos')
+    command.add_argument('--support-mask', nargs='*', default=[],
+                         help='their masks, PNG: ids or colors')
+    command.add_argument('--names', help='of the classes: a,b,c or a JSON file')
+    command.add_argument('--stored', action='store_true',
+                         help="mask ids are the training set's: use its prototypes")
+    command.add_argument('--out', default='results',
+                         help='folder for the results (default: results)')
+    command.add_argument('--cutouts', action='store_true',
+                         help='also write each person and part as an RGBA picture')
+    add_model_flags(command)
+    # Flags of infer.py that its pipeline asks for.
+    command.set_defaults(only=None, maps=False)
+
+
+def add_model_flags(command):
+    command.add_argument('--weights', type=filled, required=True,
+                         help='a file of oneshot train, of the authors, or of UniParser')
+    command.add_argument('--device', default='auto', help='auto, cpu, cuda or mps')
+
+
+def add_way(command, default):
+    command.add_argument('--way', type=full_way, choices=('kway', '1way'), default=default,
+                         help='or k and 1; default: kway')
+
+
+def full_way(text: str) -> str:
+    """k and 1 stand for kway and 1way."""
+    return text if text.endswith('way') else text + 'way'
+
+
+def main(argv=None):
+    args = parse_arguments(argv)
+    stopped = STOPPED if args.command == 'train' else 'stopped'
+    run_command(COMMANDS[args.command], args, stopped=stopped)
+
 
 if __name__ == '__main__':
     start(main)

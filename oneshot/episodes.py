@@ -1,10 +1,11 @@
-"""Episodes of one-shot human parsing: folds, lists of query and support photos, metrics. Needs no torch.
+"""Folds of classes and lists of episodes. Needs no torch.
 
-An episode is (query, support, label): two indices into a list of photos, and the class of 1-way parsing, 0 for k-way.
-Pools say which photos may be queries and which supports of a class: {'queries': {class: [index]}, 'supports': ...}.
+An episode is (query, support, label): two indices into a list of photos, and the class of 1-way
+parsing, which is 0 for k-way. Pools hold the photos that may be queries or supports of a class:
+{'queries': {class: [index]}, 'supports': {class: [index]}}.
 
-Labels keep the ids of their data set. `merge` gives the benchmark's equal classes (left and right) one id. Ids of no
-fold stay in the label maps, because their pixels are people.
+Labels keep the ids of their data set. `merge` gives the benchmark's equal classes, left and right,
+one id. Ids that belong to no fold stay in the label maps, because their pixels are people.
 """
 import io
 import json
@@ -16,83 +17,222 @@ import numpy as np
 from util.files import write_file
 from util.labels import ONESHOT_NAMES
 
-IGNORE = 255
+IGNORE = 255          # label of pixels about which nothing is known
+SIDES = 'queries', 'supports'
+Episode = tuple[int, int, int]                # query, support, class
+Pools = dict[str, dict[int, list[int]]]       # side -> class -> photos
 
 
-# ---------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 # Folds
 
 
 @dataclass(frozen=True)
 class Fold:
-    """The classes of a data set in one fold. The background 0 is a base class."""
-    names: dict                                  # of all classes: id -> name
-    novel: tuple                                 # in no training episode
-    merges: dict                                 # id -> id that stands for it
-    num_labels: int                              # K: ids of the labels, with 0 and those merged or left out
-    order: tuple                                 # of the classes in the meta-test list
+    """The classes of a data set in one fold. The background, 0, is a base class."""
+    names: dict[int, str]         # of all classes
+    novel: tuple[int, ...]        # classes of no training episode
+    merges: dict[int, int]        # id -> the id that stands for it
+    num_labels: int               # K: ids of labels, with 0 and those that are merged or left out
+    order: tuple[int, ...]        # of the classes in the list of test episodes
 
     @property
-    def all(self):
+    def all(self) -> tuple[int, ...]:
         return tuple(self.names)
 
     @property
-    def base(self):
+    def base(self) -> tuple[int, ...]:
         return tuple(i for i in self.names if i not in self.novel)
 
 
-SIDES = {15: 14, 17: 16, 19: 18}                                   # LIP and CIHP: right arm, leg, shoe -> left
-ATR = dict(merges={15: 14, 10: 9, 13: 12}, num_labels=18, order=(1, 7, 5, 16, 9, 4, 2, 6, 11, 12, 14),
-           names=ONESHOT_NAMES['atr'])
-LIP = dict(merges=SIDES, num_labels=20, order=(10, 6, 12, 1, 2, 5, 7, 9, 13, 14, 16, 18),
-           names=ONESHOT_NAMES['lip'])
-CIHP = dict(LIP, order=(12, 6, 1, 2, 5, 7, 9, 10, 13, 14, 16, 18), names={**LIP['names'], 10: 'torso-skin'})
-FOLDS = {('atr', 1): Fold(**ATR, novel=(5, 6, 7)),
-         ('atr', 2): Fold(**ATR, novel=(1, 4, 16)),
-         ('lip', 1): Fold(**LIP, novel=(6, 9, 12)),
-         ('lip', 2): Fold(**LIP, novel=(5, 7, 10)),
-         ('cihp', 1): Fold(**CIHP, novel=(6, 9, 12)),
-         ('cihp', 2): Fold(**CIHP, novel=(1, 5, 7)),
-         # CCP-OS, ours: CCP's photos in CIHP's classes. Fold 1 is CIHP's. In fold 2 shoes replace its hats, which only
-         # 11 of CCP's 100 validation photos show. Of 898 photos 29 % show a dress, 64 % pants, 17 % a skirt; 73 %
-         # upper-clothes, 51 % a coat, 98 % shoes.
-         ('ccp', 1): Fold(**CIHP, novel=(6, 9, 12)),
-         ('ccp', 2): Fold(**CIHP, novel=(5, 7, 18))}
+ATR = dict(names=ONESHOT_NAMES['atr'],
+           merges={15: 14, 10: 9, 13: 12},              # right arm, shoe, leg -> left
+           num_labels=18,
+           order=(1, 7, 5, 16, 9, 4, 2, 6, 11, 12, 14))
+LIP = dict(names=ONESHOT_NAMES['lip'],
+           merges={15: 14, 17: 16, 19: 18},             # right arm, leg, shoe -> left
+           num_labels=20,
+           order=(10, 6, 12, 1, 2, 5, 7, 9, 13, 14, 16, 18))
+CIHP = dict(names={**ONESHOT_NAMES['lip'], 10: 'torso-skin'},
+            merges=LIP['merges'],
+            num_labels=20,
+            order=(12, 6, 1, 2, 5, 7, 9, 10, 13, 14, 16, 18))
+FOLDS = {
+    ('atr', 1): Fold(**ATR, novel=(5, 6, 7)),
+    ('atr', 2): Fold(**ATR, novel=(1, 4, 16)),
+    ('lip', 1): Fold(**LIP, novel=(6, 9, 12)),
+    ('lip', 2): Fold(**LIP, novel=(5, 7, 10)),
+    ('cihp', 1): Fold(**CIHP, novel=(6, 9, 12)),
+    ('cihp', 2): Fold(**CIHP, novel=(1, 5, 7)),
+    # CCP-OS, ours: CCP's photos in CIHP's classes. Fold 1 is CIHP's. In fold 2 shoes replace its
+    # hats, which only 11 of CCP's 100 validation photos show. Of 898 photos 29 % show a dress,
+    # 64 % pants, 17 % a skirt; 73 % upper-clothes, 51 % a coat, 98 % shoes.
+    ('ccp', 1): Fold(**CIHP, novel=(6, 9, 12)),
+    ('ccp', 2): Fold(**CIHP, novel=(5, 7, 18)),
+}
 
 
-def merge(labels, fold):
+def merge(labels: np.ndarray, fold: Fold) -> np.ndarray:
     """Label map uint8 -> with the benchmark's equal classes merged. IGNORE stays."""
     table = np.arange(256, dtype=np.uint8)
     table[list(fold.merges)] = list(fold.merges.values())
     return table[labels]
 
 
-def keep(labels, classes):
-    """Label map uint8 -> with all but `classes` and IGNORE set to 0."""
-    return np.where(np.isin(labels, [*classes, IGNORE]), labels, 0).astype(np.uint8)
+# -------------------------------------------------------------------------------------------------
+# Pools and episodes
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# Pools
+def make_pools(presence: list[tuple[str, set[int]]], fold: Fold, split: int) -> Pools:
+    """Pools of a list of (photo, set of its label ids).
 
-
-def make_pools(presence, fold, split):
-    """Pools of a list of (photo, set of its label ids). Photos up to index `split` become queries, the rest supports.
-
-    The released pools of ATR-OS have 7500 for training and 200 for testing.
+    Photos up to index `split` become queries, the others supports. The released pools of ATR-OS
+    have the split 7500 for training and 200 for testing.
     """
-    pools = {side: {c: [] for c in fold.all if c} for side in ('queries', 'supports')}
+    pools = {side: {c: [] for c in fold.all if c} for side in SIDES}
     for index, (_, ids) in enumerate(presence):
-        for c in {fold.merges.get(i, i) for i in ids} & pools['queries'].keys():
-            pools['queries' if index <= split else 'supports'][c].append(index)
+        side = 'queries' if index <= split else 'supports'
+        merged = {fold.merges.get(i, i) for i in ids}
+        for c in merged & pools[side].keys():
+            pools[side][c].append(index)
     return pools
 
 
+def kway_pairs(num_photos: int, seed=0, split: int = 7500) -> list[Episode]:
+    """k-way training episodes: the queries 0..split-1, each with a random support of the rest.
+
+    ValueError where there are too few photos for the split.
+    """
+    if not 0 < split < num_photos:
+        raise ValueError(f'{num_photos} photos cannot be split at {split} into queries and '
+                         'supports')
+    supports = np.random.default_rng(seed).integers(split, num_photos, split)
+    return [(query, int(support), 0) for query, support in enumerate(supports)]
+
+
+def oneway_pairs(pools: Pools, fold: Fold, seed=0, most: int = 1500) -> list[Episode]:
+    """1-way training episodes: for each base class its first `most` queries, each with a random
+    support that has the class. ValueError where a class has queries but no supports."""
+    rng = np.random.default_rng(seed)
+    episodes = []
+    for c in fold.base[1:]:
+        queries = pools['queries'].get(c, [])[:most]
+        supports = pools['supports'].get(c, [])
+        if queries and not supports:
+            raise ValueError(f'no support photo has class {c}, {fold.names[c]}; choose another '
+                             'split')
+        episodes += [(query, supports[rng.integers(len(supports))], c) for query in queries]
+    return episodes
+
+
+def meta_test_list(pools: Pools, fold: Fold, queries: int = 10, supports: int = 150,
+                   reuse: bool = False) -> list[Episode]:
+    """Test episodes: for each class, in the order of the fold, its first queries and supports that
+    no earlier class has taken.
+
+    Every query meets supports / queries of them: 15 as released, 1,650 episodes in ATR-OS. Short
+    pools start over. With `reuse` classes share photos, because small sets have too few for all.
+    ValueError where no photo of a class is left.
+    """
+    taken = {side: set() for side in SIDES}
+    episodes = []
+    for c in fold.order:
+        picked = {}
+        for side, most in (('queries', queries), ('supports', supports)):
+            free = [i for i in pools[side].get(c, []) if reuse or i not in taken[side]]
+            picked[side] = free[:most]
+            taken[side].update(picked[side])
+            if not picked[side]:
+                raise ValueError(f'no photo of class {c}, {fold.names[c]}, is left for its test '
+                                 'episodes')
+        for i in range(supports):
+            query = picked['queries'][i * queries // supports % len(picked['queries'])]
+            support = picked['supports'][i % len(picked['supports'])]
+            episodes.append((query, support, c))
+    return episodes
+
+
+# -------------------------------------------------------------------------------------------------
+# Files: JSON of ours, and the pickles of the released code
+
+
+def write_pools(path, pools: Pools):
+    write_file(path, json.dumps({'kind': 'pools', **pools}))
+
+
+def read_pools(path, fold: Fold) -> Pools:
+    """Pools of a file of `write_pools`, or of a released pickle: {c: queries, c + S: supports},
+    S = K - 1. ValueError for any other file."""
+    if is_json(path):
+        content = read_json(path, 'pools')
+        pools = {side: content.get(side) for side in SIDES}
+    else:
+        content = read_pickle(path)
+        if not isinstance(content, dict) or not all(isinstance(key, int) for key in content):
+            content = {}
+        num_parts = fold.num_labels - 1
+        pools = {side: {c: content[c + offset] for c in fold.all if c and c + offset in content}
+                 for side, offset in zip(SIDES, (0, num_parts))}
+    for pool in pools.values():
+        if not isinstance(pool, dict) or not pool or not all(map(is_pool, pool.items())):
+            raise ValueError(f'{path} holds no pools of queries and supports per class; get the '
+                             'file again')
+    return {side: {int(c): indices for c, indices in pool.items()} for side, pool in pools.items()}
+
+
+def is_pool(item) -> bool:
+    """Whether (key, value) is a class, a number or the digits of one, and a list of indices."""
+    key, indices = item
+    return (str(key).isdecimal() and isinstance(indices, list)
+            and all(type(i) is int and i >= 0 for i in indices))
+
+
+def write_episodes(path, episodes: list[Episode]):
+    write_file(path, json.dumps({'kind': 'episodes', 'episodes': episodes}))
+
+
+def read_episodes(path) -> list[Episode]:
+    """Episodes of a file of `write_episodes`, or of a released pickle: [queries, supports,
+    classes]. ValueError for any other file."""
+    if is_json(path):
+        rows = read_json(path, 'episodes').get('episodes')
+    else:
+        columns = read_pickle(path)
+        is_table = isinstance(columns, list) and all(isinstance(c, list) for c in columns)
+        is_even = is_table and len(set(map(len, columns))) == 1
+        rows = [list(row) for row in zip(*columns)] if is_even else None
+    if (not rows or not isinstance(rows, list)
+            or not all(isinstance(row, list) and len(row) == 3 for row in rows)):
+        raise ValueError(f'{path} holds no list of episodes; get the file again')
+    return [tuple(row) for row in rows]
+
+
+def is_json(path) -> bool:
+    """Whether a file is called .json or begins with a brace."""
+    with open(path, 'rb') as file:
+        return str(path).endswith('.json') or file.read(1) == b'{'
+
+
+def read_json(path, kind: str) -> dict:
+    """The content of a JSON file of this kind; ValueError for any other file."""
+    try:
+        with open(path, encoding='utf-8') as file:
+            content = json.load(file)
+    except ValueError:
+        content = None
+    if not isinstance(content, dict) or content.get('kind') != kind:
+        raise ValueError(f'{path} is no JSON file of {kind}; write it again')
+    return content
+
+
 class PlainUnpickler(pickle.Unpickler):
-    """Reads containers, strings, numbers and numpy's arrays of numbers; anything else could run code and is refused."""
-    core = (np._core if hasattr(np, '_core') else np.core).multiarray          # its name in numpy 2 and 1
-    allowed = [(f'numpy.{module}.multiarray', name) for module in ('core', '_core')
-               for name in ('_reconstruct', 'scalar')] + [('numpy', 'ndarray'), ('numpy', 'dtype')]
+    """Reads containers, strings, numbers and numpy's arrays of numbers. Anything else could run
+    code and is refused."""
+    # The module that rebuilds arrays has another name in numpy 1 than in numpy 2.
+    core = (np._core if hasattr(np, '_core') else np.core).multiarray
+    allowed = {('numpy', 'ndarray'), ('numpy', 'dtype'),
+               ('numpy.core.multiarray', '_reconstruct'), ('numpy.core.multiarray', 'scalar'),
+               ('numpy._core.multiarray', '_reconstruct'), ('numpy._core.multiarray', 'scalar')}
 
     def find_class(self, module, name):
         if (module, name) not in self.allowed:
@@ -101,16 +241,18 @@ class PlainUnpickler(pickle.Unpickler):
 
 
 def read_pickle(path):
-    """What a pickle holds, as plain dicts, lists, strings and numbers."""
-    with open(path, 'rb') as f:
-        content = io.BytesIO(f.read())
+    """The content of a pickle, as plain dicts, lists, strings and numbers."""
+    with open(path, 'rb') as file:
+        content = io.BytesIO(file.read())
     try:
         return plain(PlainUnpickler(content).load())
-    except Exception as error:                                # a stranger's file: any type
-        raise ValueError(f'{path} is no pickle of lists and numbers ({error}); get the released file again') from None
+    except Exception as error:      # the file may be anybody's, and its error of any type
+        raise ValueError(f'{path} is no pickle of lists and numbers ({error}); get the released '
+                         'file again') from None
 
 
 def plain(value):
+    """Arrays and tuples as lists, and numpy's numbers as Python's."""
     if isinstance(value, dict):
         return {plain(k): plain(v) for k, v in value.items()}
     if isinstance(value, (np.ndarray, np.generic)):
@@ -120,145 +262,3 @@ def plain(value):
     if not isinstance(value, (str, int, float)):
         raise ValueError(f'it has a {type(value).__name__}')
     return value
-
-
-def read_pools(path, fold):
-    """Pools of a file of `write_pools`, or of a released pickle: {c: queries, c + S: supports}, S = K - 1."""
-    if is_json(path):
-        content = read_json(path, 'pools')
-        sides = [content.get(side) for side in ('queries', 'supports')]
-    else:
-        content, parts = read_pickle(path), fold.num_labels - 1
-        content = content if isinstance(content, dict) and all(isinstance(k, int) for k in content) else {}
-        sides = [{c: content[c + add] for c in fold.all if c and c + add in content} for add in (0, parts)]
-    if not all(isinstance(side, dict) and side and all(map(is_pool, side.items())) for side in sides):
-        raise ValueError(f'{path} holds no pools of queries and supports per class; get the file again')
-    return {name: {int(c): pool for c, pool in side.items()} for name, side in zip(('queries', 'supports'), sides)}
-
-
-def is_pool(item):
-    return str(item[0]).isdecimal() and isinstance(item[1], list) and all(type(i) is int and i >= 0 for i in item[1])
-
-
-def is_json(path):
-    """Whether a file begins as those of `write_json`, whatever its name."""
-    with open(path, 'rb') as f:
-        return str(path).endswith('.json') or f.read(1) == b'{'
-
-
-def read_json(path, kind):
-    try:
-        with open(path, encoding='utf-8') as f:
-            content = json.load(f)
-    except ValueError:
-        content = None
-    if not isinstance(content, dict) or content.get('kind') != kind:
-        raise ValueError(f'{path} is no JSON file of {kind}; write it again')
-    return content
-
-
-def write_json(path, kind, content):
-    write_file(path, json.dumps({'kind': kind, **content}))
-
-
-def write_pools(path, pools):
-    write_json(path, 'pools', pools)
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# Episodes
-
-
-def kway_pairs(num_photos, seed=0, split=7500):
-    """Training episodes, one per query 0..split-1, each with a random support from split..num_photos-1."""
-    if not 0 < split < num_photos:
-        raise ValueError(f'{num_photos} photos cannot be split at {split} into queries and supports')
-    supports = np.random.default_rng(seed).integers(split, num_photos, split)
-    return [(query, int(support), 0) for query, support in enumerate(supports)]
-
-
-def oneway_pairs(pools, fold, seed=0, most=1500):
-    """Training episodes: per base class its first `most` queries, each with a random support that has the class."""
-    rng, episodes = np.random.default_rng(seed), []
-    for c in fold.base[1:]:
-        queries, supports = pools['queries'].get(c, [])[:most], pools['supports'].get(c, [])
-        if queries and not supports:
-            raise ValueError(f'no support photo has class {c}, {fold.names[c]}; choose another split')
-        episodes += [(query, supports[rng.integers(len(supports))], c) for query in queries]
-    return episodes
-
-
-def meta_test_list(pools, fold, queries=10, supports=150, reuse=False):
-    """Test episodes: per class, in the order of the fold, its first queries and supports not taken before.
-
-    Every query meets supports / queries of them: 15 as released, 1,650 episodes in ATR-OS. Short pools start over.
-    `reuse` lets classes share photos, because small sets have too few for all.
-    """
-    taken, episodes = {'queries': set(), 'supports': set()}, []
-    for c in fold.order:
-        picked = {}
-        for side, most in (('queries', queries), ('supports', supports)):
-            picked[side] = [i for i in pools[side].get(c, []) if reuse or i not in taken[side]][:most]
-            taken[side].update(picked[side])
-        if not picked['queries'] or not picked['supports']:
-            raise ValueError(f'no photo of class {c}, {fold.names[c]}, is left for its test episodes')
-        episodes += [(picked['queries'][i * queries // supports % len(picked['queries'])],
-                      picked['supports'][i % len(picked['supports'])], c) for i in range(supports)]
-    return episodes
-
-
-def write_episodes(path, episodes):
-    write_json(path, 'episodes', {'episodes': episodes})
-
-
-def read_episodes(path):
-    """Episodes of a file of `write_episodes` (.json), or of a released pickle: [queries, supports, classes]."""
-    if is_json(path):
-        rows = read_json(path, 'episodes').get('episodes')
-    else:
-        columns = read_pickle(path)
-        flat = isinstance(columns, list) and len(columns) == 3 and all(isinstance(c, list) for c in columns)
-        rows = [list(row) for row in zip(*columns)] if flat and len(set(map(len, columns))) == 1 else None
-    if not rows or not isinstance(rows, list) or not all(isinstance(r, list) and len(r) == 3 for r in rows):
-        raise ValueError(f'{path} holds no list of episodes; get the file again')
-    return [tuple(row) for row in rows]
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# Metrics, in percent
-
-
-def confusion(truth, prediction, num_labels):
-    """Label maps -> counts (num_labels, num_labels), row = truth. Pixels with IGNORE in the truth are left out."""
-    valid = truth != IGNORE
-    pairs = truth[valid].astype(np.int64) * num_labels + prediction[valid]
-    return np.bincount(pairs, minlength=num_labels ** 2).reshape(num_labels, num_labels)
-
-
-def class_iou(counts):
-    """Counts (..., K, K) -> IoU (..., K) in percent; nan where a class has no pixel in truth or prediction."""
-    hits = np.diagonal(counts, axis1=-2, axis2=-1)
-    union = counts.sum(-1) + counts.sum(-2) - hits
-    return np.where(union > 0, 100 * hits / np.maximum(union, 1), np.nan)
-
-
-def kway_scores(counts, fold):
-    """Counts (K,K) over all test episodes -> `mean_iou` of their classes."""
-    return mean_iou(class_iou(counts), fold)
-
-
-def mean_iou(iou, fold):
-    """IoU (K) -> dict of means over the classes that occur: novel; base and human with the background, as the released
-    code averages; base_parts and human_parts without it; and iou per class id."""
-    groups = dict(novel=fold.novel, base=fold.base, human=fold.all, base_parts=fold.base[1:], human_parts=fold.all[1:])
-    found = {name: [iou[c] for c in ids if not np.isnan(iou[c])] for name, ids in groups.items()}
-    means = {name: float(np.mean(values)) if values else float('nan') for name, values in found.items()}
-    return dict(means, iou={c: float(iou[c]) for c in fold.all})
-
-
-def oneway_scores(counts, fold):
-    """Counts {class: (2,2)} over each class's test episodes -> `mean_iou`, the background's IoU being its mean over the
-    classes; and binary: mean IoU of background and class over all episodes (released code: over every tenth)."""
-    pairs, iou = class_iou(np.stack(list(counts.values()))), np.full(fold.num_labels, np.nan)
-    iou[list(counts)], iou[0] = pairs[:, 1], np.nanmean(pairs[:, 0])
-    return dict(mean_iou(iou, fold), binary=float(np.mean(class_iou(sum(counts.values())))))

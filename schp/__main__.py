@@ -1,6 +1,87 @@
-"""SCHP's commands: python -m schp extract | train | evaluate | fuse | prepare."""
-from schp import main
-from util.cli import start
+"""SCHP: the parts of one person, from anybody's checkpoint.
+
+    python -m schp extract photos/ --weights exp-schp-201908261155-lip.pth --out parsing/
+    python -m schp evaluate --data LIP --root data/LIP --weights F
+    python -m schp fuse photo.jpg --weights GLOBAL --local-weights LOCAL
+    python -m schp train --data LIP --root data/LIP --pretrained resnet101-imagenet.pth
+    python -m schp prepare --data DeepFashion --root DIR --out NEW
+
+schp/README.md describes the commands.
+"""
+import argparse
+from collections.abc import Sequence
+
+from schp import evaluation, extract, fuse, prepare, training
+from schp.config import SCHPConfig
+from schp.data import DATASETS
+from train import STOPPED, run_command
+from util.cli import CommandParser, add_settings, filled, start
+from util.labels import LABEL_SETS
+from util.run import add_run_flags
+
+
+def add_train_flags(parser: argparse.ArgumentParser):
+    parser.add_argument('--data', choices=list(DATASETS), help='default: LIP')
+    parser.add_argument('--recipe', choices=['paper', 'released'], help='default: paper')
+    parser.add_argument('--weights', type=filled,
+                        help='begin with the weights and the cycle of this file')
+    parser.add_argument('--reset-cycle', action='store_true',
+                        help='with --weights: begin with cycle 0')
+    add_run_flags(parser)
+    add_settings(parser, SCHPConfig, skip=('data', 'recipe'))
+
+
+def add_network_flags(parser: argparse.ArgumentParser):
+    """The flags of commands that use a trained network."""
+    parser.add_argument('--weights', type=filled,
+                        help='a file of the released code or of schp train')
+    parser.add_argument('--labels', choices=list(LABEL_SETS),
+                        help='20 classes: lip (default) or cihp; 9: merged (default) or merged-sep')
+    parser.add_argument('--device', default='auto', choices=['auto', 'cpu', 'cuda', 'mps'])
+
+
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The arguments of a command, and its function as `function`."""
+    parser = CommandParser(__doc__)
+    commands = parser.add_subparsers(required=True,
+                                     metavar='extract | evaluate | fuse | train | prepare')
+
+    command = commands.add_parser('extract',
+                                  help='the classes of every pixel of photos of one person')
+    extract.add_flags(command)
+    add_network_flags(command)
+    command.set_defaults(function=extract.extract)
+
+    command = commands.add_parser('evaluate',
+                                  help='mIoU, pixel accuracy and mean accuracy of a split')
+    evaluation.add_flags(command)
+    add_network_flags(command)
+    command.set_defaults(function=evaluation.evaluate)
+
+    command = commands.add_parser(
+        'fuse', help='the parts of several people, from two networks and person masks')
+    fuse.add_flags(command)
+    add_network_flags(command)
+    command.set_defaults(function=fuse.fuse)
+
+    command = commands.add_parser('train',
+                                  help='train a network through the cycles of self-correction')
+    add_train_flags(command)
+    command.set_defaults(function=training.train)
+
+    command = commands.add_parser('prepare',
+                                  help='write a set with merged labels, in the layout of LIP')
+    prepare.add_flags(command)
+    command.set_defaults(function=prepare.command)
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None):
+    args = parse_arguments(argv)
+    # A stopped training says so itself; before it begins, this sentence does.
+    stopped = STOPPED if args.function is training.train else 'stopped'
+    run_command(args.function, args, stopped=stopped)
+
 
 if __name__ == '__main__':
     start(main)

@@ -1,9 +1,10 @@
-"""Parsing of several people from single-person networks: SCHP's multi-person extension.
+"""Parsing of several people from networks for one person: SCHP's multi-person extension.
 
-A global network has parsed the whole photo, a local one the crop of each person, and an instance segmentation gives a
-map of person ids (`choose_people`). `fuse_logits` joins the logits, `parse_people` makes instances of the parts. Arrays
-are (H,W,..).
+A global network has parsed the whole photo, a local one the crop of each person, and an instance
+segmentation gives a map of person ids (`choose_people`). `fuse_logits` joins the logits, and
+`parse_people` makes instances of the parts. Arrays are (H, W, ..).
 """
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -11,56 +12,78 @@ from scipy import ndimage
 
 from util.masks import box_of
 
+# Ids are uint8, and 0 is nobody.
+MOST_PEOPLE = 255
+
 
 class CrowdParsing(NamedTuple):
-    parsing: np.ndarray                 # uint8 (H,W): class
-    people: np.ndarray                  # uint8 (H,W): person id, 0 = nobody's pixel
-    parts: np.ndarray                   # (H,W): part id 1..P, 0 = none; uint8, or uint16 where P > 255
+    parsing: np.ndarray                 # (H, W), uint8: class
+    people: np.ndarray                  # (H, W), uint8: person id, 0 = nobody's pixel
+    parts: np.ndarray                   # (H, W): part id 1..P, 0 = none; uint16 where P > 255
     part_classes: list                  # P class ids, by person and then by class
     part_people: list                   # P person ids
-    confidences: list                   # P means over the part's pixels of person score * logit of the class
+    confidences: list                   # P means over the part of person score * logit of the class
 
 
-def choose_people(masks, scores, min_score=0.5):
-    """Masks bool (N,H,W) and scores (N,) -> person map uint8 (H,W) of ids 1..K, best first, and K tuples (score, box,
-    crop), inclusive corners (x0, y0, x1, y1); the crop is the box enlarged by 1.2.
+class Person(NamedTuple):
+    score: float
+    box: tuple                          # inclusive corners (x0, y0, x1, y1)
+    crop: tuple                         # the same, enlarged: what the local network sees
 
-    Left out are people below min_score, empty masks and those of which better people hold more than half."""
-    people, chosen = np.zeros(masks.shape[1:], np.uint8), []
+
+def choose_people(masks: np.ndarray, scores: Sequence[float],
+                  min_score: float = 0.5) -> tuple[np.ndarray, list[Person]]:
+    """Masks (N, H, W), bool, and scores (N,) -> a map (H, W), uint8, of person ids 1..K, the best
+    first, and the K people.
+
+    Left out are people below min_score, empty masks, and masks more than half of which better
+    people hold already."""
+    people = np.zeros(masks.shape[1:], np.uint8)
+    chosen = []
     for n in np.argsort(-np.asarray(scores, float), kind='stable'):
-        area, taken = masks[n].sum(), (masks[n] & (people > 0)).sum()
-        if scores[n] < min_score or len(chosen) == 255:
+        if scores[n] < min_score or len(chosen) == MOST_PEOPLE:
             break
+        area = masks[n].sum()
+        taken = (masks[n] & (people > 0)).sum()
         if not area or taken > 0.5 * area:
             continue
-        x, y, w, h = box = box_of(masks[n])
-        chosen.append((float(scores[n]), (x, y, x + w - 1, y + h - 1), enlarge(box, people.shape)))
+        x, y, width, height = box_of(masks[n])
+        corners = (x, y, x + width - 1, y + height - 1)
+        crop = enlarge((x, y, width, height), people.shape)
+        chosen.append(Person(float(scores[n]), corners, crop))
         people[masks[n] & (people == 0)] = len(chosen)
     return people, chosen
 
 
-def enlarge(box, size, factor=1.2):
-    """Box [x, y, width, height] -> inclusive corners (x0, y0, x1, y1) of the box enlarged about its center, inside a
-    photo of this size (H, W)."""
-    x, y, w, h = box
-    cx, cy, rx, ry = x + (w - 1) / 2, y + (h - 1) / 2, factor * w / 2, factor * h / 2
-    return (max(0, int(cx - rx)), max(0, int(cy - ry)), min(size[1] - 1, int(cx + rx)),
-            min(size[0] - 1, int(cy + ry)))
+def enlarge(box: Sequence[int], size: tuple, factor: float = 1.2) -> tuple:
+    """Box [x, y, width, height] -> inclusive corners (x0, y0, x1, y1) of the box enlarged about its
+    center, inside a photo of this size (height, width)."""
+    x, y, width, height = box
+    center_x = x + (width - 1) / 2
+    center_y = y + (height - 1) / 2
+    half_width = factor * width / 2
+    half_height = factor * height / 2
+    return (max(0, int(center_x - half_width)), max(0, int(center_y - half_height)),
+            min(size[1] - 1, int(center_x + half_width)),
+            min(size[0] - 1, int(center_y + half_height)))
 
 
-def fuse_logits(global_logits, crops):
-    """global_logits (H,W,C) + local ones -> float32 (H,W,C). crops: list of (box, logits (h,w,C)); a box is inclusive
-    (x0, y0, x1, y1), h = y1 - y0 + 1.
+def fuse_logits(global_logits: np.ndarray,
+                crops: Sequence[tuple[tuple, np.ndarray]]) -> np.ndarray:
+    """Logits (H, W, C) of the whole photo, and of crops -> their sum (H, W, C), float32.
 
-    Where crops overlap, a class has the mean of their logits and the background their minimum. Pixels outside all
-    crops are background, with an infinite logit."""
+    crops: pairs of a box, inclusive corners (x0, y0, x1, y1), and its logits. Where crops overlap,
+    a class has the mean of their logits, and the background their minimum. Pixels outside all crops
+    are background, with an infinite logit."""
+    size = global_logits.shape[:2]
     local = np.zeros(global_logits.shape, np.float32)
-    background = np.full(global_logits.shape[:2], np.inf, np.float32)
-    count = np.zeros((*global_logits.shape[:2], 1), np.float32)
+    background = np.full(size, np.inf, np.float32)
+    count = np.zeros((*size, 1), np.float32)
     for (x0, y0, x1, y1), logits in crops:
         area = slice(y0, y1 + 1), slice(x0, x1 + 1)
         if logits.shape != local[area].shape:
-            raise ValueError(f'the logits of crop {x0, y0, x1, y1} have shape {logits.shape}, not {local[area].shape}')
+            raise ValueError(f'the logits of crop {x0, y0, x1, y1} have shape {logits.shape}, '
+                             f'not {local[area].shape}')
         local[area] += logits
         count[area] += 1
         background[area] = np.minimum(background[area], logits[..., 0])
@@ -69,39 +92,52 @@ def fuse_logits(global_logits, crops):
     return local + global_logits
 
 
-def parse_people(logits, people, scores):
-    """Fused logits (H,W,C), person map (H,W) of ids 1..K (0 = none), scores of the K people -> CrowdParsing.
+def parse_people(logits: np.ndarray, people: np.ndarray, scores: Sequence[float]) -> CrowdParsing:
+    """Fused logits (H, W, C), a map (H, W) of person ids 1..K (0 = none) and K scores -> parts.
 
-    A part is the pixels of one class within one person. Parts then grow into pixels of their class that belong to
-    nobody. The released code takes the number of ids it meets for K, so it drops the last person when another has no
-    visible pixel; here every id keeps its person."""
+    A part is the pixels of one class within one person. Parts then grow into pixels of their class
+    that belong to nobody. The released code takes the number of ids it meets for K, so it drops the
+    last person when another has no visible pixel; here every id keeps its person."""
     if people.max(initial=0) > len(scores):
-        raise ValueError(f'the person map has id {people.max()}, but there are {len(scores)} scores')
+        raise ValueError(f'the person map has id {people.max()}, but there are {len(scores)} '
+                         'scores')
     parsing = logits.argmax(2).astype(np.uint8)
     people = np.where(parsing == 0, 0, people).astype(np.uint8)
-    pairs, parts = np.unique(people.astype(np.int64) * 256 + parsing, return_inverse=True)    # sorted: person, class
-    nobody = np.searchsorted(pairs, 256)                  # pairs below 256 belong to person 0
-    pairs, parts = pairs[nobody:], np.maximum(parts.reshape(parsing.shape) - nobody + 1, 0)
+
+    # Number the pairs of a person and a class, in this order. Those of person 0 are no parts.
+    pairs, parts = np.unique(people.astype(np.int64) * 256 + parsing, return_inverse=True)
+    nobody = np.searchsorted(pairs, 256)
+    pairs = pairs[nobody:]
+    parts = np.maximum(parts.reshape(parsing.shape) - nobody + 1, 0)
     parts = grow(parts, parsing)
-    owners, classes = np.append(0, pairs // 256), np.append(0, pairs % 256)                   # by part id
+
+    # By part id; 0 is no part.
+    owners = np.append(0, pairs // 256)
+    classes = np.append(0, pairs % 256)
+
+    # The logit of a pixel's class is infinite outside the crops.
     logit = np.take_along_axis(logits, parsing[..., None].astype(np.int64), 2)[..., 0]
-    values = np.append(0, scores)[owners[parts]] * np.where(parts > 0, logit, 0)              # inf outside the crops
+    values = np.append(0, scores)[owners[parts]] * np.where(parts > 0, logit, 0)
     confidences = np.asarray(ndimage.mean(values, parts, np.arange(1, len(pairs) + 1)))
     dtype = np.uint8 if len(pairs) < 256 else np.uint16
     return CrowdParsing(parsing, owners[parts].astype(np.uint8), parts.astype(dtype),
                         classes[1:].tolist(), owners[1:].tolist(), confidences.tolist())
 
 
-def grow(parts, parsing):
-    """Part ids (H,W), 0 = none, and classes (H,W) -> part ids. Each 8-connected region of pixels that have one class
-    and no part joins a part of this class that it touches: the one whose touching pixel comes first, row by row."""
+def grow(parts: np.ndarray, parsing: np.ndarray) -> np.ndarray:
+    """Part ids (H, W), 0 = none, and classes (H, W) -> part ids.
+
+    Each 8-connected region of pixels that have one class and no part joins a part of this class
+    that it touches: the one whose touching pixel comes first, row by row."""
     parts = parts.copy()
-    order, touching = np.arange(parts.size).reshape(parts.shape), np.ones((3, 3))
+    order = np.arange(parts.size).reshape(parts.shape)
     for c in np.unique(parsing[parsing > 0]):
-        regions, count = ndimage.label((parsing == c) & (parts == 0), touching)
+        regions, count = ndimage.label((parsing == c) & (parts == 0), np.ones((3, 3)))
+        # The first pixel with a part around each pixel; `size` where there is none.
         first = np.where((parsing == c) & (parts > 0), order, parts.size)
         first = ndimage.minimum_filter(first, 3, mode='constant', cval=parts.size)
+        # The first one around each region, and its part; 0 where the region touches none.
         first = np.asarray(ndimage.minimum(first, regions, np.arange(1, count + 1)), np.int64)
-        found = np.append(0, np.append(parts, 0)[first])  # the part of each region; 0 where it touches none
+        found = np.append(0, np.append(parts, 0)[first])
         parts = np.where(regions > 0, found[regions], parts)
     return parts

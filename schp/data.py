@@ -1,14 +1,17 @@
 """Data sets of single people, read from their folders, and the way from a photo to SCHP's batches.
 
-    LIP      {train,val}_images/ID.jpg, {train,val}_segmentations/ID.png, {train,val}_id.txt; or the official download
-             with TrainVal_images and TrainVal_parsing_annotations
-    ATR      JPEGImages/ID.jpg, SegmentationClassAug/ID.png, {train,val,test}_id.txt, which the download lacks
+    LIP      {train,val}_images/ID.jpg, {train,val}_segmentations/ID.png, {train,val}_id.txt; or the
+             official download with TrainVal_images and TrainVal_parsing_annotations
+    ATR      JPEGImages/ID.jpg, SegmentationClassAug/ID.png, {train,val,test}_id.txt, which the
+             download lacks
     Pascal   Pascal-Person-Part: JPEGImages/ID.jpg, pascal_person_part_gt/ID.png,
              pascal_person_part_trainval_list/{train,val}.txt
-    CIHP     the crops of CIHP's people: in training another person of each photo in each epoch, else the largest one
+    CIHP     the crops of CIHP's people: in training another person of each photo in each epoch,
+             else the largest one
     CCP      the photos of Clothing Co-Parsing as they are, in CIHP's classes
 
-ATR, Pascal and any data of your own are read in LIP's first layout, too. Labels are 0..K, 255 = unknown.
+ATR, Pascal and any data of your own are read in LIP's first layout, too. Labels are 0..K, 255 =
+unknown.
 """
 import os
 
@@ -17,66 +20,96 @@ import torch
 from PIL import Image
 
 import data
-from util import datasets
+from schp.crops import crop, crop_matrix, warp
 from schp.crowd import enlarge
+from util import datasets
+from util.datasets import swap_sides
 from util.files import index_folder, naming, pick_files
 from util.labels import LABEL_SETS
 from util.masks import box_of
-from schp.semantic import flatten
-from schp.warp import crop, crop_matrix, warp
 
-LAYOUT = '{}_images', '{}_segmentations', '{}_id.txt'    # of SCHP: folders of photos and of labels, list of ids
+
+# ---- data sets ---------------------------------------------------------------------------------
+
+
+# Of SCHP: folders of photos and of label maps, and the list of ids, by split.
+LAYOUT = ('{}_images', '{}_segmentations', '{}_id.txt')
 
 
 class Single(datasets.Photos):
-    """A data set of photos and label maps. layouts: the known ones, each as LAYOUT."""
+    """A data set of photos and label maps. layouts: those that are known, each as LAYOUT."""
+
     layouts = (LAYOUT,)
 
-    def __init__(self, root, split):
-        for layout in self.layouts:
-            photos, labels, ids = (os.path.join(root, part.format(split)) for part in layout)
-            if os.path.isdir(photos) and os.path.isdir(labels):
-                break
+    def __init__(self, root: str | os.PathLike, split: str):
+        layout = self.find_layout(root, split)
+        photos, labels, ids = (os.path.join(root, part.format(split)) for part in layout)
+        if os.path.isfile(ids):
+            self.ids = read_ids(ids)
+        elif '{}' in layout[0]:
+            # A folder of this split alone needs no list.
+            self.ids = list(index_folder(photos))
         else:
-            known = ' nor '.join(' and '.join(part.format(split) for part in layout[:2]) for layout in self.layouts)
-            raise FileNotFoundError(f'{root} has neither {known}' if len(self.layouts) > 1 else f'{root} lacks {known}')
-        if not os.path.isfile(ids) and '{}' not in layout[0]:
             raise FileNotFoundError(f'{ids} is missing; write the ids of the split, one in a line')
-        self.ids = read_ids(ids) if os.path.isfile(ids) else list(index_folder(photos))
         self.photos = pick_files(photos, self.ids)
-        self.people = {i: [path] for i, path in zip(self.ids, pick_files(labels, self.ids, ('.png',)))}
+        paths = pick_files(labels, self.ids, ('.png',))
+        self.people = {i: [path] for i, path in zip(self.ids, paths)}
+
+    def find_layout(self, root: str | os.PathLike, split: str) -> tuple:
+        """The first layout whose two folders exist; FileNotFoundError where there is none."""
+        known = []
+        for layout in self.layouts:
+            folders = [part.format(split) for part in layout[:2]]
+            if all(os.path.isdir(os.path.join(root, folder)) for folder in folders):
+                return layout
+            known.append(' and '.join(folders))
+        if len(known) == 1:
+            raise FileNotFoundError(f'{root} lacks {known[0]}')
+        raise FileNotFoundError(f'{root} has neither {" nor ".join(known)}')
 
 
-def read_ids(path):
-    """Ids of a list: the stem of the first word of each line, each once. Lists of the field hold names or paths."""
-    with naming(path), open(path) as f:
-        words = (line.split()[0] for line in f.read().splitlines() if line.strip())
-        return list(dict.fromkeys(os.path.splitext(os.path.basename(word))[0] for word in words))
+def read_ids(path: str | os.PathLike) -> list[str]:
+    """Ids of a list: the stem of the first word of each line, each once. Lists of the field hold
+    names or paths."""
+    ids = []
+    with naming(path), open(path) as file:
+        for line in file.read().splitlines():
+            if line.strip():
+                name = os.path.basename(line.split()[0])
+                ids.append(os.path.splitext(name)[0])
+    return list(dict.fromkeys(ids))
 
 
 class LIP(Single):
-    class_names, _, flip_pairs = LABEL_SETS['lip']
-    layouts = LAYOUT, tuple(map(os.path.join, ('TrainVal_images', 'TrainVal_parsing_annotations', 'TrainVal_images'),
-                                LAYOUT))
+    class_names = LABEL_SETS['lip'].names
+    flip_pairs = LABEL_SETS['lip'].flip_pairs
+    layouts = (LAYOUT, ('TrainVal_images/{}_images',
+                        'TrainVal_parsing_annotations/{}_segmentations',
+                        'TrainVal_images/{}_id.txt'))
 
 
 class ATR(Single):
-    class_names, _, flip_pairs = LABEL_SETS['atr']
-    layouts = LAYOUT, ('JPEGImages', 'SegmentationClassAug', '{}_id.txt')
+    class_names = LABEL_SETS['atr'].names
+    flip_pairs = LABEL_SETS['atr'].flip_pairs
+    layouts = (LAYOUT, ('JPEGImages', 'SegmentationClassAug', '{}_id.txt'))
 
 
 class Pascal(Single):
-    class_names, _, flip_pairs = LABEL_SETS['pascal']
-    layouts = LAYOUT, ('JPEGImages', 'pascal_person_part_gt', 'pascal_person_part_trainval_list/{}.txt')
+    class_names = LABEL_SETS['pascal'].names
+    flip_pairs = LABEL_SETS['pascal'].flip_pairs
+    layouts = (LAYOUT, ('JPEGImages', 'pascal_person_part_gt',
+                        'pascal_person_part_trainval_list/{}.txt'))
 
 
 class CIHP(datasets.CIHP):
-    """Crops of CIHP's people, the box enlarged by 1.2 as SCHP's extension does; other people in it keep their labels,
-    pixels of people without labels are unknown."""
-    class_names, _, flip_pairs = LABEL_SETS['cihp']
+    """Crops of CIHP's people: the box of a person, enlarged by 1.2 as in SCHP's extension. Other
+    people in it keep their labels. Pixels of people without labels are unknown."""
+
+    class_names = LABEL_SETS['cihp'].names
+    flip_pairs = LABEL_SETS['cihp'].flip_pairs
     splits = 'train', 'val'
 
-    def __init__(self, root, split):
+    def __init__(self, root: str | os.PathLike, split: str):
         super().__init__(root, split)
         self.training = split == 'train'
 
@@ -85,47 +118,87 @@ class CIHP(datasets.CIHP):
         if not len(parsing):
             return image, parsing, ignore
         areas = (parsing > 0).sum((1, 2))
-        person = np.random.default_rng((7, seed, epoch, i)).integers(len(areas)) if self.training else areas.argmax()
+        person = areas.argmax()
+        if self.training:
+            person = np.random.default_rng((7, seed, epoch, i)).integers(len(areas))
         x0, y0, x1, y1 = enlarge(box_of(parsing[person]), ignore.shape)
-        window = slice(y0, y1 + 1), slice(x0, x1 + 1)
-        return image[window], parsing[:, *window], ignore[window]
+        rows = slice(y0, y1 + 1)
+        columns = slice(x0, x1 + 1)
+        return image[rows, columns], parsing[:, rows, columns], ignore[rows, columns]
 
 
 class CCP(datasets.CCP):
-    class_names, _, flip_pairs = LABEL_SETS['cihp']
+    class_names = LABEL_SETS['cihp'].names
+    flip_pairs = LABEL_SETS['cihp'].flip_pairs
     splits = 'train', 'val'
 
-    def __init__(self, root, split):
+    def __init__(self, root: str | os.PathLike, split: str):
         super().__init__(root, f'{split}_photos')
 
 
 class Merged(Single):
-    """What schp.preparation writes."""
-    class_names, _, flip_pairs = LABEL_SETS['merged']
+    """What `schp prepare` writes."""
+
+    class_names = LABEL_SETS['merged'].names
+    flip_pairs = LABEL_SETS['merged'].flip_pairs
 
 
 class MergedSep(Single):
-    class_names, _, flip_pairs = LABEL_SETS['merged-sep']
+    """What `schp prepare --scheme sep` writes."""
+
+    class_names = LABEL_SETS['merged-sep'].names
+    flip_pairs = LABEL_SETS['merged-sep'].flip_pairs
 
 
 DATASETS = {'LIP': LIP, 'ATR': ATR, 'Pascal': Pascal, 'CIHP': CIHP, 'CCP': CCP, 'merged': Merged,
             'merged-sep': MergedSep}
 
 
-def open_dataset(name, root, split):
-    """A data set of this module, as util.datasets.open_dataset opens its own."""
+def open_dataset(name: str, root: str | os.PathLike | None, split: str) -> datasets.Photos:
+    """A data set of this module, as `util.datasets.open_dataset` opens its own."""
     return datasets.open_dataset(name, root, split, sets=DATASETS)
 
 
-class Reduced:
-    """A data set whose photos are kept in memory, at 4/3 of the size (H, W) of the network's input: reading large
-    photos again takes longer than a small network. They are reduced as crops are, without antialiasing."""
+def check_classes(path: str | os.PathLike, model, name: str, dataset: datasets.Photos):
+    """ValueError where the network of a file has other classes than the data set `name`."""
+    own = [label.lower() for label in model.labels]
+    wanted = [label.lower() for label in dataset.class_names]
+    if len(own) != len(wanted):
+        raise ValueError(f'{path} has {len(own)} classes, {name} has {len(wanted)}; use weights of '
+                         'that set')
+    for a, b in zip(own, wanted):
+        if a != b:
+            labels = name.lower() if name.lower() in LABEL_SETS else 'cihp'
+            raise ValueError(f'{path} is read with the class {a} where {name} has {b}; give '
+                             f'--labels {labels}, or weights of that set')
 
-    def __init__(self, dataset, size):
-        self.dataset, self.size, self.kept = dataset, size, {}
+
+def open_sets(config, root: str | os.PathLike | None, skip_bad: bool) -> list:
+    """The training and the validation set of an SCHPConfig."""
+    train_set = open_dataset(config.data, root, 'train')
+    val_set = open_dataset(config.data, root, 'val')
+    train_set.skip_bad = skip_bad
+    val_set.skip_bad = skip_bad
+    if config.samples:
+        train_set.ids = train_set.ids[:config.samples]
+    if config.keep:
+        return [Reduced(train_set, config.size), Reduced(val_set, config.size)]
+    return [train_set, val_set]
+
+
+class Reduced:
+    """A data set whose photos are kept in memory, at 4/3 of the size (height, width) of the crops:
+    reading large photos again takes longer than a small network. They are reduced as crops are,
+    without antialiasing."""
+
+    def __init__(self, dataset: datasets.Photos, size: tuple):
+        self.dataset = dataset
+        self.size = size
+        self.kept = {}
 
     def __getattr__(self, name):
-        if name in ('dataset', '__setstate__'):              # not there yet while unpickling
+        # While it is unpickled, it has no data set yet.
+        if name in ('dataset', '__setstate__'):
             raise AttributeError(name)
         return getattr(self.dataset, name)
 
@@ -138,62 +211,85 @@ class Reduced:
         return self.kept[i]
 
     def reduce(self, image, parsing, ignore):
-        labels, (height, width) = flatten(parsing, ignore), ignore.shape
+        labels = flatten(parsing, ignore)
+        height, width = labels.shape
         scale = max(width / self.size[1], height / self.size[0]) * 3 / 4
         if scale > 1:
             size = max(1, round(width / scale)), max(1, round(height / scale))
             matrix = (width / size[0], 0, 0, 0, height / size[1], 0)
-            image = np.asarray(Image.fromarray(image).transform(size, Image.AFFINE, matrix, Image.BILINEAR))
-            labels = np.asarray(Image.fromarray(labels).transform(size, Image.AFFINE, matrix, Image.NEAREST))
+            image = resample(image, size, matrix, Image.BILINEAR)
+            labels = resample(labels, size, matrix, Image.NEAREST)
         return image, labels[None], labels == 255
 
 
-def augment(image, labels, size, flip_pairs, rng, scale=0.25, rotation=30.0):
-    """image (H,W,3) and labels (H,W) uint8 -> the network's input (3,*size) and labels (*size), 255 outside the photo.
+def resample(array, size, matrix, mode):
+    return np.asarray(Image.fromarray(array).transform(size, Image.AFFINE, matrix, mode))
 
-    As the released code: scale N(1, `scale`), within 1 -+ `scale`; in 60 % a rotation N(0, `rotation`) degrees, within
-    twice of it; every second photo mirrored, left and right swapped."""
+
+# ---- batches -----------------------------------------------------------------------------------
+
+
+def flatten(parsing: np.ndarray, ignore: np.ndarray) -> np.ndarray:
+    """People (N, H, W) and ignore (H, W) -> one label map (H, W), uint8, 255 = unknown."""
+    labels = np.zeros(ignore.shape, np.uint8)
+    if len(parsing):
+        labels = parsing.max(0)
+    return np.where(ignore, 255, labels).astype(np.uint8)
+
+
+def augment(image: np.ndarray, labels: np.ndarray, size: tuple, flip_pairs: tuple,
+            rng: np.random.Generator, scale: float = 0.25,
+            rotation: float = 30.0) -> tuple[torch.Tensor, torch.Tensor]:
+    """image (H, W, 3) and labels (H, W), uint8 -> the network's input (3, *size), float32, and
+    labels (*size), uint8, 255 outside the photo.
+
+    As in the released code: the scale is N(1, `scale`), within 1 -+ `scale`; in 60 % of the photos
+    the rotation is N(0, `rotation`) degrees, within twice of it; every second photo is mirrored,
+    with left and right swapped."""
     factor = np.clip(rng.normal(1, scale), 1 - scale, 1 + scale)
-    turn = np.clip(rng.normal(0, rotation), -2 * rotation, 2 * rotation) if rng.random() < 0.6 else 0
+    turn = 0
+    if rng.random() < 0.6:
+        turn = np.clip(rng.normal(0, rotation), -2 * rotation, 2 * rotation)
     if rng.random() < 0.5:
-        image, labels = image[:, ::-1].copy(), datasets.swap_sides(labels[:, ::-1], flip_pairs)
+        image = image[:, ::-1].copy()
+        labels = swap_sides(labels[:, ::-1], flip_pairs)
     matrix = crop_matrix(labels.shape, size, factor, turn)
     labels = torch.tensor(labels)[None].float()
-    return crop(image, matrix, size), warp(labels, matrix, size, 'nearest', fill=255)[0].to(torch.uint8)
+    labels = warp(labels, matrix, size, 'nearest', fill=255)[0].to(torch.uint8)
+    return crop(image, matrix, size), labels
 
 
-def sparse(labels, stride):
-    """labels (H,W) -> (H/stride,W/stride): rows and columns at equal distances, with the first and the last one, as
-    logits are resized with corners aligned."""
+def sparse(labels: torch.Tensor, stride: int) -> torch.Tensor:
+    """labels (H, W) -> (H / stride, W / stride): rows and columns at equal distances, with the
+    first and the last one, because logits are resized with aligned corners."""
+    if stride == 1:
+        return labels
     rows, columns = (torch.linspace(0, n - 1, -(-n // stride)).round().long() for n in labels.shape)
-    return labels if stride == 1 else labels[rows][:, columns]
+    return labels[rows][:, columns]
 
 
 class Samples(data.Samples):
-    """samples[epoch, index] -> dict: image (3, *size) float32, labels uint8 at every loss_stride-th pixel, info."""
+    """samples[epoch, index] -> dict: image (3, *size), float32; labels at every loss_stride-th
+    pixel, uint8; info. config: an SCHPConfig."""
 
     def tensors(self, image, parsing, ignore, rng):
         c = self.config
-        image, labels = augment(image, flatten(parsing, ignore), c.size, self.dataset.flip_pairs, rng, c.scale,
+        labels = flatten(parsing, ignore)
+        image, labels = augment(image, labels, c.size, self.dataset.flip_pairs, rng, c.scale,
                                 c.rotation)
         return dict(image=image, labels=sparse(labels, c.loss_stride))
 
     def groups(self):
-        return (np.arange(len(self)),)                   # all have one size
+        # All crops have one size, so any of them may share a batch.
+        return (np.arange(len(self)),)
 
     @staticmethod
     def collate(samples):
-        """-> images (B,3,*size) float32, labels (B,*size) uint8, infos; an error among them is returned alone."""
-        for error in (s for s in samples if isinstance(s, Exception)):
-            return error
-        images, labels, infos = ([s[key] for s in samples] for key in ('image', 'labels', 'info'))
-        return dict(images=torch.stack(images), labels=torch.stack(labels), infos=infos)
-
-
-def open_sets(config, root, skip_bad):
-    """Training and validation set of a config."""
-    sets = [open_dataset(config.data, root, split) for split in ('train', 'val')]
-    for dataset in sets:
-        dataset.skip_bad = skip_bad
-    sets[0].ids = sets[0].ids[:config.samples or None]
-    return [Reduced(dataset, config.size) for dataset in sets] if config.keep else sets
+        """-> images (B, 3, *size), labels (B, ..), infos. An error among the samples is returned
+        alone."""
+        errors = [s for s in samples if isinstance(s, Exception)]
+        if errors:
+            return errors[0]
+        return dict(images=torch.stack([s['image'] for s in samples]),
+                    labels=torch.stack([s['labels'] for s in samples]),
+                    infos=[s['info'] for s in samples])

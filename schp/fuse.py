@@ -1,14 +1,21 @@
-"""schp fuse: the parts of several people in a photo, from two networks for one person and anybody's person masks.
+"""schp fuse: the parts of several people in a photo, from two networks for one person and anybody's
+person masks.
 
-People come from UniParser, or from --people DIR: id maps DIR/NAME.png or infer.py's NAME_people.png, where value i is
-person i, with the scores in NAME.json (people: [{score}]) or NAME.txt (the first number of line i), 1 without either;
-or a folder of predictions as evaluate.py reads it.
+People come from UniParser, or from --people DIR. Its forms:
+- id maps DIR/NAME.png, or infer.py's NAME_people.png, where value i is person i. Their scores stand
+  in NAME.json (people: [{score}]) or NAME.txt (the first number of line i); 1 without either.
+- a folder of predictions as evaluate.py reads it.
 
-Per photo NAME: global_parsing/NAME.png (classes); instance_parsing/NAME.png (parts) and NAME.txt, `class confidence` of
-part i in line i; global_tag/NAME.png (people) and NAME.txt, `score y0 x0 y1 x1` of person i in line i;
-overlays/NAME.png. This is CIHP's form of instance parsing, which evaluate.py reads.
+Per photo NAME:
+    global_parsing/NAME.png             classes
+    instance_parsing/NAME.png, .txt     parts; line i is `class confidence` of part i
+    global_tag/NAME.png, .txt           people; line i is `score y0 x0 y1 x1` of person i
+    overlays/NAME.png                   a picture with a legend
+This is CIHP's form of instance parsing, which evaluate.py reads.
 """
+import argparse
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,41 +23,60 @@ import torch
 from PIL import Image
 
 from infer import WEIGHTS
-from util.cli import Between
+from schp.crowd import CrowdParsing, Person, choose_people, fuse_logits, parse_people
+from schp.data import check_classes
+from schp.network import load_model
+from schp.single_person import SinglePersonNetwork
 from uniparser import UniParser
-from schp.crowd import choose_people, fuse_logits, parse_people
-from util.datasets import DATASETS, open_dataset
-from util.files import (check_pair, find_photos, naming, printable, read_prediction, read_rows, write_pair,
-                        write_png)
-from util.labels import check_classes, voc_palette
-from util.masks import as_label_maps
+from util.cli import Between
+from util.datasets import DATASETS, Photos, open_dataset
+from util.files import (check_pair, find_photos, naming, printable, read_prediction, read_rows,
+                        write_pair, write_png)
+from util.labels import voc_palette
+from util.masks import CroppedMap, as_label_maps
 from util.photos import PhotoJob, PhotoPipeline, check_failures, name_jobs, share_of_process
 from util.pictures import overlay, palette_image
 from util.run import sum_over_processes
 from util.submissions import open_predictions
 
+# find_people(name, photo) -> masks (N, H, W), bool, and scores (N,).
+FindPeople = Callable[[str, Image.Image], tuple[np.ndarray, Sequence[float]]]
 
-def add_flags(parser):
+
+def add_flags(parser: argparse.ArgumentParser):
     parser.add_argument('photos', nargs='*', help='files, folders (searched through) and globs')
-    parser.add_argument('--out', default='results', help='folder for the results (default: results)')
-    parser.add_argument('--local-weights', help='weights for the crops of people (default: those of --weights); '
-                        'alone, without --weights, they decide without a parsing of the whole photo')
-    parser.add_argument('--people', metavar='DIR', help="instance masks of any model (default: UniParser's people)")
+    parser.add_argument('--out', default='results',
+                        help='folder for the results (default: results)')
+    parser.add_argument('--local-weights',
+                        help='weights for the crops of people (default: those of --weights); '
+                        'alone, without --weights, they decide without a parsing of the whole '
+                        'photo')
+    parser.add_argument('--people', metavar='DIR',
+                        help="instance masks of any model (default: UniParser's people)")
     parser.add_argument('--people-weights', default=str(WEIGHTS),
                         help="UniParser's (default: weights/uniparser_ccp.pt)")
-    parser.add_argument('--min-score', type=Between(-1e6, 1e6, float), default=0.5, help='of people (default: 0.5)')
-    parser.add_argument('--data', choices=list(DATASETS), help='predict a split of this data set instead')
+    parser.add_argument('--min-score', type=Between(-1e6, 1e6, float), default=0.5,
+                        help='of people (default: 0.5)')
+    parser.add_argument('--data', choices=list(DATASETS),
+                        help='predict a split of this data set instead')
     parser.add_argument('--root', help='with --data: its folder, as downloaded')
     parser.add_argument('--split', default='val', help='with --data: default val')
 
 
-class Fuser(PhotoPipeline):
-    """models: for whole photos (or None) and for the crops of people. find_people(name, photo) -> masks bool (N,H,W)
-    and scores (N,). dataset: the jobs are its images, (id, id)."""
+class FusePipeline(PhotoPipeline):
+    """Writes the results of photos.
 
-    def __init__(self, folder, models, find_people, min_score, dataset=None):
-        super().__init__(folder, models[1].device)
-        self.models, self.find_people, self.min_score, self.dataset = models, find_people, min_score, dataset
+    whole, local: the networks for whole photos (or None) and for the crops of people
+    dataset: jobs are its images, by id; or None"""
+
+    def __init__(self, folder: str, whole: SinglePersonNetwork | None, local: SinglePersonNetwork,
+                 find_people: FindPeople, min_score: float, dataset: Photos | None = None):
+        super().__init__(folder, local.device)
+        self.whole = whole
+        self.local = local
+        self.find_people = find_people
+        self.min_score = min_score
+        self.dataset = dataset
         self.positions = {name: i for i, name in enumerate(dataset.ids)} if dataset else {}
         self.colors = voc_palette()
 
@@ -64,54 +90,80 @@ class Fuser(PhotoPipeline):
             check_pair(path)
 
     def open(self, path):
-        return Image.fromarray(self.dataset.read(self.positions[path])[0]) if self.dataset else super().open(path)
+        if self.dataset is None:
+            return super().open(path)
+        return Image.fromarray(self.dataset.read(self.positions[path])[0])
 
     def prepare(self, photo):
-        return photo                                         # the crops are known when the people are
+        """The crops are known when the people are."""
+        return photo
 
     def parse_batch(self, batch):
         for job in batch:
             try:
                 if job.error is None:
                     job.out = self.fuse(job.name, job.photo)
-            except (OSError, ValueError) as error:           # of the masks of --people
+            except (OSError, ValueError) as error:
+                # Of the masks of --people.
                 job.error = str(error)
             yield job
 
-    def fuse(self, name, photo):
-        """-> CrowdParsing, and score and inclusive box (x0, y0, x1, y1) of every person."""
-        people, chosen = choose_people(*self.find_people(name, photo), self.min_score)
-        array = np.asarray(photo)
-        whole = self.whole(photo)
-        pieces = [np.ascontiguousarray(array[y0:y1 + 1, x0:x1 + 1]) for _, _, (x0, y0, x1, y1) in chosen]
-        local = self.models[1].predict(pieces, logits=True)
-        crops = [(crop, logits.transpose(1, 2, 0)) for (_, _, crop), logits in zip(chosen, local)]
-        return parse_people(fuse_logits(whole, crops), people, [score for score, _, _ in chosen]), chosen
+    def fuse(self, name: str, photo: Image.Image) -> tuple[CrowdParsing, list[Person]]:
+        masks, scores = self.find_people(name, photo)
+        people, chosen = choose_people(masks, scores, self.min_score)
+        whole = self.whole_logits(photo)
 
-    def whole(self, photo):
-        """Logits (H,W,C) of the network for whole photos; zeros where there is none."""
-        if self.models[0] is None:
-            return np.zeros((photo.height, photo.width, self.models[1].num_classes), np.float32)
-        return self.models[0].predict([photo], logits=True)[0].transpose(1, 2, 0)
+        # The crops of people, each through the local network.
+        array = np.asarray(photo)
+        pieces = []
+        for person in chosen:
+            x0, y0, x1, y1 = person.crop
+            pieces.append(np.ascontiguousarray(array[y0:y1 + 1, x0:x1 + 1]))
+        local = self.local.predict(pieces, logits=True)
+        crops = [(person.crop, logits.transpose(1, 2, 0)) for person, logits in zip(chosen, local)]
+
+        logits = fuse_logits(whole, crops)
+        return parse_people(logits, people, [person.score for person in chosen]), chosen
+
+    def whole_logits(self, photo: Image.Image) -> np.ndarray:
+        """Logits (H, W, C) of the network for whole photos; zeros where there is none."""
+        if self.whole is None:
+            return np.zeros((photo.height, photo.width, self.local.num_classes), np.float32)
+        return self.whole.predict([photo], logits=True)[0].transpose(1, 2, 0)
 
     def write(self, job):
         found, chosen = job.out
-        people = [f'{score} {y0} {x0} {y1} {x1}\n' for score, (x0, y0, x1, y1), _ in chosen]
-        parts = [f'{c} {confidence}\n' for c, confidence in zip(found.part_classes, found.confidences)]
-        for kind, labels, lines in (('global_parsing', found.parsing, None), ('instance_parsing', found.parts, parts),
-                                    ('global_tag', found.people, people)):
-            image = palette_image(labels, self.colors) if labels.dtype == np.uint8 else Image.fromarray(labels)
-            target = self.folder / kind / f'{job.name}.png'
-            write_png(target, image) if lines is None else write_pair(target, image, ''.join(lines))
+        people = []
+        for person in chosen:
+            x0, y0, x1, y1 = person.box
+            people.append(f'{person.score} {y0} {x0} {y1} {x1}\n')
+        parts = [f'{c} {confidence}\n'
+                 for c, confidence in zip(found.part_classes, found.confidences)]
+        write_png(self.folder / 'global_parsing' / f'{job.name}.png', self.image(found.parsing))
+        write_pair(self.folder / 'instance_parsing' / f'{job.name}.png', self.image(found.parts),
+                   ''.join(parts))
+        write_pair(self.folder / 'global_tag' / f'{job.name}.png', self.image(found.people),
+                   ''.join(people))
+
         maps = [found.parsing * (found.people == i) for i in range(1, len(chosen) + 1)]
-        picture = overlay(job.photo, np.array(maps).reshape(-1, *found.parsing.shape), self.models[1].labels,
-                          colors=self.colors)
+        maps = np.array(maps).reshape(-1, *found.parsing.shape)
+        picture = overlay(job.photo, maps, self.local.labels, colors=self.colors)
         write_png(self.folder / 'overlays' / f'{job.name}.png', picture)
         return f'{printable(job.path)}: {len(chosen)} people', len(chosen)
 
+    def image(self, labels: np.ndarray) -> Image.Image:
+        """A palette image, or one of 16 bits where there are more than 255 parts."""
+        if labels.dtype == np.uint8:
+            return palette_image(labels, self.colors)
+        return Image.fromarray(labels)
 
-def uniparser_people(weights, device):
-    model = UniParser.from_pretrained(weights, device, score='center').fold()               # the scale of --min-score
+
+# ---- people ------------------------------------------------------------------------------------
+
+
+def uniparser_people(weights: str, device: str | torch.device) -> FindPeople:
+    # The scale of --min-score is that of centers.
+    model = UniParser.from_pretrained(weights, device, score='center').fold()
 
     def find_people(name, photo):
         found = model.predict(photo)[0]
@@ -119,23 +171,26 @@ def uniparser_people(weights, device):
     return find_people
 
 
-def people_of_folder(folder):
-    """find_people for the masks of --people; see the top of this file for their forms."""
+def people_of_folder(folder: str) -> FindPeople:
+    """The masks of --people; see the top of this file for their forms."""
     folder = Path(folder)
     if not folder.is_dir():
-        raise FileNotFoundError(f'{folder} is no folder; --people is the folder of the instance masks')
-    if any(any(folder.glob(sign)) for sign in ('instances.json', 'results.txt', 'global_parsing')):
-        predictions = open_predictions(folder)
+        raise FileNotFoundError(f'{folder} is no folder; --people is the folder of the instance '
+                                'masks')
+    signs = 'instances.json', 'results.txt', 'global_parsing'
+    if not any((folder / sign).exists() for sign in signs):
+        return lambda name, photo: read_id_map(folder, name, photo.size[::-1])
+    predictions = open_predictions(folder)
 
-        def find_people(name, photo):
-            shape = photo.size[::-1]
-            found = predictions.read(name, shape, 255)
-            return np.array([full_mask(m, shape) for m in found.parsing], bool).reshape(-1, *shape), found.scores
-        return find_people
-    return lambda name, photo: read_ids(folder, name, photo.size[::-1])
+    def find_people(name, photo):
+        shape = photo.size[::-1]
+        found = predictions.read(name, shape, 255)
+        masks = [full_mask(parsing, shape) for parsing in found.parsing]
+        return np.array(masks, bool).reshape(-1, *shape), found.scores
+    return find_people
 
 
-def full_mask(parsing, shape):
+def full_mask(parsing: np.ndarray | CroppedMap, shape: tuple) -> np.ndarray:
     """A label map (H, W), or its crop to a box -> bool (H, W)."""
     if isinstance(parsing, np.ndarray):
         return parsing > 0
@@ -144,48 +199,73 @@ def full_mask(parsing, shape):
     return mask
 
 
-def read_ids(folder, name, shape):
-    """Masks (N,H,W) and scores (N,) of an id map; ids without pixels are left out."""
-    files = [folder / f'{name}{ending}.png' for ending in ('', '_people')]
-    ids = read_prediction(next((f for f in files if f.is_file()), files[0]), shape, 255)
+def read_id_map(folder: Path, name: str, shape: tuple) -> tuple[np.ndarray, list[float]]:
+    """Masks (N, H, W) and scores (N,) of an id map; ids without pixels are left out."""
+    path = folder / f'{name}.png'
+    other = folder / f'{name}_people.png'
+    if not path.is_file() and other.is_file():
+        path = other
+    ids = read_prediction(path, shape, 255)
     present = [i for i in np.unique(ids) if i]
-    record, lines = folder / f'{name}.json', folder / f'{name}.txt'
+
+    record = folder / f'{name}.json'
+    lines = folder / f'{name}.txt'
     if record.is_file():
         with naming(record):
-            scores = {p['id']: float(p['score']) for p in json.loads(record.read_text())['people']}
+            people = json.loads(record.read_text())['people']
+            scores = {person['id']: float(person['score']) for person in people}
     elif lines.is_file():
-        scores = dict(enumerate(read_rows(lines, lambda words: float(words[0]), '`score ...`'), 1))
+        rows = read_rows(lines, lambda words: float(words[0]), '`score ...`')
+        scores = dict(enumerate(rows, 1))
     else:
         scores = dict.fromkeys(present, 1.0)
-    if missing := [i for i in present if i not in scores]:
-        raise ValueError(f'{folder}/{name} has no score of person {missing[0]}; give one score for each person')
-    return as_label_maps([ids == i for i in present], shape) > 0, [scores[i] for i in present]
+    missing = [i for i in present if i not in scores]
+    if missing:
+        raise ValueError(f'{folder}/{name} has no score of person {missing[0]}; give one score for '
+                         'each person')
+    masks = as_label_maps([ids == i for i in present], shape) > 0
+    return masks, [scores[i] for i in present]
 
 
-def load_networks(args, load_model):
-    """-> the networks for whole photos, or None, and for crops."""
+# ---- the command -------------------------------------------------------------------------------
+
+
+def load_networks(args: argparse.Namespace) -> tuple:
+    """-> the networks for whole photos, or None, and for the crops of people."""
     if not args.weights and not args.local_weights:
-        raise ValueError('give --weights for whole photos, --local-weights for the crops of people, or both')
-    model = load_model(args, args.weights) if args.weights else None
-    local = load_model(args, args.local_weights) if args.local_weights else model
-    if model and local.num_classes != model.num_classes:
-        raise ValueError(f'{args.local_weights} has {local.num_classes} classes, {args.weights} {model.num_classes}; '
-                         'give two networks of the same classes')
-    return model, local
+        raise ValueError('give --weights for whole photos, --local-weights for the crops of '
+                         'people, or both')
+    whole = load_model(args.weights, args.labels, args.device) if args.weights else None
+    if not args.local_weights:
+        return whole, whole
+    local = load_model(args.local_weights, args.labels, args.device)
+    if whole and local.num_classes != whole.num_classes:
+        raise ValueError(f'{args.local_weights} has {local.num_classes} classes, {args.weights} '
+                         f'{whole.num_classes}; give two networks of the same classes')
+    return whole, local
 
 
-def fuse(args, load_model):
-    """load_model(args, path) -> the Parser of a file."""
+def fuse(args: argparse.Namespace):
+    """`python -m schp fuse`."""
     if bool(args.photos) == bool(args.data):
         raise ValueError('give photos, or --data with a data set (python -m schp fuse --help)')
-    model, local = load_networks(args, load_model)
-    dataset = open_dataset(args.data, args.root, args.split) if args.data else None
-    if dataset:
+    whole, local = load_networks(args)
+    dataset = None
+    if args.data:
+        dataset = open_dataset(args.data, args.root, args.split)
         check_classes(args.local_weights or args.weights, local, args.data, dataset)
-    find_people = people_of_folder(args.people) if args.people else uniparser_people(args.people_weights, local.device)
-    jobs = [PhotoJob(name, name) for name in dataset.ids] if dataset else name_jobs(find_photos(args.photos))
+    if args.people:
+        find_people = people_of_folder(args.people)
+    else:
+        find_people = uniparser_people(args.people_weights, local.device)
+
+    if dataset is None:
+        jobs = name_jobs(find_photos(args.photos))
+    else:
+        jobs = [PhotoJob(name, name) for name in dataset.ids]
+    photos = FusePipeline(args.out, whole, local, find_people, args.min_score, dataset)
     with torch.inference_mode():
-        counts = Fuser(args.out, (model, local), find_people, args.min_score, dataset).run(share_of_process(jobs))
+        counts = photos.run(share_of_process(jobs))
     good = [number for number in counts if number is not None]
     print(f'{len(good)} of {len(counts)} photos, {sum(good)} people -> {args.out}/')
     check_failures(sum_over_processes(len(counts) - len(good)))

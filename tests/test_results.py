@@ -9,7 +9,7 @@ from tests.helpers import HERE
 from tests.test_docs import DOCS, README, section
 from uniparser import UniParser
 from tools import ablate
-from tools.ablate import NAMES, TABLES, markdown
+from tools.ablate import METRICS, TABLES, markdown
 
 RESULTS = json.loads((HERE / 'docs' / 'results.json').read_text())
 PAGE, CARD = DOCS['docs/results.md'], DOCS['weights/README.md']
@@ -26,7 +26,7 @@ def rows_of(text):
 
 
 def percent(record):
-    return [f'{record[k]:.1f}' for k in NAMES]
+    return [f'{record[k]:.1f}' for k in METRICS]
 
 
 def test_the_runs_are_those_of_the_file():
@@ -59,7 +59,7 @@ def test_every_finished_row_is_in_a_table():
     known = {row.name: row for _, rows in TABLES.values() for row in rows}
     assert FOUND and set(FOUND) <= set(known)
     for seeds in FOUND.values():
-        assert set(seeds) <= {'0', '1', '2'} and all(0 <= numbers[k] <= 100 for numbers in seeds.values() for k in NAMES)
+        assert set(seeds) <= {'0', '1', '2'} and all(0 <= numbers[k] <= 100 for numbers in seeds.values() for k in METRICS)
 
 
 def test_the_other_published_numbers_are_those_of_the_file():

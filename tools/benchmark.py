@@ -1,20 +1,19 @@
 """Times on this machine, and sizes.
 
-    python -m tools.benchmark infer                       # from reading a photo to writing its results
+    python -m tools.benchmark infer        # from reading a photo to writing its results
     python -m tools.benchmark infer --preset mhp --size 512 512
-    python -m tools.benchmark schp                        # SCHP's network on a crop, or --network segformer
-    python -m tools.benchmark train                       # the data pipeline, the steps, and both
-    python -m tools.benchmark evaluate
+    python -m tools.benchmark schp         # SCHP's network on a crop, or --network segformer
+    python -m tools.benchmark train        # the data pipeline, the steps, and both
     python -m tools.benchmark parameters
 
-Beside milliseconds stands the unit "ResNet-50": the time of one forward of torchvision's plain ResNet-50 in float32 on
-an image of the same size, measured alternately with the rest; on a CPU the process time of all threads. The unit makes
-numbers of different machines comparable.
+Beside milliseconds stands the unit "ResNet-50": the time of one forward of torchvision's plain
+ResNet-50 in float32 on an image of the same size, measured alternately with the rest; on a CPU the
+process time of all threads. The unit makes numbers of different machines comparable.
 """
 import argparse
+import copy
 import itertools
 import math
-import os
 import statistics
 import tempfile
 import time
@@ -28,36 +27,41 @@ from PIL import Image, ImageDraw
 from torch.utils.flop_counter import FlopCounterMode
 
 import data
-from evaluate import Job, evaluate
 from infer import add_model_flags, load_model
 from schp import NETWORKS, build
+from schp.config import SCHPConfig
+from schp.config import preset as schp_preset
 from train import UniParserTask, make_loader, open_sets, preset_of, train_step
 from uniparser import INFERENCE, PRESETS, Config, UniParser, decode, find_centers, get_config
 from util.cli import Between, CommandParser, add_settings, given_settings, start
-from util.datasets import DATASETS, open_dataset
-from util.files import read_photo, read_prediction, user_errors
+from util.datasets import DATASETS
+from util.files import read_photo, user_errors
 from util.labels import LABEL_SETS
 from util.pictures import overlay
 from util.results import describe_people, write_results
 from util.run import Run, find_device, memory, synchronize
-from schp.config import SCHPConfig
-from schp.config import preset as schp_preset
-from util.submissions import PredictionWriter, open_predictions
 from util.workers import read_batches, workers_of
 
 PHOTO = Path(__file__).parent.parent / 'assets' / 'street.jpg'
-BANDS = 6                                                # parts of a planted person
-SECONDS = 30                                             # for each rate of training, at most
+REPEATS = 10                                 # of each step of inference
+WARM_UP = 2                                  # repeats that are not counted
+BANDS = 6                                    # parts of a planted person
+SECONDS = 30                                 # for each rate of training, at most
+BACKGROUND = -9.0                            # logit of a cell of the heat map without a center
 
 
 class Clock:
     """Median wall and process milliseconds of named functions, called alternately."""
 
     def __init__(self, device):
-        self.device, self.wall, self.process = device, {}, {}
+        self.device = device
+        self.wall = {}
+        self.process = {}
 
     def __call__(self, name, function, *arguments):
-        wall, process = time.perf_counter(), time.process_time()
+        """Calls the function, keeps its times under the name, and returns its result."""
+        wall = time.perf_counter()
+        process = time.process_time()
         result = function(*arguments)
         synchronize(self.device)
         self.wall.setdefault(name, []).append(1000 * (time.perf_counter() - wall))
@@ -69,41 +73,74 @@ class Clock:
 
     def cost(self, name):
         """Milliseconds for the unit: on a CPU the time of all threads."""
-        return self.median(name)[self.device.type == 'cpu']
+        wall, process = self.median(name)
+        return process if self.device.type == 'cpu' else wall
 
 
 def multiply_adds(function, *arguments):
-    """Of convolutions and matrix products, without those of the sampling in deformable convolutions."""
+    """Multiply-adds of the convolutions and matrix products of a call, without those of the
+    sampling in deformable convolutions."""
     def deform_conv2d(x, weight, *_, out_shape, **__):
         return 2 * math.prod(out_shape) * math.prod(weight[1:])
 
-    with FlopCounterMode(display=False, custom_mapping={torch.ops.torchvision.deform_conv2d: deform_conv2d}) as counter:
+    counted = {torch.ops.torchvision.deform_conv2d: deform_conv2d}
+    with FlopCounterMode(display=False, custom_mapping=counted) as counter:
         function(*arguments)
     return counter.get_total_flops() // 2
 
 
+def describe_machine(size, device):
+    """The start of every table: size of the images, device, threads, version of torch."""
+    return (f'{"x".join(map(str, size))}, {device}, {torch.get_num_threads()} threads, '
+            f'torch {torch.__version__}')
+
+
+# --------------------------------------------------------------------------------------------------
+# Inference
+
+
 def plant_people(out, people, config):
-    """Outputs of the network in which that many people stand side by side, of BANDS parts each."""
-    S, (C, h, w), device = config.grid, out['f_ins'].shape[1:], out['f_ins'].device
-    K, people = len(out['k_cate']), min(people, C - 1)
-    heatmap, k_ins = torch.full((S, S), -9.0), torch.zeros(C, S, S)
-    f_ins, f_cate = torch.zeros(C, h, w), torch.zeros(C, h, w)
-    f_ins[people], f_cate[C - 1] = 1, 1                  # the background
+    """Outputs of the network in which people stand side by side, of BANDS parts each.
+
+    Args:
+        out: outputs of a UniParser for one photo, which give the sizes.
+        people (int): their number; at most C - 1, because kernels are orthogonal.
+    """
+    S = config.grid
+    C, h, w = out['f_ins'].shape[1:]
+    K = len(out['k_cate'])
+    people = min(people, C - 1)
+    unit = torch.eye(C)
+    heatmap = torch.full((S, S), BACKGROUND)
+    k_ins = torch.zeros(C, S, S)
+    f_ins = torch.zeros(C, h, w)
+    f_cate = torch.zeros(C, h, w)
+    # The background has a direction of its own in both spaces.
+    f_ins[people] = 1
+    f_cate[C - 1] = 1
     for n in range(people):
-        x0, x1 = int((n + 0.1) * w / people), max(int((n + 0.9) * w / people), int((n + 0.1) * w / people) + 1)
-        y0, y1 = h // 8, h - h // 8
-        f_ins[:, y0:y1, x0:x1] = torch.eye(C)[n].view(-1, 1, 1)
+        x0 = int((n + 0.1) * w / people)
+        x1 = max(int((n + 0.9) * w / people), x0 + 1)
+        y0 = h // 8
+        y1 = h - h // 8
+        f_ins[:, y0:y1, x0:x1] = unit[n].view(-1, 1, 1)
         for band in range(BANDS):
-            top, bottom = y0 + band * (y1 - y0) // BANDS, y0 + (band + 1) * (y1 - y0) // BANDS
-            f_cate[:, top:bottom, x0:x1] = torch.eye(C)[(n + band) % min(K, C - 1)].view(-1, 1, 1)
-        row, column = S // 2 - 6 + 4 * (n % 4), (x0 + x1) * S // (2 * w)     # rows apart: peaks are 5x5 maxima
-        heatmap[row, column], k_ins[:, row, column] = 5 - n / people, torch.eye(C)[n]
-    planted = dict(heatmap=heatmap[None, None], f_ins=f_ins[None], k_ins=k_ins[None], f_cate=f_cate[None],
-                   k_cate=torch.eye(C)[:K])
-    return {k: v.to(device) for k, v in planted.items()}
+            top = y0 + band * (y1 - y0) // BANDS
+            bottom = y0 + (band + 1) * (y1 - y0) // BANDS
+            category = (n + band) % min(K, C - 1)
+            f_cate[:, top:bottom, x0:x1] = unit[category].view(-1, 1, 1)
+        # A center is the maximum of 5x5 cells: neighbors are four rows apart.
+        row = S // 2 - 6 + 4 * (n % 4)
+        column = (x0 + x1) * S // (2 * w)
+        heatmap[row, column] = 5 - n / people
+        k_ins[:, row, column] = unit[n]
+    planted = dict(heatmap=heatmap[None, None], f_ins=f_ins[None], k_ins=k_ins[None],
+                   f_cate=f_cate[None], k_cate=unit[:K])
+    return {name: tensor.to(out['f_ins'].device) for name, tensor in planted.items()}
 
 
 def start_onnx(path):
+    """A session of ONNX Runtime with torch's number of threads."""
     try:
         import onnxruntime
     except ModuleNotFoundError:
@@ -113,22 +150,32 @@ def start_onnx(path):
     return onnxruntime.InferenceSession(path, options, providers=['CPUExecutionProvider'])
 
 
-# ---- inference ---------------------------------------------------------------------------------------------
+def time_steps(model, photo, people, session=None):
+    """Times the steps from reading a photo to writing its results.
 
+    Args:
+        model: a folded UniParser.
+        photo: Pillow, RGB.
+        people (int): decoding is timed with this many planted people, and with one.
+        session: the same network in ONNX Runtime, or None.
 
-def time_steps(model, photo, people, session=None, repeats=10):
-    """-> Clock of the steps from reading a photo to writing its results, and the network's input."""
-    device, config = model.device, model.config
+    Returns a Clock and the network's input.
+    """
+    device = model.device
+    config = model.config
     images = data.network_input(photo, config).to(device, memory_format=torch.channels_last)
-    plain, out = torchvision.models.resnet50().eval().to(device), model.outputs(images)
-    planted = [plant_people(out, n, config) for n in sorted({1, people})]
-    planted = {len(find_centers(out['heatmap'][0, 0], config)[0]): out for out in planted}
+    plain = torchvision.models.resnet50().eval().to(device)
+    out = model.outputs(images)
+    planted = {}
+    for number in sorted({1, people}):
+        scene = plant_people(out, number, config)
+        planted[len(find_centers(scene['heatmap'][0, 0], config)[0])] = scene
+    clock = Clock(device)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, 'photo.jpg')
         photo.save(file, quality=95)
-        clock = Clock(device)
-        for k in range(repeats + 2):
-            if k == 2:                                   # the first two are not counted
+        for repeat in range(WARM_UP + REPEATS):
+            if repeat == WARM_UP:
                 clock = Clock(device)
             clock('plain ResNet-50', plain, images)
             clock('load', read_photo, file)
@@ -139,11 +186,12 @@ def time_steps(model, photo, people, session=None, repeats=10):
             clock('network', model.outputs, images)
             if session:
                 clock('ONNX Runtime', session.run, None, dict(image=images.cpu().numpy()))
-            for n in planted:
-                found = clock(f'decode {n}', decode, planted[n], 0, photo, config)
+            for number, scene in planted.items():
+                found = clock(f'decode {number}', decode, scene, 0, photo, config)
             clock('overlay', overlay, photo, found.parsing, model.class_names)
             clock('JSON', describe_people, found, model.class_names)
-            clock('save', write_results, Path(folder), 'photo', file, photo, found, model.class_names, False)
+            clock('save', write_results, Path(folder), 'photo', file, photo, found,
+                  model.class_names, False)
     return clock, images
 
 
@@ -152,227 +200,280 @@ def count_operations(model, images):
     plain = torchvision.models.resnet50().eval().to(images.device)
     features = model.backbone(images)
     pyramid = model.pyramid(features)
-    steps = {'plain ResNet-50': (plain, images), 'backbone': (model.backbone, images), 'FPN': (model.pyramid, features),
-             'heads': (model.heads, pyramid), 'network': (model, images)}
-    parts = {'plain ResNet-50': plain, 'backbone': model.backbone, 'FPN': model.fpn, 'network': model}
-    parameters = {k: sum(p.numel() for p in m.parameters()) for k, m in parts.items()}
+    operations = {
+        'plain ResNet-50': multiply_adds(plain, images),
+        'backbone': multiply_adds(model.backbone, images),
+        'FPN': multiply_adds(model.pyramid, features),
+        'heads': multiply_adds(model.heads, pyramid),
+        'network': multiply_adds(model, images),
+    }
+    parameters = {
+        'plain ResNet-50': count_weights(plain),
+        'backbone': count_weights(model.backbone),
+        'FPN': count_weights(model.fpn),
+        'network': count_weights(model),
+    }
     parameters['heads'] = parameters['network'] - parameters['backbone'] - parameters['FPN']
-    return {k: multiply_adds(*step) for k, step in steps.items()}, parameters
+    return operations, parameters
+
+
+def count_weights(module):
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 @torch.inference_mode()
 def benchmark_inference(args):
     """Prints a table of the steps from reading a photo to writing its results."""
-    model, photo = benchmarked_model(args), read_photo(args.photo)
-    photo = photo.resize(args.size[::-1]) if args.size else photo
-    clock, images = time_steps(model, photo, args.decode, start_onnx(args.onnx) if args.onnx else None)
-    counts, parameters = count_operations(model, images)
-    size = 'x'.join(map(str, images.shape[2:]))
-    print(f'{size}, {model.device}, {torch.get_num_threads()} threads, torch {torch.__version__}; median of 10')
-    print(f'{"":16} {"ms":>9} {"CPU ms":>9} {"ResNet-50":>10} {"params M":>9} {"MACs G":>9} {"GFLOP/s":>9}')
+    model = benchmarked_model(args)
+    photo = read_photo(args.photo)
+    if args.size:
+        height, width = args.size
+        photo = photo.resize((width, height))
+    session = start_onnx(args.onnx) if args.onnx else None
+    clock, images = time_steps(model, photo, args.decode, session)
+    operations, parameters = count_operations(model, images)
+    print(f'{describe_machine(images.shape[2:], model.device)}; median of {REPEATS}')
+    print(f'{"":16} {"ms":>9} {"CPU ms":>9} {"ResNet-50":>10} {"params M":>9} {"MACs G":>9} '
+          f'{"GFLOP/s":>9}')
     for name in clock.wall:
         wall, process = clock.median(name)
-        row = f'{name:16} {wall:9.1f} {process:9.1f} {clock.cost(name) / clock.cost("plain ResNet-50"):10.2f}'
-        if name in counts:
-            row += f' {parameters[name] / 1e6:9.2f} {counts[name] / 1e9:9.1f} {2 * counts[name] / wall / 1e6:9.0f}'
+        units = clock.cost(name) / clock.cost('plain ResNet-50')
+        row = f'{name:16} {wall:9.1f} {process:9.1f} {units:10.2f}'
+        if name in operations:
+            row += f' {parameters[name] / 1e6:9.2f} {operations[name] / 1e9:9.1f}'
+            row += f' {2 * operations[name] / wall / 1e6:9.0f}'
         print(row)
     print(f'peak memory {memory(model.device):.2f} GB')
 
 
 def benchmarked_model(args):
-    """The model of --weights, or an untrained one of --preset; its test size is --size."""
+    """The model of --weights, or an untrained one of --preset. Its test size is --size."""
     if args.size:
-        args.test_short_side, args.long_side = min(args.size), max(args.size)
+        args.test_short_side = min(args.size)
+        args.long_side = max(args.size)
     if not args.preset:
         return load_model(args, args.device)
-    torch.manual_seed(0)
     changes = {name: getattr(args, name) for name in INFERENCE if hasattr(args, name)}
-    changes.update({name: getattr(args, name) for name in ('backbone', 'light') if getattr(args, name)})
-    return UniParser(get_config(args.preset, pretrained='', **changes)).to(find_device(args.device)).fold()
+    if args.light:
+        changes['light'] = True
+    torch.manual_seed(0)
+    model = UniParser(get_config(args.preset, pretrained='', **changes))
+    return model.to(find_device(args.device)).fold()
+
+
+# --------------------------------------------------------------------------------------------------
+# SCHP
 
 
 @torch.inference_mode()
 def benchmark_schp(args):
-    """Prints the time of a network on a crop, as loaded and as it runs, in units of torchvision's plain ResNet-101."""
-    device, default = torch.device(find_device(args.device)), 'merged' if args.network == 'segformer' else 'lip'
+    """Prints the time of a network on a crop, as loaded and as it runs, in units of torchvision's
+    plain ResNet-101."""
+    device = torch.device(find_device(args.device))
+    default = 'merged' if args.network == 'segformer' else 'lip'
     labels = LABEL_SETS[args.labels or default]
-    config = SCHPConfig(**{**schp_preset('LIP', args.network, 0), 'network': args.network, 'size': labels.size})
+    settings = schp_preset('LIP', args.network, 0)
+    config = SCHPConfig(**{**settings, 'network': args.network, 'size': labels.size})
     torch.manual_seed(0)
-    model, images = build(config, labels).to(device).eval(), torch.rand(1, 3, *labels.size, device=device)
-    plain, fast = torchvision.models.resnet101().eval().to(device), model.folded().to(memory_format=torch.channels_last)
-    steps = {'plain ResNet-101': lambda: plain(images), 'all heads': lambda: model(images),
-             'folded, fusion': lambda: fast(images.to(memory_format=torch.channels_last), heads=('fusion',))}
+    model = build(config, labels).to(device).eval()
+    images = torch.rand(1, 3, *labels.size, device=device)
+    plain = torchvision.models.resnet101().eval().to(device)
+    folded = copy.deepcopy(model).fold()
+    fast_images = images.to(memory_format=torch.channels_last)
+    steps = {
+        'plain ResNet-101': lambda: plain(images),
+        'all heads': lambda: model(images),
+        'folded, fusion': lambda: folded(fast_images, heads=('fusion',)),
+    }
     clock = Clock(device)
-    for k in range(args.repeats + 1):
-        clock = Clock(device) if k == 1 else clock           # the first is not counted
+    for repeat in range(args.repeats + 1):
+        if repeat == 1:                          # the first is not counted
+            clock = Clock(device)
         for name, step in steps.items():
             clock(name, step)
-    size = 'x'.join(map(str, labels.size))
-    print(f'{size}, {device}, {torch.get_num_threads()} threads, torch {torch.__version__}; median of {args.repeats}')
+    print(f'{describe_machine(labels.size, device)}; median of {args.repeats}')
     print(f'{"":16} {"ms":>9} {"CPU ms":>9} {"ResNet-101":>10} {"MACs G":>9}')
     for name, step in steps.items():
         wall, process = clock.median(name)
-        print(f'{name:16} {wall:9.1f} {process:9.1f} {clock.cost(name) / clock.cost("plain ResNet-101"):10.2f} '
+        units = clock.cost(name) / clock.cost('plain ResNet-101')
+        print(f'{name:16} {wall:9.1f} {process:9.1f} {units:10.2f} '
               f'{multiply_adds(step) / 1e9:9.1f}')
 
 
-# ---- training ----------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
+# Training
 
 
 def benchmark_training(args):
-    """Prints images/s of the data pipeline alone, of the steps alone (repeating one batch), and of both."""
+    """Prints images/s of the data pipeline alone, of the steps alone, and of both."""
     if args.data == 'MHP' and not args.root:
         with tempfile.TemporaryDirectory() as root:
-            for split, count in ('train', 64), ('val', 1):
-                draw_mhp(Path(root), count, split)
+            draw_mhp(Path(root), 'train', 64)
+            draw_mhp(Path(root), 'val', 1)
             args.root = root
             return benchmark_training(args)
-    changes = given_settings(args, Config)
-    config, run = get_config(preset_of(args.data, args.recipe), **changes), Run(args.device, args.amp)
+    config = get_config(preset_of(args.data, args.recipe), **given_settings(args, Config))
+    run = Run(args.device, args.amp)
     train_set, val_set = open_sets(config, args.root, False)
     model = UniParser(config, train_set.class_names, train_set.flip_pairs)
-    model.backbone.freeze(4 if config.pretrained else 0)                     # frozen as if ImageNet weights were loaded
-    task = UniParserTask(config, model.to(run.device, memory_format=torch.channels_last),
-                         make_loader(data.Samples(train_set, config), config, run), val_set)
-    with workers_of(task.loader):
-        time_training(task, run)
+    # Frozen as if ImageNet weights were loaded.
+    model.backbone.freeze(4 if config.pretrained else 0)
+    model.to(run.device, memory_format=torch.channels_last)
+    loader = make_loader(data.Samples(train_set, config), config, run)
+    with workers_of(loader):
+        time_training(UniParserTask(config, model, loader, val_set), run)
 
 
 def time_training(task, run, steps=20):
-    config, optimizer = task.config, task.optimizer()
+    """Prints the rates of a task: at most this many steps, and SECONDS, for each."""
+    config = task.config
+    optimizer = task.optimizer()
     scaler = torch.amp.GradScaler(run.device.type, enabled=run.amp == torch.float16)
     steps = min(steps, len(task.loader) - 1)
 
-    def step(batch):
-        train_step(task.model, lambda net, batch: task.loss(net, batch, run), [batch], optimizer, scaler, config.lr,
-                   config.clip)
-        synchronize(run.device)
+    def loss(net, batch):
+        return task.loss(net, batch, run)
 
-    def rate(name, batches, function):
-        batches = iter(batches)
-        function(next(batches))                          # workers start, kernels are chosen
-        start, count = time.perf_counter(), 0
-        for batch in itertools.islice(batches, steps):
-            function(batch)
-            count += len(batch['images'])
-            if time.perf_counter() - start > SECONDS:
-                break
-        print(f'{name:28} {count / (time.perf_counter() - start):8.2f} images/s')
+    def step(batch):
+        train_step(task.model, loss, [batch], optimizer, scaler, config.lr, config.clip)
+        synchronize(run.device)
 
     task.model.train()
     batch = next(read_batches(task.loader))
-    print(f'batches of {"x".join(map(str, batch["images"].shape))}, {config.workers} workers, {run.device}, '
-          f'{torch.get_num_threads()} threads, torch {torch.__version__}; {steps} steps or {SECONDS} s')
-    rate('data alone', read_batches(task.loader), lambda batch: None)
-    rate('steps alone, one batch', itertools.repeat(batch), step)
-    rate('both', read_batches(task.loader), step)
+    print(f'batches of {"x".join(map(str, batch["images"].shape))}, {config.workers} workers, '
+          f'{run.device}, {torch.get_num_threads()} threads, torch {torch.__version__}; '
+          f'{steps} steps or {SECONDS} s')
+    print_rate('data alone', read_batches(task.loader), lambda batch: None, steps)
+    print_rate('steps alone, one batch', itertools.repeat(batch), step, steps)
+    print_rate('both', read_batches(task.loader), step, steps)
     print(f'peak memory {memory(run.device):.2f} GB')
 
 
-# ---- evaluation --------------------------------------------------------------------------------------------
+def print_rate(name, batches, function, steps):
+    """Prints the images/s of function(batch)."""
+    batches = iter(batches)
+    # The first batch is not counted: workers start, and kernels are chosen.
+    function(next(batches))
+    begin = time.perf_counter()
+    count = 0
+    for batch in itertools.islice(batches, steps):
+        function(batch)
+        count += len(batch['images'])
+        if time.perf_counter() - begin > SECONDS:
+            break
+    print(f'{name:28} {count / (time.perf_counter() - begin):8.2f} images/s')
 
 
-def draw_mhp(root, num_images, split='val'):
-    """Files in the layout of MHPv2, 600 x 800 with 3 people of 12 parts, and predictions a few pixels off."""
-    for folder in ('images', 'parsing_annos'):
-        (root / split / folder).mkdir(parents=True)
+def draw_mhp(root, split, num_images):
+    """Files in the layout of MHPv2: photos of 800x600 pixels with 3 people of 12 parts."""
+    images = root / split / 'images'
+    annotations = root / split / 'parsing_annos'
+    images.mkdir(parents=True)
+    annotations.mkdir()
     (root / 'list').mkdir(exist_ok=True)
     (root / 'list' / f'{split}.txt').write_text('\n'.join(map(str, range(num_images))))
-    rng, angle = np.random.default_rng(0), np.arange(0, 6.28, 0.05)
-    with PredictionWriter(root / 'pred') as writer:
-        for image in range(num_images):
-            coarse = Image.fromarray(rng.integers(0, 256, (60, 80, 3), np.uint8))
-            coarse.resize((800, 600), Image.BICUBIC).save(root / split / 'images' / f'{image}.jpg', quality=90)
-            people = [Image.new('L', (800, 600)) for _ in range(3)]
-            for k, person in enumerate(people):
-                center = rng.uniform(100, 220) + 230 * k, rng.uniform(240, 360)
-                for label in rng.choice(np.arange(1, 59), 12, replace=False):
-                    radius = rng.uniform(20, 60) * (1 + 0.1 * rng.standard_normal(len(angle)))
-                    x, y = center + rng.uniform(-1, 1, 2) * (50, 180)
-                    outline = zip(x + radius * np.cos(angle), y + radius * np.sin(angle))
-                    ImageDraw.Draw(person).polygon(list(outline), fill=int(label))
-                rgb = Image.merge('RGB', [person] * 3)                  # as the released labels are
-                rgb.save(root / split / 'parsing_annos' / f'{image}_03_{k + 1:02d}.png')
-            maps = [np.roll(person, rng.integers(-9, 9, 2), (0, 1)) for person in people]
-            writer.add(image, (maps, rng.random(3)))
+    rng = np.random.default_rng(0)
+    for image in range(num_images):
+        coarse = Image.fromarray(rng.integers(0, 256, (60, 80, 3), np.uint8))
+        coarse.resize((800, 600), Image.BICUBIC).save(images / f'{image}.jpg', quality=90)
+        for n in range(3):
+            person = draw_person(rng, n)
+            # The released labels have three equal channels.
+            rgb = Image.merge('RGB', [person] * 3)
+            rgb.save(annotations / f'{image}_03_{n + 1:02d}.png')
 
 
-def benchmark_evaluation(args, num_images=40):
-    """Prints the time to evaluate and that to decode the same PNG files in one process, the best of three."""
-    workers = max(2, args.workers)
-    with tempfile.TemporaryDirectory() as root:
-        draw_mhp(Path(root), num_images)
-        files = [*Path(root).glob('val/parsing_annos/*.png'), *Path(root).glob('pred/instances/*.png')]
-
-        def job(workers):
-            predictions = open_predictions(Path(root, 'pred'))
-            evaluate(Job(open_dataset('MHP', root, 'val'), predictions), workers).result()
-        runs = {'decode': lambda: [read_prediction(f, (600, 800)) for f in files],
-                'evaluate, 1 worker': lambda: job(1), f'evaluate, {workers} workers': lambda: job(workers)}
-        seconds = {name: [] for name in runs}
-        for name, function in 3 * list(runs.items()):
-            start = time.perf_counter()
-            function()
-            seconds[name].append(time.perf_counter() - start)
-    print(f'{num_images} images of 800x600, 3 people and 3 detections each, {len(files)} PNG files')
-    for name, times in seconds.items():
-        print(f'{name:20} {1000 * min(times) / num_images:6.1f} ms per image, '
-              f'{min(times) / min(seconds["decode"]):.2f} of decoding')
+def draw_person(rng, n):
+    """Labels (Pillow, L) of the n-th of three people from the left: 12 parts with ragged edges."""
+    person = Image.new('L', (800, 600))
+    center = rng.uniform(100, 220) + 230 * n, rng.uniform(240, 360)
+    angle = np.arange(0, 2 * np.pi, 0.05)
+    for label in rng.choice(np.arange(1, 59), 12, replace=False):
+        radius = rng.uniform(20, 60) * (1 + 0.1 * rng.standard_normal(len(angle)))
+        x, y = center + rng.uniform(-1, 1, 2) * (50, 180)
+        outline = np.stack([x + radius * np.cos(angle), y + radius * np.sin(angle)], 1)
+        ImageDraw.Draw(person).polygon(outline.ravel().tolist(), fill=int(label))
+    return person
 
 
-# ---- sizes -------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
+# Sizes
 
 
 def count_parameters(args):
     """Prints the number of parameters of each part of each model."""
-    print(f'{"preset":14} {"changes":25} {"backbone":>11} {"pyramid":>10} {"branches":>10} {"all":>11} {"trained":>11}')
-    r101, light = dict(backbone='resnet101'), dict(light=True)
-    models = [*((name, {}) for name in PRESETS), ('mhp', light), ('mhp', r101), ('mhp', {**r101, **light}),
-              ('mhp_released', r101), ('mhp_released', {**r101, **light})]
+    r101 = dict(backbone='resnet101')
+    light = dict(light=True)
+    models = [(name, {}) for name in PRESETS]
+    models += [('mhp', light), ('mhp', r101), ('mhp', {**r101, **light})]
+    models += [('mhp_released', r101), ('mhp_released', {**r101, **light})]
+    print(f'{"preset":14} {"changes":25} {"backbone":>11} {"pyramid":>10} {"branches":>10} '
+          f'{"all":>11} {"trained":>11}')
     for preset, changes in models:
         config = get_config(preset, **changes)
+        # The norms of all stages stay frozen when ImageNet weights are loaded.
         model = UniParser(replace(config, pretrained_stages=4 if config.pretrained else 0))
-        parts = [sum(p.numel() for p in m.parameters()) for m in (model.backbone, model.fpn, model)]
-        counts = [parts[0], parts[1], parts[2] - parts[0] - parts[1], parts[2],
-                  sum(p.numel() for p in model.parameters() if p.requires_grad)]
+        backbone = count_weights(model.backbone)
+        pyramid = count_weights(model.fpn)
+        every = count_weights(model)
+        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         words = ' '.join(v if isinstance(v, str) else k for k, v in changes.items())
-        print(f'{preset:14} {words:25} {counts[0]:11,} {counts[1]:10,} {counts[2]:10,} {counts[3]:11,} {counts[4]:11,}')
+        print(f'{preset:14} {words:25} {backbone:11,} {pyramid:10,} '
+              f'{every - backbone - pyramid:10,} {every:11,} {trained:11,}')
+
+
+# --------------------------------------------------------------------------------------------------
+# Flags
 
 
 def parse_arguments(argv=None):
     parser = CommandParser(__doc__)
-    commands = parser.add_subparsers(required=True, metavar='infer | schp | train | evaluate | parameters')
-    infer = commands.add_parser('infer', help='from reading a photo to writing its results')
-    infer.set_defaults(function=benchmark_inference)
-    infer.add_argument('photo', nargs='?', default=str(PHOTO))
-    infer.add_argument('--preset', choices=list(PRESETS), help='an untrained network instead of weights')
-    infer.add_argument('--backbone', help='with --preset: another backbone')
-    infer.add_argument('--light', action='store_true', help='with --preset: UniParser_light')
-    infer.add_argument('--size', type=Between(1, 10000), nargs=2, metavar=('H', 'W'),
-                       help='of the photo, in pixels')
-    infer.add_argument('--decode', type=Between(1, 255), default=10, help='people to decode (default: 10)')
-    infer.add_argument('--onnx', metavar='FILE', help='file of the same network (tools.export), timed in ONNX Runtime')
-    add_model_flags(infer)
-    schp = commands.add_parser('schp', help="SCHP's network on a crop")
-    schp.set_defaults(function=benchmark_schp)
-    schp.add_argument('--network', choices=list(NETWORKS), default='ace2p')
-    schp.add_argument('--labels', choices=list(LABEL_SETS), help='default: lip, of segformer merged')
-    schp.add_argument('--repeats', type=Between(1, 10 ** 6), default=5)
-    schp.add_argument('--device', default='auto', choices=['auto', 'cpu', 'cuda', 'mps'])
-    train = commands.add_parser('train', help='images/s of training; MHP without --root: on drawn files')
-    train.set_defaults(function=benchmark_training)
-    train.add_argument('--data', choices=list(DATASETS), default='synthetic')
-    train.add_argument('--root', help='folder of the data set, as downloaded')
-    train.add_argument('--recipe', choices=['paper', 'released'])
-    train.add_argument('--device', default='auto', choices=['auto', 'cpu', 'cuda', 'mps'])
-    train.add_argument('--amp', action=argparse.BooleanOptionalAction, help='half precision; default: on CUDA')
-    add_settings(train, Config, skip=('data', 'recipe', 'num_classes', 'pretrained_stages'))
-    evaluation = commands.add_parser('evaluate', help='evaluate.py on drawn people')
-    evaluation.set_defaults(function=benchmark_evaluation)
-    evaluation.add_argument('--workers', type=Between(1, 1000), default=min(8, os.cpu_count()),
-                            help='processes')
-    commands.add_parser('parameters', help='of all presets').set_defaults(function=count_parameters)
+    commands = parser.add_subparsers(required=True, metavar='infer | schp | train | parameters')
+    command = commands.add_parser('infer', help='from reading a photo to writing its results')
+    command.set_defaults(function=benchmark_inference)
+    add_inference_flags(command)
+    command = commands.add_parser('schp', help="SCHP's network on a crop")
+    command.set_defaults(function=benchmark_schp)
+    add_schp_flags(command)
+    command = commands.add_parser('train',
+                                  help='images/s of training; MHP without --root: on drawn files')
+    command.set_defaults(function=benchmark_training)
+    add_training_flags(command)
+    command = commands.add_parser('parameters', help='of all presets')
+    command.set_defaults(function=count_parameters)
     return parser.parse_args(argv)
+
+
+def add_inference_flags(parser):
+    parser.add_argument('photo', nargs='?', default=str(PHOTO))
+    parser.add_argument('--preset', choices=list(PRESETS),
+                        help='an untrained network instead of weights')
+    parser.add_argument('--light', action='store_true', help='with --preset: UniParser_light')
+    parser.add_argument('--size', type=Between(1, 10000), nargs=2, metavar=('H', 'W'),
+                        help='of the photo, in pixels')
+    parser.add_argument('--decode', type=Between(1, 255), default=10,
+                        help='people to decode (default: 10)')
+    parser.add_argument('--onnx', metavar='FILE',
+                        help='file of the same network (tools.export), timed in ONNX Runtime')
+    add_model_flags(parser)
+
+
+def add_schp_flags(parser):
+    parser.add_argument('--network', choices=list(NETWORKS), default='ace2p')
+    parser.add_argument('--labels', choices=list(LABEL_SETS),
+                        help='default: lip, of segformer merged')
+    parser.add_argument('--repeats', type=Between(1, 10 ** 6), default=5)
+    parser.add_argument('--device', default='auto', choices=['auto', 'cpu', 'cuda', 'mps'])
+
+
+def add_training_flags(parser):
+    parser.add_argument('--data', choices=list(DATASETS), default='synthetic')
+    parser.add_argument('--root', help='folder of the data set, as downloaded')
+    parser.add_argument('--recipe', choices=('paper', 'released'))
+    parser.add_argument('--device', default='auto', choices=['auto', 'cpu', 'cuda', 'mps'])
+    parser.add_argument('--amp', action=argparse.BooleanOptionalAction,
+                        help='half precision; default: on CUDA')
+    add_settings(parser, Config, skip=('data', 'recipe', 'num_classes', 'pretrained_stages'))
 
 
 def main(argv=None):

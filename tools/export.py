@@ -1,30 +1,36 @@
-"""Writes a model for other programs: as ONNX, or as a weights file without the state of the training.
+"""Writes a model for other programs: as ONNX, or as a weights file without the training's state.
 
     python -m tools.export --weights runs/MHP/best.pt --out uniparser.onnx
     python -m tools.export --weights runs/MHP/best.pt --out uniparser.pt --half
-    python -m tools.export --weights UniParser_MHP_r101_light.pth --out uniparser.pt     # a released file in our format
+    python -m tools.export --weights UniParser_MHP_r101_light.pth --out uniparser.pt     # released
     python -m tools.export --weights exp-schp-201908261155-lip.pth --out schp.onnx       # SCHP, too
 
-The ONNX file of SCHP takes image (B, 3, H, W) float32, BGR in 0..1, minus mean, over std, of the size in its metadata,
-and gives logits (B, C, H, W), before the softmax. mean and std (of B, G, R), labels and size are metadata, as JSON.
+The ONNX file of SCHP takes image (B, 3, H, W) float32, BGR in 0..1, minus mean, over std, of the
+size in its metadata, and gives logits (B, C, H, W), before the softmax. mean and std (of B, G, R),
+labels and size are metadata, as JSON.
 
 The ONNX file of UniParser computes the correlations of an image:
 
-    image      (1, 3, H, W) float32   RGB in 0..1, minus mean, over std; H and W multiples of 32
-    scores     (P,)                   of the max_people highest peaks of the heat map, best first          Eq. (1)
-    centers    (P, 2)                 their pixels (x, y) in the image
-    q_ins      (P, H/4, W/4)          correlations with their people; meaningless where the score is low    Eq. (2)
-    q_cate     (K, H/4, W/4)          correlations with the categories                                      Eq. (3)
+    image    (1, 3, H, W) float32  RGB in 0..1, minus mean, over std; H, W multiples of 32
+    scores   (P,)                  of the max_people highest peaks of the heat map       Eq. (1)
+    centers  (P, 2)                their pixels (x, y) in the image
+    q_ins    (P, H/4, W/4)         correlations with their people                        Eq. (2)
+    q_cate   (K, H/4, W/4)         correlations with the categories                      Eq. (3)
 
-mean, std, class_names and the settings named here are in the file's metadata, as JSON. A photo is scaled (bilinear)
-to a short side of test_short_side, but no long side above long_side; zeros are added right and below after normalizing
-(`data.network_input`). People are the peaks with scores > theta_center, each where its q_ins > theta_mask; a person
-whose mask has an IoU above theta_same with that of a better one is left out (`util.beyond.distinct`). With assign
-"correlation", the classes of a person are those with a mean q_cate above theta_part inside that mask
-(`uniparser.part_scores`), and the label of a pixel is the one of them with the largest q_cate, or 0 where that is not
-above theta_paint (if that is 0: theta_mask). With assign "mixture", posteriors stand in for q_cate
-(`util.beyond.mixture`). With score "parsing", `util.beyond.parsing_quality` replaces the scores, and people
-below theta_score are left out. Finally the labels are scaled to the photo's size (`uniparser.decode`). flip_test is not
+Peaks come best first. q_ins means nothing where the score is low. mean, std, class_names and the
+settings named here are in the file's metadata, as JSON.
+
+Before the network, a photo is scaled (bilinear) to a short side of test_short_side, but no long
+side above long_side; zeros are added right and below after normalizing (`data.network_input`).
+
+After it, people are the peaks with scores > theta_center, each where its q_ins > theta_mask. A
+person whose mask has an IoU above theta_same with that of a better one is left out
+(`util.beyond.distinct`). With assign "correlation", the classes of a person are those with a mean
+q_cate above theta_part inside that mask (`uniparser.part_scores`), and the label of a pixel is the
+one of them with the largest q_cate, or 0 where that is not above theta_paint (if that is 0:
+theta_mask). With assign "mixture", posteriors stand in for q_cate (`util.beyond.mixture`). With
+score "parsing", `util.beyond.parsing_quality` replaces the scores, and people below theta_score are
+left out. Finally the labels are scaled to the photo's size (`uniparser.decode`). flip_test is not
 in the file: run it on the mirror image, too.
 """
 import importlib
@@ -37,45 +43,37 @@ import torch.nn as nn
 
 from data import MEAN, STD
 from infer import WEIGHTS
-from schp import SCHP
+from schp import SCHP, crops
 from uniparser import INFERENCE, PRESETS, ConvTower, UniParser, correlate, get_config, keep_peaks
-from schp import warp
 from util.checkpoints import find_system, read_checkpoint
 from util.cli import CommandParser, describe, filled, start
 from util.files import user_errors, write_file
 from util.labels import LABEL_SETS
 
+NEEDED = 'onnx', 'onnxscript'                # what torch.onnx needs
+OPSET = 19
+
 
 class Correlations(nn.Module):
-    """The network up to the correlations, for a single image."""
+    """A UniParser up to the correlations, for a single image: the outputs of the ONNX file."""
 
     def __init__(self, model):
         super().__init__()
-        self.model, self.people = model, min(model.config.max_people, model.config.grid ** 2)
+        self.model = model
+        self.people = min(model.config.max_people, model.config.grid ** 2)
 
     def forward(self, image):
-        config, out = self.model.config, self.model(image)
+        config = self.model.config
+        out = self.model(image)
         logits, cells = keep_peaks(out['heatmap'][0, 0], config).flatten().topk(self.people)
         k_ins = out['k_ins'][0].flatten(1)[:, cells].T
-        cell = torch.stack([cells % config.grid, cells // config.grid], dim=1)
+        column = cells % config.grid
+        row = cells // config.grid
         size = torch.tensor([image.shape[-1], image.shape[-2]])
-        q_ins = correlate(k_ins, out['f_ins'][0], config.space)                                         # Eq. (2)
-        q_cate = correlate(out['k_cate'], out['f_cate'][0], config.space)                               # Eq. (3)
-        return logits.sigmoid(), (2 * cell + 1) * size / (2 * config.grid), q_ins, q_cate
-
-
-def export_onnx(model, path):
-    """Writes a folded UniParser on the CPU to `path`."""
-    if model.config.fusion != 'index':
-        raise ValueError(f'the ONNX file holds correlations, but the fusion {model.config.fusion!r} does not use them')
-    for module in model.modules():
-        if isinstance(module, ConvTower):
-            module.cache = None                          # the coordinates' share depends on the size
-    height, width = (torch.export.Dim(name, min=2, max=256) for name in ('height', 'width'))
-    settings = {key: getattr(model.config, key) for key in INFERENCE}
-    write_onnx(path, Correlations(model), torch.zeros(1, 3, 256, 320), ({2: 32 * height, 3: 32 * width},),
-               ['scores', 'centers', 'q_ins', 'q_cate'],
-               dict(settings, mean=MEAN, std=STD, class_names=model.class_names))
+        centers = (2 * torch.stack([column, row], dim=1) + 1) * size / (2 * config.grid)
+        q_ins = correlate(k_ins, out['f_ins'][0], config.space)                          # Eq. (2)
+        q_cate = correlate(out['k_cate'], out['f_cate'][0], config.space)                # Eq. (3)
+        return logits.sigmoid(), centers, q_ins, q_cate
 
 
 class Logits(nn.Module):
@@ -89,22 +87,52 @@ class Logits(nn.Module):
         return self.model.crop_logits(image)
 
 
+def export_onnx(model, path):
+    """Writes a folded UniParser on the CPU to `path`."""
+    config = model.config
+    if config.fusion != 'index':
+        raise ValueError(f'the ONNX file holds correlations, but the fusion {config.fusion!r} does '
+                         'not use them')
+    for module in model.modules():
+        if isinstance(module, ConvTower):
+            # The coordinates' share depends on the size of the image.
+            module.cache = None
+    height = 32 * torch.export.Dim('height', min=2, max=256)
+    width = 32 * torch.export.Dim('width', min=2, max=256)
+    settings = {name: getattr(config, name) for name in INFERENCE}
+    metadata = dict(settings, mean=MEAN, std=STD, class_names=model.class_names)
+    write_onnx(path, Correlations(model), torch.zeros(1, 3, 256, 320), {2: height, 3: width},
+               ['scores', 'centers', 'q_ins', 'q_cate'], metadata)
+
+
 def export_schp(model, path):
     """Writes a folded SCHP on the CPU to `path`."""
-    write_onnx(path, Logits(model), torch.zeros(2, 3, *model.size), ({0: torch.export.Dim('batch', min=1, max=1024)},),
-               ['logits'], dict(mean=warp.MEAN, std=warp.STD, labels=model.labels, size=model.size))
+    batch = torch.export.Dim('batch', min=1, max=1024)
+    metadata = dict(mean=crops.MEAN, std=crops.STD, labels=model.labels, size=model.size)
+    write_onnx(path, Logits(model), torch.zeros(2, 3, *model.size), {0: batch}, ['logits'],
+               metadata)
 
 
-def write_onnx(path, model, image, shapes, outputs, metadata):
-    """Writes a model of one input, `image`, with metadata as JSON; ModuleNotFoundError with advice where a package is
-    missing."""
-    try:
-        for name in 'onnx', 'onnxscript':                # what torch.onnx needs
+def write_onnx(path, model, image, shape, outputs, metadata):
+    """Writes a model with one input, `image`.
+
+    Args:
+        image: an example of the input.
+        shape (dict): {axis: torch.export.Dim} of the axes of any size.
+        outputs (list): their names.
+        metadata (dict): is stored as JSON.
+
+    ModuleNotFoundError with advice where a package is missing.
+    """
+    for name in NEEDED:
+        try:
             importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(f'an ONNX file needs {error.name}; pip install onnx onnxscript onnxruntime') from None
-    program = torch.onnx.export(model.eval(), (image,), dynamo=True, opset_version=19, verbose=False,
-                                input_names=['image'], output_names=outputs, dynamic_shapes=shapes, external_data=False)
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(f'an ONNX file needs {error.name}; pip install onnx '
+                                      'onnxscript onnxruntime') from None
+    program = torch.onnx.export(model.eval(), (image,), dynamo=True, opset_version=OPSET,
+                                verbose=False, input_names=['image'], output_names=outputs,
+                                dynamic_shapes=(shape,), external_data=False)
     for key, value in metadata.items():
         program.model.metadata_props[key] = json.dumps(value)
     file = io.BytesIO()
@@ -112,31 +140,41 @@ def write_onnx(path, model, image, shapes, outputs, metadata):
     write_file(path, file.getvalue())
 
 
+def open_model(args):
+    """The model of the arguments, UniParser or SCHP, on the CPU."""
+    if args.preset:
+        torch.manual_seed(0)
+        return UniParser(get_config(args.preset, pretrained='')).eval()
+    if find_system(read_checkpoint(args.weights)) == 'schp':
+        return SCHP.from_pretrained(args.weights, args.labels)
+    return UniParser.from_pretrained(args.weights)
+
+
+def export(args):
+    model = open_model(args)
+    if not args.out.endswith('.onnx'):
+        if args.half:
+            model = model.half()
+        model.save(args.out)
+    elif isinstance(model, UniParser):
+        export_onnx(model.fold(), args.out)
+    else:
+        export_schp(model.fold(), args.out)
+    print(f'{args.out}: {os.path.getsize(args.out) / 1e6:.1f} MB, {describe(model.config)}')
+
+
 def parse_arguments(argv=None):
     parser = CommandParser(__doc__)
     parser.add_argument('--weights', type=filled, default=str(WEIGHTS),
                         help='a checkpoint of train.py or of the released code')
-    parser.add_argument('--preset', choices=list(PRESETS), help='an untrained network instead of weights')
-    parser.add_argument('--labels', choices=list(LABEL_SETS), help='SCHP with 20 classes: lip (default) or cihp')
+    parser.add_argument('--preset', choices=list(PRESETS),
+                        help='an untrained network instead of weights')
+    parser.add_argument('--labels', choices=list(LABEL_SETS),
+                        help='SCHP with 20 classes: lip (default) or cihp')
     parser.add_argument('--out', required=True, metavar='FILE', help='FILE.onnx or FILE.pt')
-    parser.add_argument('--half', action='store_true', help='FILE.pt in half precision: half the size')
+    parser.add_argument('--half', action='store_true',
+                        help='FILE.pt in half precision: half the size')
     return parser.parse_args(argv)
-
-
-def export(args):
-    schp = not args.preset and find_system(read_checkpoint(args.weights)) == 'schp'
-    if schp:
-        model = SCHP.from_pretrained(args.weights, args.labels)
-    elif args.preset:
-        torch.manual_seed(0)
-        model = UniParser(get_config(args.preset, pretrained='')).eval()
-    else:
-        model = UniParser.from_pretrained(args.weights)
-    if args.out.endswith('.onnx'):
-        export_schp(model.folded(), args.out) if schp else export_onnx(model.fold(), args.out)
-    else:
-        (model.half() if args.half else model).save(args.out)
-    print(f'{args.out}: {os.path.getsize(args.out) / 1e6:.1f} MB, {describe(model.config)}')
 
 
 def main(argv=None):

@@ -1,8 +1,9 @@
-"""Predicts a split with the ground truth in place of a part of the network, which shows what the other parts cost.
+"""Predicts a split with the ground truth in place of a part of the network.
 
-    python -m tools.oracle people --data CCP --root DIR --out results/        # then evaluate.py as usual
+The difference to the usual predictions shows what that part costs.
+
+    python -m tools.oracle people --data CCP --root DIR --out results/   # then evaluate.py as usual
 """
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -17,34 +18,63 @@ from util.datasets import DATASETS
 from util.files import user_errors
 from util.submissions import FORMS
 
+SURE = 9.0                                   # logit of a center; -SURE: of a cell without one
+
 
 @torch.no_grad()
-def predict_with_truth(model, kind, image, parsing, ignore):
-    """Parsing of one image where the ground truth replaces a part of the network: the heat map (centers), that and the
-    correlations with people (people), or the correlations with categories (classes)."""
-    config, photo = model.config, Image.fromarray(image)
-    out, (padded, size) = model.outputs(network_input(photo, config)), input_size(photo, config)
-    _, parsing, ignore = resize_sample(image, parsing, ignore, size[::-1], config.recipe)
-    below = (0, padded[1] - size[1], 0, padded[0] - size[0])
-    parsing, ignore = (F.pad(torch.from_numpy(np.array(x)), below) for x in (parsing, ignore))
-    truth = make_targets(parsing, ignore, out['f_ins'].shape[-2:], config)
-    if kind == 'classes':
-        out['f_cate'] = truth['categories'].view(1, -1, *out['f_cate'].shape[-2:])
+def predict_with_truth(model, part, image, parsing, ignore):
+    """Predicts one image, where the ground truth replaces a part of the network.
+
+    Args:
+        model: a folded UniParser.
+        part (str): centers: the heat map; people: the heat map and the correlations with people;
+            classes: the correlations with categories.
+        image, parsing, ignore: of a data set, see `data.py`.
+
+    Returns a Parsing.
+    """
+    config = model.config
+    photo = Image.fromarray(image)
+    out = model.outputs(network_input(photo, config))
+    out = {name: tensor.cpu() for name, tensor in out.items()}
+    height, width = out['f_ins'].shape[-2:]
+    truth = targets_of(photo, parsing, ignore, (height, width), config)
+    if part == 'classes':
+        # Eq. (3) with one-hot features and kernels gives the masks of the categories themselves.
+        out['f_cate'] = truth['categories'].view(1, -1, height, width)
         out['k_cate'] = torch.eye(config.num_classes)
     else:
-        cells, heat = truth['cells'][truth['exists']], torch.full((config.grid ** 2,), -9.0)
-        heat[cells] = 9.0
-        out['heatmap'] = heat.view(1, 1, config.grid, config.grid)
-    if kind == 'people':
-        out['f_ins'] = truth['persons'][truth['exists']].float()[None]                     # (1, N, h, w)
-        out['k_ins'] = torch.zeros(1, len(cells), config.grid ** 2)
-        out['k_ins'][0, torch.arange(len(cells)), cells] = 1
-    return decode({k: v.cpu() for k, v in out.items()}, 0, photo, config, model.fusion)
+        cells = truth['cells'][truth['exists']]
+        heatmap = torch.full((config.grid ** 2,), -SURE)
+        heatmap[cells] = SURE
+        out['heatmap'] = heatmap.view(1, 1, config.grid, config.grid)
+    if part == 'people':
+        # Eq. (2), the same of the masks of people.
+        persons = truth['persons'][truth['exists']].float()
+        k_ins = torch.zeros(1, len(cells), config.grid ** 2)
+        k_ins[0, torch.arange(len(cells)), cells] = 1
+        out['f_ins'] = persons[None]                                            # (1, N, h, w)
+        out['k_ins'] = k_ins
+    return decode(out, 0, photo, config, model.fusion)
+
+
+def targets_of(photo, parsing, ignore, size, config):
+    """The targets of training for the photo as the network sees it in inference: resized to its
+    test size and padded. size: (h, w) of the features."""
+    padded, resized = input_size(photo, config)
+    _, parsing, ignore = resize_sample(np.asarray(photo), parsing, ignore, resized[::-1],
+                                       config.recipe)
+    below = padded[0] - resized[0]
+    right = padded[1] - resized[1]
+    parsing = F.pad(torch.from_numpy(np.array(parsing)), (0, right, 0, below))
+    ignore = F.pad(torch.from_numpy(np.array(ignore)), (0, right, 0, below))
+    return make_targets(parsing, ignore, size, config)
 
 
 def parse_arguments(argv=None):
     parser = CommandParser(__doc__)
-    parser.add_argument('part', choices=['centers', 'people', 'classes'], help='what the ground truth replaces')
+    parser.add_argument('part', choices=['centers', 'people', 'classes'],
+                        help='what the ground truth replaces')
     parser.add_argument('--data', choices=list(DATASETS), required=True)
     parser.add_argument('--root', help='folder of the data set, as downloaded')
     parser.add_argument('--split', default='val')
@@ -59,7 +89,11 @@ def main(argv=None):
     with user_errors():
         model = load_model(args, args.device)
         dataset = open_split(args, model)
-        predict_split(args, dataset, lambda *sample: predict_with_truth(model, args.part, *sample))
+
+        def predict(image, parsing, ignore):
+            return predict_with_truth(model, args.part, image, parsing, ignore)
+
+        predict_split(args, dataset, predict)
 
 
 if __name__ == '__main__':

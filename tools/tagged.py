@@ -1,16 +1,16 @@
-"""Labels the photos of CCP that have tags of the whole image instead of pixel labels: pseudo labels for training.
+"""Labels the photos of CCP that have tags of the whole image instead of pixel labels.
 
     python -m tools.tagged --root clothing-co-parsing --out tagged/ --flip-test
     python train.py --data CCP --root clothing-co-parsing --tagged tagged/
 
-A photo's largest person gets the parts that the model finds, but no class that the tags exclude; hair, face and limbs
-may always be there. A pixel whose class has a correlation (with --assign mixture: a posterior) below --certain is
-unknown (255). A photo is left out where that person scores less than --confident, where a tagged garment, hat, glove,
-sock or scarf has nearly no pixels, and where clothes are tagged that CIHP has no class for. torchrun shares the photos
-among processes.
+A photo's largest person gets the parts that the model finds, but no class that the tags exclude;
+hair, face and limbs may always be there. A pixel whose class has a correlation (with --assign
+mixture: a posterior) below --certain is unknown (255). A photo is left out where that person scores
+less than --confident, where a tagged garment, hat, glove, sock or scarf has nearly no pixels, and
+where clothes are tagged that CIHP has no class for. torchrun shares the photos among processes.
 
-Unless given, the settings are --score parsing --assign correlation --theta-paint 0.2 --theta-part 0.1: with the tags,
-a label is seldom wrong.
+Unless given, the settings are --score parsing --assign correlation --theta-paint 0.2 --theta-part
+0.1: with the tags, a label is seldom wrong.
 """
 import json
 import os
@@ -25,16 +25,22 @@ from infer import add_model_flags, check_classes, load_model
 from uniparser import decode
 from util.cli import Between, CommandParser, start
 from util.datasets import CIHP, UNKNOWN, read_layers
-from util.files import index_folder, inside, naming, pick_files, printable, read_stored, user_errors, write_png
+from util.files import (index_folder, inside, naming, pick_files, printable, read_stored,
+                        user_errors, write_png)
 from util.photos import PhotoJob, PhotoPipeline, check_failures, share_of_process
 from util.pictures import palette, palette_image
 from util.run import sum_over_processes
 
+NAMES = CIHP.class_names
 ALWAYS = 'hair', 'face', 'left-arm', 'right-arm', 'left-leg', 'right-leg'
-FOREIGN = 'tights', 'bodysuit'                     # clothes without a class of CIHP
-SMALLEST = {**dict.fromkeys(('upper-clothes', 'dress', 'coat', 'pants', 'skirt'), 0.02),      # share in the person
-            **dict.fromkeys(('hat', 'glove', 'socks', 'scarf'), 0.001)}
-DEFAULTS = dict(score='parsing', theta_score=0.0, assign='correlation', theta_paint=0.2, theta_part=0.1)
+FOREIGN = 'tights', 'bodysuit'               # clothes without a class of CIHP
+# Smallest shares of tagged classes in the person.
+SMALLEST = {
+    **dict.fromkeys(('upper-clothes', 'dress', 'coat', 'pants', 'skirt'), 0.02),
+    **dict.fromkeys(('hat', 'glove', 'socks', 'scarf'), 0.001),
+}
+DEFAULTS = dict(score='parsing', theta_score=0.0, assign='correlation', theta_paint=0.2,
+                theta_part=0.1)
 
 
 class Tags:
@@ -44,7 +50,8 @@ class Tags:
         self.rows = json.loads(read_layers()['mapping.json'])['map']
 
     def read(self, path):
-        """-> allowed (19,) bool: which classes can appear; None where there are clothes that CIHP does not have."""
+        """The classes that can appear in a photo: bool (19,), without the background. None where
+        the photo shows clothes that CIHP does not have."""
         with naming(path):
             tags = loadmat(path)['tags'].ravel().tolist()
             rows = [self.rows[tag] for tag in tags]
@@ -52,19 +59,23 @@ class Tags:
             return None
         allowed = np.zeros(256, bool)
         for row in rows:
+            # Shoes, for example, are a left and a right class of CIHP.
             ids = row['cihp']
             allowed[list(ids.values()) if isinstance(ids, dict) else ids] = True
-        allowed[[CIHP.class_names.index(name) for name in ALWAYS]] = True
+        allowed[[NAMES.index(name) for name in ALWAYS]] = True
         return allowed[1:20]
 
 
-class Labeler(PhotoPipeline):
-    """Writes label maps of tagged photos. tags: their files by name."""
+class LabelPipeline(PhotoPipeline):
+    """Writes label maps of tagged photos. tags: {name of a photo: path of its tags}."""
     endings = '.png',
 
     def __init__(self, model, args, tags):
         super().__init__(args.out, model.device)
-        self.model, self.args, self.files, self.tags = model, args, tags, Tags()
+        self.model = model
+        self.args = args
+        self.files = tags
+        self.tags = Tags()
 
     def open(self, path):
         return read_stored(path)
@@ -76,36 +87,56 @@ class Labeler(PhotoPipeline):
         return [self.model.outputs(image) for image in inputs]
 
     def write(self, job):
-        [target] = self.targets(job.name)
         try:
             allowed = self.tags.read(self.files[job.name])
         except (OSError, ValueError) as error:
             return f'error: {error}', None
-        with self.turn:
-            labels = None if allowed is None else self.label(job.out, job.photo, allowed)
+        labels = None
+        if allowed is not None:
+            with self.turn:
+                labels = self.label(job.out, job.photo, allowed)
+        target, = self.targets(job.name)
         if labels is not None:
             write_png(target, palette_image(labels, palette(19)))
-        elif target.exists():                                        # of an earlier model, which was certain
-            target.unlink()
-        return f'{printable(job.path)}: {"left out" if labels is None else "labeled"}', int(labels is not None)
+            return f'{printable(job.path)}: labeled', 1
+        # A map of an earlier model, which was certain of this photo.
+        target.unlink(missing_ok=True)
+        return f'{printable(job.path)}: left out', 0
 
     def label(self, out, photo, allowed):
-        """Label map (H, W) of the largest person of a Pillow photo, or None where it is not certain. out: see
-        `outputs`; allowed: see `Tags.read`."""
-        config, excluded = self.model.config, ~torch.from_numpy(allowed).to(self.model.device)
-        k_cate = out['k_cate'].masked_fill(excluded[:, None], -1.0)  # features are not negative: q is at most -1
-        found = decode(dict(out, k_cate=k_cate), 0, photo, config)
-        n = (found.parsing > 0).sum((1, 2)).argmax() if len(found.scores) else 0
-        if not len(found.scores) or found.scores[n] < self.args.confident:
+        """The label map of the largest person, (H, W) uint8, or None where it is not certain.
+
+        Args:
+            out: of `outputs`.
+            photo: Pillow.
+            allowed: of `Tags.read`.
+        """
+        config = self.model.config
+        # Features are not negative, so a kernel of -1 correlates with none of them.
+        excluded = ~torch.from_numpy(allowed).to(self.model.device)
+        k_cate = out['k_cate'].masked_fill(excluded[:, None], -1.0)
+        out = dict(out, k_cate=k_cate)
+        found = decode(out, 0, photo, config)
+        if not len(found.scores):
             return None
-        labels, center = found.parsing[n], found.centers[n]
-        areas = np.bincount(labels.ravel(), minlength=20)[1:]
-        if any(tagged and area < SMALLEST.get(name, 0) * areas.sum()
-               for name, area, tagged in zip(CIHP.class_names[1:], areas, allowed)):
+        largest = (found.parsing > 0).sum((1, 2)).argmax()
+        labels = found.parsing[largest]
+        if found.scores[largest] < self.args.confident or lacks_a_garment(labels, allowed):
             return None
-        sure = decode(dict(out, k_cate=k_cate), 0, photo, replace(config, theta_paint=self.args.certain))
-        sure = (sure.parsing[(sure.centers == center).all(1)] == labels).any(0)            # the same person again
+        # The same person again, painted only where the network is certain.
+        sure = decode(out, 0, photo, replace(config, theta_paint=self.args.certain))
+        same = (sure.centers == found.centers[largest]).all(1)
+        sure = (sure.parsing[same] == labels).any(0)
         return np.where((labels > 0) & ~sure, np.uint8(UNKNOWN), labels)
+
+
+def lacks_a_garment(labels, tagged):
+    """Whether a tagged class has a smaller share of the person's pixels than it must have."""
+    areas = np.bincount(labels.ravel(), minlength=20)[1:]
+    for name, area, is_tagged in zip(NAMES[1:], areas, tagged):
+        if is_tagged and area < SMALLEST.get(name, 0) * areas.sum():
+            return True
+    return False
 
 
 def parse_arguments(argv=None):
@@ -121,26 +152,36 @@ def parse_arguments(argv=None):
     return parser.parse_args(argv)
 
 
+def check_model(model, path):
+    """ValueError where tags cannot exclude classes of the model in the file `path`."""
+    check_classes(model, path, 'CIHP', NAMES)
+    if model.config.space != 'cosine' or model.config.fusion != 'index':
+        raise ValueError(f'{path} has the space {model.config.space} and the fusion '
+                         f'{model.config.fusion}; tags can exclude classes with cosine and index '
+                         'alone')
+
+
+def label_photos(args):
+    root = inside(args.root, 'clothing-co-parsing')
+    model = load_model(args, args.device)
+    check_model(model, args.weights)
+    folder = os.path.join(root, 'annotations', 'image-level')
+    tags = index_folder(folder, ('.mat',))
+    if not tags:
+        raise FileNotFoundError(f'{folder} has no .mat file; unpack the download again')
+    paths = pick_files(os.path.join(root, 'photos'), list(tags))
+    jobs = [PhotoJob(path, name) for path, name in zip(paths, tags)]
+    counts = LabelPipeline(model, args, tags).run(share_of_process(jobs))
+    kept = sum_over_processes(sum(count for count in counts if count))
+    if int(os.environ.get('RANK', 0)) == 0:
+        print(f'{kept} of {len(tags)} photos labeled -> {os.path.join(args.out, "")}')
+    check_failures(counts.count(None))
+
+
 def main(argv=None):
     args = parse_arguments(argv)
     with user_errors():
-        root, model = inside(args.root, 'clothing-co-parsing'), load_model(args, args.device)
-        check_classes(model, args.weights, 'CIHP', CIHP.class_names)
-        if model.config.space != 'cosine' or model.config.fusion != 'index':
-            raise ValueError(f'{args.weights} has the space {model.config.space} and the fusion {model.config.fusion}; '
-                             'tags can exclude classes with cosine and index alone')
-        folder = os.path.join(root, 'annotations', 'image-level')
-        tags = index_folder(folder, ('.mat',))
-        if not tags:
-            raise FileNotFoundError(f'{folder} has no .mat file; unpack the download again')
-        jobs = share_of_process([PhotoJob(path, name) for path, name in
-                                 zip(pick_files(os.path.join(root, 'photos'), list(tags)), tags)])
-        counts = Labeler(model, args, tags).run(jobs)
-        failed = counts.count(None)
-        kept = sum_over_processes(sum(count for count in counts if count))
-        if int(os.environ.get('RANK', 0)) == 0:
-            print(f'{kept} of {len(tags)} photos labeled -> {os.path.join(args.out, "")}')
-        check_failures(failed)
+        label_photos(args)
 
 
 if __name__ == '__main__':

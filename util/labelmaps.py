@@ -1,21 +1,13 @@
 """From one label set to another, by tables: docs/labels.md.
 
-KINDS leads from MHP, CIHP, LIP and ATR to coarser sets. The nine merged labels, for virtual try-on (ViWear's fork of
-SCHP), come from DeepFashion-MultiModal too:
-
-    0 background   1 upper-face (hat, hair)   2 face       3 arm       4 leg
-    5 upper-clothes   6 one-piece             7 lower-clothes         8 shoe
-
-Under the scheme `sep`, which follows CatVTON, 3 is hands, 4 feet, 5 upper body and 7 lower body: clothes with the skin
-beside them. DeepFashion-MultiModal calls all skin one thing; DensePose's parts decide which skin it is. The names of
-the labels are in util/labels.py. Needs no torch.
+KINDS leads from MHP, CIHP, LIP and ATR to coarser sets. The names of the labels are in util/labels.py. Needs no torch.
 """
 from functools import lru_cache
 
 import numpy as np
 from scipy.ndimage import distance_transform_edt
 
-from util.datasets import CIHP, MHP
+from util.datasets import MHP
 from util.files import UNKNOWN
 from util.labels import LABEL_SETS
 from util.masks import CroppedMap, as_label_maps, box_of
@@ -54,12 +46,6 @@ KINDS = (
     ('backpack, carrybag, cases, wallet/purse', '-', '-', 'Bag', '-', '-'),
     ('protector, ball, bats, bottle, umbrella, other-accessaries', '-', '-', '-', '-', '-'))
 
-SKIN = 15                                                 # "ask DensePose"; DeepFashion's own number of skin
-GROW = 10                                                 # pixels by which DensePose's parts are enlarged
-SEGM = dict(background=0, top=5, outer=5, skirt=7, dress=6, pants=7, leggings=7, headwear=1, eyeglass=2, neckwear=2,
-            belt=7, footwear=8, bag=0, hair=1, face=2, skin=SKIN, ring=3, wrist_wearing=3, socks=4, gloves=3,
-            necklace=2, rompers=6, earrings=2, tie=5)     # labels of DeepFashion in their order: merged label
-
 
 # ---- between label sets ------------------------------------------------------------------------------------
 
@@ -94,6 +80,16 @@ def find_tables(source, target):
         for name in row[SETS.index(source)].split(', '):
             found.setdefault(name.lower(), [others.index(n) if n != '-' else 0 for n in (there[0], there[-1])])
     return tuple(zip(*(found[name] for name in names)))
+
+
+def relabel(labels, table):
+    """uint8 array of labels -> uint8 array of table[label]; 255 (unknown) stays. ValueError for a label outside."""
+    lookup = np.arange(256, dtype=np.uint8)
+    lookup[:len(table)] = table
+    strange = (labels >= len(table)) & (labels != UNKNOWN)
+    if strange.any():
+        raise ValueError(f'the label {labels[strange][0]} is none of 0 to {len(table) - 1}; is it of another data set?')
+    return lookup[labels]
 
 
 def convert(labels, source, target):
@@ -164,72 +160,3 @@ class ConvertedPredictions:
         maps = [convert_any(m, source, target) for m in found.parsing]
         kept = [i for i, m in enumerate(maps) if (m.area if isinstance(m, CroppedMap) else m.any())]
         return Prediction([maps[i] for i in kept], [found.scores[i] for i in kept], semantic, lost=found.lost)
-
-
-# ---- merged labels -----------------------------------------------------------------------------------------
-
-
-def dense(torso, hands=3, feet=4, legs=4, arms=3, face=2):
-    """Merged labels of DensePose's parts 0..24, in their order."""
-    return 0, *[torso] * 2, *[hands] * 2, *[feet] * 2, *[legs] * 8, *[arms] * 8, *[face] * 2
-
-
-LIP_TO_MERGED = find_tables('lip', 'merged')[0]
-SCHEMES = {                                               # (24 DeepFashion labels, 25 DensePose parts) -> merged
-    'sans_torso': (tuple(SEGM.values()), dense(torso=0)),                # as LIP, where the torso's skin is background
-    'with_torso': (tuple(SEGM.values()), dense(torso=3)),                # the README says upper-clothes, its file arm
-    'sep': (tuple({**SEGM, 'wrist_wearing': 5, 'socks': 7}.values()), dense(torso=5, legs=7, arms=5))}
-
-
-def find_scheme(scheme):
-    if scheme not in SCHEMES:
-        raise ValueError(f'the mapping scheme {scheme!r} is unknown; choose one of {", ".join(SCHEMES)}')
-    return SCHEMES[scheme]
-
-
-def relabel(labels, table):
-    """uint8 array of labels -> uint8 array of table[label]; 255 (unknown) stays. ValueError for a label outside."""
-    lookup = np.arange(256, dtype=np.uint8)
-    lookup[:len(table)] = table
-    strange = (labels >= len(table)) & (labels != UNKNOWN)
-    if strange.any():
-        raise ValueError(f'the label {labels[strange][0]} is none of 0 to {len(table) - 1}; is it of another data set?')
-    return lookup[labels]
-
-
-def lip_to_merged(labels, scheme='sans_torso'):
-    """LIP's labels 0..19, any shape -> merged labels. LIP has no torso skin, so two schemes are the same."""
-    check_scheme(scheme)
-    return relabel(labels, LIP_TO_MERGED)
-
-
-def cihp_to_merged(labels, scheme='sans_torso'):
-    """CIHP's labels 0..19, any shape, which are CCP's too -> merged labels. They are LIP's but for 10, torso skin."""
-    return relabel(labels, (*LIP_TO_MERGED[:10], check_scheme(scheme)[1][1], *LIP_TO_MERGED[11:]))
-
-
-def check_scheme(scheme):
-    """`find_scheme` for the labels of LIP and CIHP. The scheme `sep` separates hands from arms and feet from legs;
-    these labels cannot."""
-    if scheme == 'sep':
-        raise ValueError('the labels of LIP and CIHP do not separate hands from arms, so the scheme sep cannot be made '
-                         'from them; take sans_torso or with_torso')
-    return find_scheme(scheme)
-
-
-def grow(labels, distance=GROW):
-    """Background within `distance` pixels of a label takes the nearest one. (H, W) -> (H, W)."""
-    if not labels.any():
-        return labels
-    far, nearest = distance_transform_edt(labels == 0, return_indices=True)
-    return np.where(far <= distance, labels[tuple(nearest)], labels)
-
-
-def deepfashion_to_merged(segm, parts, scheme='sep'):
-    """DeepFashion-MultiModal's segmentation (H, W), 0..23, and DensePose's parts (H, W), 0..24 -> merged labels (H, W)
-    uint8. Skin takes the label of the nearest part within 10 pixels, else background."""
-    segm_table, dense_table = find_scheme(scheme)
-    merged, skin = relabel(segm, segm_table), segm == SKIN
-    if skin.any():
-        merged[skin] = grow(relabel(parts, dense_table))[skin]
-    return merged

@@ -148,6 +148,24 @@ def list_people(found, class_names):
             for n, (labels, score, center) in enumerate(zip(*found), 1)]
 
 
+def as_one_person(labels, probability):
+    """The labels of a whole photo as those of one person.
+
+    Args:
+        labels: (H, W) uint8, class ids; 0 is background.
+        probability: (H, W) in 0..1, that a pixel is a person's.
+
+    Returns a Parsing of one person, whose score is the mean probability of its pixels; of nobody
+    where no pixel has a label.
+    """
+    rows, columns = np.nonzero(labels)
+    if not len(rows):
+        return Parsing(labels[None], np.zeros(1), np.zeros((1, 2))).visible()
+    score = probability[labels > 0].mean()
+    center = [columns.mean() + 0.5, rows.mean() + 0.5]
+    return Parsing(labels[None], np.array([score]), np.array([center])).visible()
+
+
 # ---- files -------------------------------------------------------------------------------------------------
 
 

@@ -2,10 +2,10 @@
 
 The long versions, in one process each, print what they saw:
 
-    python -m tests.test_faults --headers 10000     # mutated JPEG and PNG headers through read_photo
-    python -m tests.test_faults --fuzz 2000         # drawn shapes, modes, labels and configurations, photo to metric
-    python -m tests.test_faults --soak 2000         # photos of mixed sizes through infer.py
-    python -m tests.test_faults --kills 50          # kill -9 of a training at random moments, resumed to the end
+    python -m tests.robustness.test_faults --headers 10000     # mutated JPEG and PNG headers through read_photo
+    python -m tests.robustness.test_faults --fuzz 2000         # drawn shapes, modes, labels and configurations, photo to metric
+    python -m tests.robustness.test_faults --soak 2000         # photos of mixed sizes through infer.py
+    python -m tests.robustness.test_faults --kills 50          # kill -9 of a training at random moments, resumed to the end
 """
 import argparse
 import io

@@ -1,4 +1,4 @@
-"""schp.py's commands: train and resume, evaluate, extract, IntegratedPIFu, fuse, export; bad input."""
+"""SCHP's commands: train and resume, evaluate, extract, IntegratedPIFu, fuse, export; bad input."""
 import json
 import os
 from pathlib import Path
@@ -7,18 +7,19 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests.helpers import HERE, call, run, stop_at_step, weights, write_photo
+from tests.helpers import call, run, stop_at_step, weights, write_photo
 from tests.seeded import blobs
 
 import evaluate
 import infer
-import schp
 from schp import SCHP
+from schp import __main__ as schp
 from schp import data as single_person
 from tools import self_correction
 from tools import export
 from util.labels import LABEL_SETS, voc_palette
-from schp.semantic import confusion_matrix, semantic_metrics
+from schp.evaluation import semantic_metrics
+from util.metrics import confusion_matrix
 
 torch.set_num_threads(1)
 SHORT = ['--size', '48', '40', '--blocks', '1', '1', '1', '1', '--width', '4', '--batch-size', '4', '--epochs', '4',
@@ -423,7 +424,7 @@ def test_released_weights_parse_the_demo_photo_as_published(name):
     files = [p for p in sorted(folder.glob('*.pth')) if name in p.name]
     if not files:
         pytest.skip(f'{folder} has no file of {name}')
-    labels = SCHP.from_pretrained(files[0]).folded().predict([Image.open(folder / 'demo.jpg')])[0]
+    labels = SCHP.from_pretrained(files[0]).fold().predict([Image.open(folder / 'demo.jpg')])[0]
     assert labels.shape == (1333, 2000)
     counts = dict(enumerate(np.bincount(labels.ravel(), minlength=20).tolist()))
     wrong = sum(abs(counts[c] - GOLDEN[name].get(c, 0)) for c in counts)

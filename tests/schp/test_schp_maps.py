@@ -1,6 +1,5 @@
 """Label sets, crops, the fusion of several people and metrics: parity with SCHP's released code (fixtures/schp)."""
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,9 +8,9 @@ import torch.nn.functional as F
 from tests.helpers import HERE
 from tests.seeded import blobs, noise, photo
 
-from schp import warp
-from schp import semantic
-from schp import crowd
+from schp import crops, crowd
+from schp.evaluation import semantic_metrics
+from util.metrics import confusion_matrix
 from util.labels import LABEL_SETS, choose_labels, voc_palette
 
 torch.set_num_threads(1)
@@ -52,47 +51,47 @@ def test_palette_is_that_of_pascal_voc():
 def test_crops_and_ways_back_equal_those_of_cv2(name):
     case, expected = read_json('affine.json')[name], np.load(FIXTURES / 'affine.npz')
     (h, w), (size_h, size_w) = case['hw'], case['size']
-    matrix = warp.crop_matrix((h, w), case['size'])
-    back = warp.invert(matrix)
+    matrix = crops.crop_matrix((h, w), case['size'])
+    back = crops.invert(matrix)
     np.testing.assert_allclose(matrix, case['M'], rtol=0, atol=1e-12)
     np.testing.assert_allclose(back, case['Minv'], rtol=0, atol=1e-12)
     image = torch.from_numpy(photo(5, h, w)).permute(2, 0, 1).float()
-    crop = warp.warp(image, matrix, case['size'])[:, ::4, ::4].permute(1, 2, 0)
+    crop = crops.warp(image, matrix, case['size'])[:, ::4, ::4].permute(1, 2, 0)
     assert np.abs(crop.numpy() - expected[f'{name}_crop']).max() <= 0.51         # of 255; cv2 rounds
     logits = torch.from_numpy(noise(6, (size_h // 4, size_w // 4, 5))).permute(2, 0, 1)[None]
     logits = F.interpolate(logits, case['size'], mode='bilinear', align_corners=False)[0]
-    assert np.array_equal(warp.label_map(logits, back, (h, w)), expected[f'{name}_argmax'])
+    assert np.array_equal(crops.label_map(logits, back, (h, w)), expected[f'{name}_argmax'])
     labels = torch.from_numpy(blobs(7, size_h, size_w, 20))[None].float()
-    assert np.array_equal(warp.warp(labels, back, (h, w), 'nearest')[0], expected[f'{name}_nearest'])
+    assert np.array_equal(crops.warp(labels, back, (h, w), 'nearest')[0], expected[f'{name}_nearest'])
 
 
 def test_rotated_and_scaled_crop_equals_the_released_one():
     case = read_json('affine.json')['rot']
-    matrix = warp.crop_matrix(case['hw'], case['size'], case['scale'][0] / 299, case['rot'])
+    matrix = crops.crop_matrix(case['hw'], case['size'], case['scale'][0] / 299, case['rot'])
     np.testing.assert_allclose(matrix, case['M'], rtol=0, atol=1e-5)             # its coordinates are float32
 
 
 def test_warp_fills_outside_and_keeps_labels():
     labels = torch.full((1, 20, 40), 7.)
-    matrix = warp.crop_matrix((20, 40), (40, 40), rotation=20)
-    filled = warp.warp(labels, matrix, (40, 40), 'nearest', fill=255)
+    matrix = crops.crop_matrix((20, 40), (40, 40), rotation=20)
+    filled = crops.warp(labels, matrix, (40, 40), 'nearest', fill=255)
     assert set(filled.unique().tolist()) == {7, 255} and (filled[0, 0] == 255).all() and filled[0, 20, 20] == 7
 
 
 @pytest.mark.parametrize('size', [(1, 1), (1, 30), (30, 1)])
 def test_thin_photos_have_crops(size):
-    matrix = warp.crop_matrix(size, (65, 49))
+    matrix = crops.crop_matrix(size, (65, 49))
     image = torch.full((1, *size), 5.)
-    crop = warp.warp(image, matrix, (65, 49))
+    crop = crops.warp(image, matrix, (65, 49))
     assert np.isfinite(matrix).all() and crop.max() == pytest.approx(5, abs=1e-3)
-    back = warp.warp(torch.ones(1, 65, 49), warp.invert(matrix), size)
+    back = crops.warp(torch.ones(1, 65, 49), crops.invert(matrix), size)
     torch.testing.assert_close(back, torch.ones(1, *size), atol=1e-4, rtol=0)
 
 
 def test_label_map_in_bands_equals_the_whole(monkeypatch):
     logits, size = torch.from_numpy(noise(8, (3, 30, 20))), (2 ** 15, 70)
     matrix = np.array([[3.5, 0, 0], [0, 1100., 5]])
-    assert np.array_equal(warp.label_map(logits, matrix, size), warp.warp(logits, matrix, size).argmax(0))
+    assert np.array_equal(crops.label_map(logits, matrix, size), crops.warp(logits, matrix, size).argmax(0))
 
 
 # ---- several people
@@ -160,11 +159,11 @@ def test_metrics_equal_those_of_the_released_evaluation(centers):
     arrays, expected, total = np.load(FIXTURES / 'miou.npz'), read_json('miou.json')[centers], 0
     for i in range(3):
         truth = arrays[f'gt{i}']
-        matrix = warp.crop_matrix(truth.shape, (473, 473), integer_center=centers == 'int_centers')
+        matrix = crops.crop_matrix(truth.shape, (473, 473), integer_center=centers == 'int_centers')
         prediction = torch.from_numpy(arrays[f'pred{i}'])[None].float()
-        prediction = warp.warp(prediction, warp.invert(matrix), truth.shape, 'nearest')[0].numpy()
-        total = total + semantic.confusion_matrix(prediction, truth, 20)
-    metrics = semantic.semantic_metrics(total)
+        prediction = crops.warp(prediction, crops.invert(matrix), truth.shape, 'nearest')[0].numpy()
+        total = total + confusion_matrix(prediction, truth, 20)
+    metrics = semantic_metrics(total)
     np.testing.assert_allclose([100 * v for v in metrics['IoU']], [expected[n] for n in LABEL_SETS['lip'].names])
     for ours, theirs in (('mIoU', 'Mean IU'), ('pixel_accuracy', 'Pixel accuracy'), ('mean_accuracy', 'Mean accuracy')):
         assert 100 * metrics[ours] == pytest.approx(expected[theirs], abs=1e-9)
@@ -172,13 +171,13 @@ def test_metrics_equal_those_of_the_released_evaluation(centers):
 
 def test_metrics_by_hand_and_refusals():
     truth, prediction = np.array([[0, 0, 1, 255]], np.uint8), np.array([[0, 1, 1, 2]], np.uint8)
-    matrix = semantic.confusion_matrix(prediction, truth, 3)
+    matrix = confusion_matrix(prediction, truth, 3)
     assert matrix.tolist() == [[1, 1, 0], [0, 1, 0], [0, 0, 0]]
-    metrics = semantic.semantic_metrics(matrix)
+    metrics = semantic_metrics(matrix)
     assert metrics['IoU'] == [0.5, 0.5, 0] and metrics['mIoU'] == pytest.approx(1 / 3)        # an absent class counts 0
     assert metrics['pixel_accuracy'] == pytest.approx(2 / 3) and metrics['mean_accuracy'] == pytest.approx(0.5)
     for wrong, sentence in ((prediction[:, :3], 'shape'), (prediction + 2, 'the prediction has labels')):
         with pytest.raises(ValueError, match=sentence):
-            semantic.confusion_matrix(wrong, truth, 3)
+            confusion_matrix(wrong, truth, 3)
     with pytest.raises(ValueError, match='no released label set'):
         choose_labels(8)

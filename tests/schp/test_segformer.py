@@ -1,5 +1,6 @@
 """The SegFormer variant of SCHP: parity with ViWear's fork, its labels and its optimizers, and what users do wrong."""
 import functools
+import copy
 import json
 import lzma
 from pathlib import Path
@@ -10,17 +11,13 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-import schp
-from schp import SCHP
-from schp.segformer import SegFormer
+from schp import SCHP, learning_rate, merged, schp_loss, training
+from schp.segformer import CLASSIFIERS, SegFormer, load_mit
 from tests.helpers import HERE, call
 from tests.seeded import blobs, noise, seeded
-from util import labelmaps
-from schp import finetuning
 from tools import export
 from util.labels import choose_labels
-from schp.mit_weights import CLASSIFIERS, load_mit
-from schp.norms import InPlaceABN
+from schp.layers import InPlaceABN
 from schp.config import SCHPConfig
 
 torch.set_num_threads(1)
@@ -131,7 +128,7 @@ def test_head_equals_fusing_the_concatenated_levels():
 @torch.inference_mode()
 def test_heads_alone_and_folded_equal_all_heads():
     model, images = small(5), torch.from_numpy(noise(5, (2, 3, 75, 53)))
-    expected, folded = model(images), model.folded()
+    expected, folded = model(images), copy.deepcopy(model).fold()
     assert not any(isinstance(m, (InPlaceABN, nn.BatchNorm2d)) for m in folded.modules())
     for name in expected:
         alone = folded(images, heads=(name,))
@@ -288,9 +285,9 @@ def test_onnx_runtime_gets_the_same_logits(tmp_path):
 
 def set_rates(optimizer, epoch, lr, released):
     """As the trainer does it."""
-    rate = schp.learning_rate(epoch, lr)
+    rate = learning_rate(epoch, lr)
     if released:
-        finetuning.set_factors(optimizer, rate, lr, epoch >= 100)
+        training.set_factors(optimizer, rate, lr, epoch >= 100)
     return [rate * group['factor'] for group in optimizer.param_groups]
 
 
@@ -299,7 +296,7 @@ def test_parameter_groups_and_rates_equal_the_fork_s(name):
     phase, decay = PHASES[name]
     with torch.device('meta'):
         model = SegFormer(names(9))
-    optimizer = finetuning.make_optimizer(model, phase, decay)
+    optimizer = training.make_optimizer(model, phase, decay)
     found = [[len(g['params']), sum(p.numel() for p in g['params']), 6e-5 * g['factor'], g['weight_decay']]
              for g in optimizer.param_groups]
     np.testing.assert_allclose(found, OPTIMIZERS[name]['groups'], rtol=1e-12)
@@ -311,7 +308,7 @@ def test_parameter_groups_and_rates_equal_the_fork_s(name):
 def test_mended_rates_keep_the_ratio_of_the_groups():
     with torch.device('meta'):
         model = SegFormer(names(9), **SMALL)
-    optimizer, released = (finetuning.make_optimizer(model, 2, 1e-3) for _ in range(2))
+    optimizer, released = (training.make_optimizer(model, 2, 1e-3) for _ in range(2))
     for epoch in range(150):
         rates, literal = set_rates(optimizer, epoch, 6e-5, False), set_rates(released, epoch, 6e-5, True)
         np.testing.assert_allclose(np.divide(rates, rates[6]),
@@ -325,7 +322,7 @@ def test_phase_1_freezes_the_backbone_and_phase_2_frees_it():
     model, images = SegFormer(names(9), **SMALL).train(), torch.from_numpy(noise(6, (2, 3, 64, 64)))
     for phase, moves in ((1, False), (2, True), (0, True)):
         before = {k: v.clone() for k, v in model.named_parameters()}
-        optimizer = finetuning.make_optimizer(model, phase, 1e-3)
+        optimizer = training.make_optimizer(model, phase, 1e-3)
         for group in optimizer.param_groups:
             group['lr'] = 1e-4
         sum((v ** 2).mean() for v in model(images).values()).backward()
@@ -339,10 +336,10 @@ def test_released_divergence_is_a_mean_over_pixels_and_c_times_that_of_schp():
     labels = torch.from_numpy(np.stack([blobs(1, 33, 25, 9, ignore=3), blobs(2, 33, 25, 9)]))
     out = {k: torch.from_numpy(noise(n, (2, c, 9, 7))) for n, (k, c) in enumerate(dict(parsing=9, fusion=9, edge=2).items())}
     soft = {k: torch.from_numpy(noise(5 + c, (2, c, 9, 7))) for k, c in dict(fusion=9, edge=2).items()}
-    ours, schps = (schp.schp_loss(out, labels, soft, 1, 'released', batchmean) for batchmean in (True, False))
+    ours, schps = (schp_loss(out, labels, soft, 1, 'released', batchmean) for batchmean in (True, False))
     for name, factor in dict(kl_parsing=9, kl_fusion=9, kl_edge=2, lovasz_fusion=1).items():
         torch.testing.assert_close(ours[name], factor * schps[name])
-    paper = [schp.schp_loss(out, labels, soft, 1, 'paper', batchmean)['total'] for batchmean in (True, False)]
+    paper = [schp_loss(out, labels, soft, 1, 'paper', batchmean)['total'] for batchmean in (True, False)]
     assert paper[0] == paper[1]                           # which has a mean over pixels anyway
 
 
@@ -350,9 +347,9 @@ def test_released_divergence_is_a_mean_over_pixels_and_c_times_that_of_schp():
 
 
 def test_tables_equal_the_mapping_files():
-    assert list(labelmaps.LIP_TO_MERGED) == SCHEMES['lip_to_merged']
-    assert set(labelmaps.SCHEMES) == set(SCHEMES['schemes'])
-    for name, (segm, dense) in labelmaps.SCHEMES.items():
+    assert list(merged.LIP_TO_MERGED) == SCHEMES['lip_to_merged']
+    assert set(merged.SCHEMES) == set(SCHEMES['schemes'])
+    for name, (segm, dense) in merged.SCHEMES.items():
         assert dict(segm=list(segm), dense=list(dense)) == SCHEMES['schemes'][name]
     for name in ('merged', 'merged-sep'):
         labels = choose_labels(9, name)
@@ -360,39 +357,39 @@ def test_tables_equal_the_mapping_files():
     assert choose_labels(9) == choose_labels(9, 'merged') != choose_labels(9, 'merged-sep')
 
 
-@pytest.mark.parametrize('scheme', labelmaps.SCHEMES)
+@pytest.mark.parametrize('scheme', merged.SCHEMES)
 def test_deepfashion_maps_equal_the_fork_s(scheme):
     maps = np.load(FIXTURES / 'deepfashion.npz')
-    merged = labelmaps.deepfashion_to_merged(maps['segm'], maps['dense'], scheme)
-    assert merged.dtype == np.uint8
-    np.testing.assert_array_equal(merged, maps[scheme])
+    found = merged.deepfashion_to_merged(maps['segm'], maps['dense'], scheme)
+    assert found.dtype == np.uint8
+    np.testing.assert_array_equal(found, maps[scheme])
 
 
 def test_growing_takes_the_nearest_label_within_ten_pixels():
     labels = np.zeros((1, 40), np.uint8)
     labels[0, 5], labels[0, 12] = 3, 7
-    grown = labelmaps.grow(labels)
+    grown = merged.grow(labels)
     expected = [3] * 9 + [7] * 14 + [0] * 17                                 # the border is halfway, the end 10 further
     assert grown.tolist() == [expected]
-    assert not labelmaps.grow(np.zeros((3, 3), np.uint8)).any()
+    assert not merged.grow(np.zeros((3, 3), np.uint8)).any()
 
 
 def test_skin_far_from_every_part_is_background():
     segm, parts = np.full((30, 30), 15, np.uint8), np.zeros((30, 30), np.uint8)
     parts[0, 0] = 23
-    merged = labelmaps.deepfashion_to_merged(segm, parts)
-    assert merged[0, 10] == 2 and merged[0, 11] == 0 and merged[29, 29] == 0
-    assert not labelmaps.deepfashion_to_merged(segm, 0 * parts).any()
+    found = merged.deepfashion_to_merged(segm, parts)
+    assert found[0, 10] == 2 and found[0, 11] == 0 and found[29, 29] == 0
+    assert not merged.deepfashion_to_merged(segm, 0 * parts).any()
 
 
 def test_lip_and_cihp_labels_merge_and_unknown_stays():
     labels = np.array([[[0, 1, 2, 10, 13, 255]], [[5, 18, 16, 6, 12, 0]]], np.uint8)
-    assert labelmaps.lip_to_merged(labels).tolist() == [[[0, 1, 1, 6, 2, 255]], [[5, 8, 4, 6, 7, 0]]]
-    assert labelmaps.cihp_to_merged(labels)[0].tolist() == [[0, 1, 1, 0, 2, 255]]
-    assert labelmaps.cihp_to_merged(labels, 'with_torso')[0].tolist() == [[0, 1, 1, 3, 2, 255]]
+    assert merged.lip_to_merged(labels).tolist() == [[[0, 1, 1, 6, 2, 255]], [[5, 8, 4, 6, 7, 0]]]
+    assert merged.cihp_to_merged(labels)[0].tolist() == [[0, 1, 1, 0, 2, 255]]
+    assert merged.cihp_to_merged(labels, 'with_torso')[0].tolist() == [[0, 1, 1, 3, 2, 255]]
     with pytest.raises(ValueError, match='hands'):
-        labelmaps.cihp_to_merged(labels, 'sep')
+        merged.cihp_to_merged(labels, 'sep')
     with pytest.raises(ValueError, match='label 20'):
-        labelmaps.lip_to_merged(np.full((2, 2), 20, np.uint8))
+        merged.lip_to_merged(np.full((2, 2), 20, np.uint8))
     with pytest.raises(ValueError, match='sans_torso'):
-        labelmaps.deepfashion_to_merged(labels[0], labels[0], 'with_legs')
+        merged.deepfashion_to_merged(labels[0], labels[0], 'with_legs')

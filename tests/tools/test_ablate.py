@@ -12,7 +12,7 @@ import train
 from tests.helpers import call, run, stop_at_step, tiny_config, tiny_model, weights, write_tiny_mhp
 from uniparser import Config, Parsing, find_centers, get_config
 from tools import ablate
-from tools.ablate import TABLES, TRAININGS, Row, SuppressingParser, markdown, replace_tables
+from tools.ablate import TABLES, TRAININGS, Row, SuppressingUniParser, markdown, replace_tables
 from util.datasets import open_dataset
 from util.masks import matrix_nms
 from util.reports import mean_and_spread
@@ -38,7 +38,7 @@ def test_two_rows_are_trained_once_and_make_a_table(tmp_path, monkeypatch):
     text = (folder / 'results.md').read_text()
     for title, name, paper in ('| parsing loss |  ', 'base', '42.8 / 46.3 / 46.7'), \
             ('| no parsing loss | `--lambda-par 0` ', 'no_parsing', '30.1 / 41.5 / 34.3'):
-        cells = ' | '.join(f'{rows[name][k]:.1f}' for k in ablate.NAMES)
+        cells = ' | '.join(f'{rows[name][k]:.1f}' for k in ablate.METRICS)
         assert f'{title}| {paper} | {cells} | 1 |' in text
     saved = numbers(tmp_path / 'all.json')
     assert saved['runs'] == 1 and saved['ablation']['crowd'] == numbers(folder / 'results.json')
@@ -67,7 +67,7 @@ def test_a_stopped_row_is_resumed_exactly(tmp_path, monkeypatch):
     assert all(torch.equal(ours[k], theirs[k]) for k in theirs)
     for name in 'base-3', 'base+theta_part=0.0-3':
         ours, theirs = (numbers(tmp_path / run / 'crowd' / name / 'metrics.json') for run in ('parts', 'whole'))
-        assert [ours[k] for k in ablate.NAMES] == [theirs[k] for k in ablate.NAMES]
+        assert [ours[k] for k in ablate.METRICS] == [theirs[k] for k in ablate.METRICS]
 
 
 def test_a_row_whose_metrics_were_not_written_is_measured(tmp_path, monkeypatch):
@@ -77,7 +77,7 @@ def test_a_row_whose_metrics_were_not_written_is_measured(tmp_path, monkeypatch)
     before = numbers(path)
     path.unlink()
     assert call(ablate, *command).returncode == 0
-    assert all(numbers(path)[k] == before[k] for k in ablate.NAMES)
+    assert all(numbers(path)[k] == before[k] for k in ablate.METRICS)
 
 
 def test_a_row_that_diverges_counts_as_zero(tmp_path, monkeypatch):
@@ -161,7 +161,7 @@ def test_matrix_nms_equals_its_definition(kernel):
 
 
 def test_suppression_drops_copies_and_sorts_again():
-    model = SuppressingParser(tiny_config('crowd', theta_center=0.3))
+    model = SuppressingUniParser(tiny_config('crowd', theta_center=0.3))
     model.kernel = 'linear'
     parsing = np.zeros((3, 8, 8), np.uint8)
     parsing[:2, :4], parsing[2, 4:] = 3, 5
@@ -184,7 +184,7 @@ def test_without_the_maximum_every_cell_above_the_threshold_is_a_center():
 
 def test_tables_show_mean_spread_and_number_of_seeds():
     assert mean_and_spread([31.4]) == '31.4' and mean_and_spread([1.0, 2.0, 3.0]) == '2.0 \N{PLUS-MINUS SIGN} 1.0'
-    seed = dict(zip(ablate.NAMES, (1.0, 2.0, 3.0, 4.0)))
+    seed = dict(zip(ablate.METRICS, (1.0, 2.0, 3.0, 4.0)))
     tables = {'x': ('Title', [Row('two', 'base', {}, '', (1, 2, 3)), Row('none', 'light')])}
     text = markdown('x', {'base': {'0': seed, '1': {k: v + 2 for k, v in seed.items()}}}, tables)
     spread = '\N{PLUS-MINUS SIGN} 1.4'

@@ -6,15 +6,14 @@ import pytest
 import torch
 from PIL import Image
 
-import schp
+from schp import SCHP, merged
+from schp import __main__ as schp
 from schp.segformer import SegFormer
 from tests.helpers import call
 from tests.seeded import blobs, photo
-from util import labelmaps
 from util.labels import LABEL_SETS
-from schp.preparation import prepare
-from schp.semantic import flatten
-from schp.data import open_dataset
+from schp.prepare import prepare
+from schp.data import flatten, open_dataset
 
 torch.set_num_threads(1)
 TINY = ['--network', 'segformer', '--size', '64', '48', '--blocks', '1', '1', '1', '1', '--width', '8', '--epochs', '2',
@@ -52,7 +51,7 @@ def test_prepared_set_has_disjoint_halves_in_the_layout_of_lip(tmp_path):
         assert sorted(os.listdir(out / f'{name}_segmentations')) == sorted(f'{i}.png' for i in members)
         for i in members:
             labels = np.asarray(Image.open(out / f'{name}_segmentations' / f'{i}.png'))
-            np.testing.assert_array_equal(labels, labelmaps.deepfashion_to_merged(*maps[i], 'sep'))
+            np.testing.assert_array_equal(labels, merged.deepfashion_to_merged(*maps[i], 'sep'))
             difference = np.asarray(Image.open(out / f'{name}_images' / f'{i}.jpg'), float) - photo(
                 list(maps).index(i), 40, 30)
             assert np.abs(difference).mean() < 4                             # JPEG, twice
@@ -135,7 +134,7 @@ def test_lip_is_merged_in_its_own_splits(tmp_path):
         assert dataset.class_names == LABEL_SETS['merged'].names
         for i, name in enumerate(dataset.ids):
             image, *labels = dataset.read(i)
-            expected = labelmaps.lip_to_merged(maps[split][name])
+            expected = merged.lip_to_merged(maps[split][name])
             np.testing.assert_array_equal(flatten(*labels), expected)
             assert (expected == 255).any() and image.shape == (40, 30, 3)
     with pytest.raises(ValueError, match='hands'):
@@ -149,7 +148,7 @@ def test_photos_of_ccp_are_merged(tmp_path):
         train=1, val=2, left_out=0)
     image, *labels = open_dataset('merged', tmp_path / 'out', 'val').read(1)
     raw, *truth = open_dataset('CCP', os.environ['UNIPARSER_CCP'], 'val').read(1)
-    np.testing.assert_array_equal(flatten(*labels), labelmaps.cihp_to_merged(flatten(*truth), 'with_torso'))
+    np.testing.assert_array_equal(flatten(*labels), merged.cihp_to_merged(flatten(*truth), 'with_torso'))
     assert np.abs(image.astype(float) - raw).mean() < 4
 
 
@@ -244,7 +243,7 @@ def test_wrong_settings_get_one_sentence(steps, arguments, words):
 
 def test_phase_1_leaves_the_backbone_as_it_was_and_phase_2_does_not(steps):
     root, _ = steps
-    runs = [schp.SCHP.from_pretrained(root / 'runs' / name / 'cycle_2.pt').state_dict() for name in ('lip', '1', '2')]
+    runs = [SCHP.from_pretrained(root / 'runs' / name / 'cycle_2.pt').state_dict() for name in ('lip', '1', '2')]
     for key in runs[0]:
         if key.startswith('backbone.'):
             assert torch.equal(runs[0][key], runs[1][key])

@@ -1,4 +1,4 @@
-"""Every fast path gives what the slow one gives; the benchmarks and the ONNX export run. python -m pytest"""
+"""Every fast path gives what the slow one gives; photos of a folder give what each photo gives."""
 import json
 import os
 import subprocess
@@ -20,8 +20,6 @@ from data import network_input
 from tests.helpers import HERE, tiny_model
 from uniparser import UniParser, decode
 from util import photos
-from tools import export
-from tools import benchmark
 from util.datasets import open_dataset
 from util.deform import deform_conv2d_cpu
 from util.masks import flatten_people
@@ -205,100 +203,3 @@ def test_what_goes_ahead_comes_in_order_and_never_far_ahead():
         for i, value in enumerate(photos.ahead(pool, lambda v: started.append(v) or v * v, iter(range(50)))):
             assert value == i * i and max(started) <= i + photos.AHEAD + 1
     assert sorted(started) == list(range(50))
-
-
-# ---- benchmarks ------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize('preset, people', [('mhp', 1), ('mhp', 10), ('mhp_released', 7), ('ccp', 30)])
-def test_planted_people_are_decoded(preset, people):
-    model = tiny_model(preset, grid=40, channels=64, test_short_side=96, long_side=128).fold()
-    photo = Image.new('RGB', (128, 96))
-    out = benchmark.plant_people(model.outputs(network_input(photo, model.config)), people, model.config)
-    found = decode(out, 0, photo, model.config)
-    assert len(found.scores) == people
-    assert all(len(np.unique(p)) == 1 + benchmark.BANDS for p in found.parsing)
-    left = [np.nonzero(p.any(0))[0].min() for p in found.parsing]
-    assert left == sorted(left) and (found.parsing > 0).sum(0).max() == 1     # side by side, the first leftmost
-
-
-def test_benchmark_of_inference_counts_and_measures(capsys):
-    benchmark.main(['infer', '--preset', 'synthetic', '--size', '64', '96', '--decode', '3', '--device', 'cpu'])
-    table = {line[:16].strip(): line[16:].split() for line in capsys.readouterr().out.splitlines()}
-    assert {'load', 'preprocess', 'backbone', 'FPN', 'heads', 'network', 'decode 1', 'decode 3', 'save'} < set(table)
-    adds = {name: float(table[name][4]) for name in ('backbone', 'FPN', 'heads', 'network', 'plain ResNet-50')}
-    assert adds['network'] == pytest.approx(adds['backbone'] + adds['FPN'] + adds['heads'], abs=0.2)
-    assert float(table['network'][3]) == pytest.approx(float(table['backbone'][3]) + float(table['FPN'][3])
-                                                       + float(table['heads'][3]), abs=0.02)
-    assert float(table['plain ResNet-50'][2]) == 1 and float(table['plain ResNet-50'][3]) == 25.56
-
-
-def test_benchmark_of_schp_counts_and_measures(capsys, monkeypatch):
-    monkeypatch.setattr(benchmark, 'schp_preset', lambda *_: dict(data='LIP', blocks=(1, 1, 1, 1), width=8))
-    benchmark.main(['schp', '--labels', 'pascal', '--repeats', '1', '--device', 'cpu'])
-    table = {line[:16].strip(): line[16:].split() for line in capsys.readouterr().out.splitlines()}
-    assert {'plain ResNet-101', 'all heads', 'folded, fusion'} < set(table)
-    assert float(table['plain ResNet-101'][2]) == 1 and float(table['all heads'][3]) < float(table['plain ResNet-101'][3])
-
-
-def test_impossible_counts_get_one_sentence(capsys):
-    with pytest.raises(SystemExit) as stopped:
-        benchmark.main(['infer', '--decode', '0', '--device', 'cpu'])
-    assert stopped.value.code == 2 and '--decode is 0' in capsys.readouterr().err
-
-
-def test_multiply_adds_are_counted():
-    conv = torch.nn.Conv2d(3, 5, 3, padding=1)
-    assert benchmark.multiply_adds(conv, torch.zeros(1, 3, 6, 7)) == 3 * 5 * 9 * 6 * 7
-    x, offset, weight = torch.zeros(1, 4, 6, 7), torch.zeros(1, 18, 6, 7), torch.zeros(5, 4, 3, 3)
-    assert benchmark.multiply_adds(deform_conv2d, x, offset, weight, None, 1, 1) == 5 * 4 * 9 * 6 * 7
-    assert benchmark.multiply_adds(torch.mm, torch.zeros(2, 3), torch.zeros(3, 4)) == 24
-
-
-def test_benchmark_of_training_measures(capsys):
-    benchmark.main(['train', '--backbone', 'resnet10', '--samples', '12', '--batch-size', '4', '--device', 'cpu'])
-    printed = capsys.readouterr().out
-    assert printed.count('images/s') == 3 and 'both' in printed and 'batches of 4x3x96x128' in printed
-
-
-def test_drawn_files_feed_the_benchmark_of_training(capsys, monkeypatch):
-    monkeypatch.setattr(benchmark, 'time_training', lambda task, run: print(
-        task.model.backbone.stages, task.config.pretrained, *next(iter(task.loader))['images'].shape))
-    benchmark.main(['train', '--data', 'MHP', '--backbone', 'resnet18', '--workers', '0', '--batch-size', '2',
-                    '--short-side', '64', '--device', 'cpu'])
-    assert capsys.readouterr().out == '4 imagenet 2 3 64 96\n'
-
-
-# ---- ONNX ------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize('preset, changes', [
-    ('mhp', dict(dcn=True)), ('mhp', dict(light=True)), ('mhp_released', dict(dcn=True)), ('mhp_released', dict(light=True))])
-def test_onnx_runtime_gets_the_same_correlations(preset, changes, tmp_path):
-    pytest.importorskip('onnxscript', reason='the export needs onnx and onnxscript')
-    runtime = pytest.importorskip('onnxruntime', reason='the check of the export needs onnxruntime')
-    model = tiny_model(preset, max_people=9, channels=64, **changes).fold()      # of few channels lengths are near 0
-    if model.config.dcn:
-        torch.nn.init.normal_(model.backbone.layer3[0].conv2.conv_offset.weight, std=0.05)
-    export.export_onnx(model, tmp_path / 'm.onnx')
-    assert os.listdir(tmp_path) == ['m.onnx']
-    session = runtime.InferenceSession(tmp_path / 'm.onnx', providers=['CPUExecutionProvider'])
-    told = {k: json.loads(v) for k, v in session.get_modelmeta().custom_metadata_map.items()}
-    assert told['class_names'] == model.class_names and told['theta_part'] == 0.3 and told['mean'] == list(data.MEAN)
-    for size in (256, 320), (96, 64), (128, 288):
-        image = torch.randn(1, 3, *size)
-        with torch.no_grad():
-            slow = export.Correlations(model)(image)
-        for name, ours, theirs in zip(('scores', 'centers', 'q_ins', 'q_cate'), slow,
-                                      session.run(None, dict(image=image.numpy()))):
-            sure = slow[0].numpy() > 0 if len(ours) == 9 else slice(None)             # no peak: any cell may stand there
-            assert ours.shape == theirs.shape and np.abs(ours.numpy() - theirs)[sure].max() < 1e-3, name
-        assert (slow[0] > 0).any()
-
-
-def test_missing_packages_for_the_export_are_named(tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, 'onnxscript', None)
-    with pytest.raises(SystemExit) as stopped:
-        export.main(['--out', str(tmp_path / 'm.onnx')])
-    assert stopped.value.code == 2 and 'pip install onnx onnxscript' in capsys.readouterr().err
-    assert not os.listdir(tmp_path)

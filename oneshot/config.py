@@ -1,0 +1,58 @@
+"""Settings of one-shot parsing. The defaults are those of EOP-Net's released training on ATR-OS."""
+from dataclasses import dataclass
+
+from util.config import check_ranges, setting
+
+DATASETS = 'ATR', 'LIP', 'CIHP', 'CCP'
+MANY = 10 ** 6
+MOST = 10 ** 9
+
+
+@dataclass(frozen=True)
+class Config:
+    # ---- episodes
+    data: str = setting('ATR', 'data set', choices=DATASETS)
+    fold: int = setting(1, 'which classes are novel: 1 or 2', 1, 2)
+    way: str = setting('kway', 'all classes at once, or one class against the rest',
+                       choices=('kway', '1way'))
+    recipe: str = setting('paper', 'released: pairs are drawn once, and the rate falls at every '
+                                   'tenth epoch', choices=('paper', 'released'))
+
+    # ---- network
+    # K counts the background and the labels that are merged into others; the data set sets it.
+    num_labels: int = setting(18, 'K, labels of the data set', 2, 255)
+    stem: int = setting(32, "channels of the first convolution; the backbone's others are in "
+                            'proportion', 4, 512)
+    middle: int = setting(16, "blocks of the backbone's middle flow", 0, 100)
+    channels: int = setting(256, 'C, channels of the decoder and the heads', 16, 4096)
+    high_level: bool = setting(True, "modules of feature level 'high', which are in released "
+                                     'files and never run')
+    pretrained: str = setting('', 'start from this file: deeplab_v3plus_v3.pth, or an EOP-Net')
+
+    # ---- photos
+    long_side: int = setting(0, 'photos are reduced to it; 0 = as they are, as released', 0, 10000)
+    size: int = setting(512, 'of the square crops in training', 32, 4096)
+
+    # ---- training
+    warm_up: int = setting(25, 'up to this epoch, counted from 0, fine prototypes are static',
+                           -1, MANY)
+    batch_size: int = setting(2, 'episodes per step, over all processes', 1, MANY)
+    accumulate: int = setting(1, 'passes per step, each with a share of its episodes', 1, MANY)
+    epochs: int = setting(50, 'passes over the training episodes', 1, MANY)
+    optimizer: str = setting('sgd', 'of the weights', choices=('sgd', 'adamw'))
+    lr: float = setting(1e-3, 'rate of the whole batch', 0, 1e6)
+    backbone_lr: float = setting(1.0, "factor on the backbone's rate", 0, 1e6)
+    weight_decay: float = setting(5e-4, 'of all weights', 0, 1e6)
+    clip: float = setting(0.0, 'largest norm of the gradients; 0 = any, as released', 0, 1e9)
+    val_every: int = setting(10, 'epochs between two validations', 1, MANY)
+    val_images: int = setting(0, 'test episodes of a validation; 0 = all', 0, MOST)
+    workers: int = setting(4, 'processes that read photos', 0, 1000)
+    seed: int = setting(0, 'of all random numbers', 0, 2 ** 63 - 1)
+
+    def __post_init__(self):
+        check_ranges(self)
+
+    @property
+    def one_way(self) -> bool:
+        """Whether an episode has a single class: 1 against 0."""
+        return self.way == '1way'

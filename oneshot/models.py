@@ -1,0 +1,34 @@
+"""Models that parse by example, and which of them a file holds.
+
+What photos and test episodes need of a model, an `EOPNet` or a `UniParserByExample`:
+
+    of users' photos, Pillow images, and label maps uint8 (H,W)
+
+    learn(supports, masks) -> example                   what supports teach
+    learned(example) -> [id]                            the classes that they could teach
+    prepare(photo) -> input                             the network's
+    outputs(input) -> out
+    people(out, photo, example) -> Parsing              in the supports' labels
+
+    of test episodes, photos uint8 (H,W,3) and labels uint8 (H,W)
+
+    encode_query(photo) -> query                        what the network sees
+    encode_support(photo, labels, fold) -> support      what it teaches
+    predict_episode(query, support, c, size, heads)     -> {head: label map uint8 (H,W)}. k-way: c
+                                                        is None, labels are the fold's; 1-way:
+                                                        labels are 1 for the class c, and 0
+"""
+from oneshot.by_uniparser import UniParserByExample
+from oneshot.eopnet import EOPNet
+from util.checkpoints import name_command, read_checkpoint
+from util.run import find_device
+
+
+def load_model(path, device: str) -> EOPNet | UniParserByExample:
+    """The model of a file: of oneshot train, of EOP-Net's authors, or of UniParser. It is in eval
+    mode. FileNotFoundError; ValueError for any other file."""
+    device = find_device(device)
+    state = read_checkpoint(path)
+    if name_command(state, 'oneshot') and not name_command(state, 'uniparser'):
+        return UniParserByExample.from_pretrained(path, device)
+    return EOPNet.from_pretrained(path, device)

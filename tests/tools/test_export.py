@@ -1,0 +1,44 @@
+"""The ONNX file gives what the network gives."""
+import json
+import os
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+import data
+from tests.helpers import tiny_model
+from tools import export
+
+
+@pytest.mark.parametrize('preset, changes', [
+    ('mhp', dict(dcn=True)), ('mhp', dict(light=True)), ('mhp_released', dict(dcn=True)), ('mhp_released', dict(light=True))])
+def test_onnx_runtime_gets_the_same_correlations(preset, changes, tmp_path):
+    pytest.importorskip('onnxscript', reason='the export needs onnx and onnxscript')
+    runtime = pytest.importorskip('onnxruntime', reason='the check of the export needs onnxruntime')
+    model = tiny_model(preset, max_people=9, channels=64, **changes).fold()      # of few channels lengths are near 0
+    if model.config.dcn:
+        torch.nn.init.normal_(model.backbone.layer3[0].conv2.conv_offset.weight, std=0.05)
+    export.export_onnx(model, tmp_path / 'm.onnx')
+    assert os.listdir(tmp_path) == ['m.onnx']
+    session = runtime.InferenceSession(tmp_path / 'm.onnx', providers=['CPUExecutionProvider'])
+    told = {k: json.loads(v) for k, v in session.get_modelmeta().custom_metadata_map.items()}
+    assert told['class_names'] == model.class_names and told['theta_part'] == 0.3 and told['mean'] == list(data.MEAN)
+    for size in (256, 320), (96, 64), (128, 288):
+        image = torch.randn(1, 3, *size)
+        with torch.no_grad():
+            slow = export.Correlations(model)(image)
+        for name, ours, theirs in zip(('scores', 'centers', 'q_ins', 'q_cate'), slow,
+                                      session.run(None, dict(image=image.numpy()))):
+            sure = slow[0].numpy() > 0 if len(ours) == 9 else slice(None)             # no peak: any cell may stand there
+            assert ours.shape == theirs.shape and np.abs(ours.numpy() - theirs)[sure].max() < 1e-3, name
+        assert (slow[0] > 0).any()
+
+
+def test_missing_packages_for_the_export_are_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, 'onnxscript', None)
+    with pytest.raises(SystemExit) as stopped:
+        export.main(['--out', str(tmp_path / 'm.onnx')])
+    assert stopped.value.code == 2 and 'pip install onnx onnxscript' in capsys.readouterr().err
+    assert not os.listdir(tmp_path)
