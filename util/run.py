@@ -7,7 +7,7 @@ import signal
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from util.checkpoints import FORMAT
-from util.cli import Between, filled, flag, outside
+from util.cli import filled
 from util.files import MARK, is_ours, make_folder, remove_temporaries, write_file, writing
 
 # The files of a run, as globs.
@@ -37,66 +37,6 @@ def add_run_flags(parser: argparse.ArgumentParser):
                         help='half precision; default: on CUDA')
     parser.add_argument('--skip-bad', action='store_true',
                         help='leave out unreadable images and name them')
-
-
-# ---- settings ----------------------------------------------------------------------------------------------
-
-
-def add_settings(parser, config_class, ranges, choices, skip=(), only=None, default='those of the preset'):
-    """The fields of a config dataclass become flags: all except those in `skip`, or those in `only`. Numbers have
-    ranges: {field: (low, high)}."""
-    group = parser.add_argument_group(f'settings (default: {default})')
-    for field in fields(config_class):
-        if field.name in skip or only and field.name not in only:
-            continue
-        name, kind = flag(field.name), type(field.default)
-        if kind is bool:
-            group.add_argument(name, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS)
-        elif kind is tuple:
-            group.add_argument(name, type=Between(*ranges[field.name]), nargs='*', default=argparse.SUPPRESS,
-                               metavar='N')
-        else:
-            limits = Between(*ranges[field.name], kind) if field.name in ranges else kind
-            group.add_argument(name, type=limits, default=argparse.SUPPRESS, choices=choices.get(field.name),
-                               metavar=None if field.name in choices else kind.__name__.upper())
-
-
-def given_settings(args, config_class, skip=('data', 'recipe')):
-    """The settings among the arguments: {field: value}, lists as tuples."""
-    names = {f.name for f in fields(config_class)} - set(skip)
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in vars(args).items() if k in names}
-
-
-def check_ranges(config, ranges, choices):
-    """ValueError, naming the flag, where a setting is not one of its choices or not in its range (low, high); NaN is in
-    none. Each value of a tuple is checked."""
-    for name, allowed in choices.items():
-        if getattr(config, name) not in allowed:
-            raise ValueError(f'{flag(name)} is {getattr(config, name)!r:.40}; choose one of '
-                             f'{", ".join(map(str, allowed))}')
-    for name, (low, high) in ranges.items():
-        value = getattr(config, name)
-        values = value if isinstance(value, tuple) else (value,)
-        for number in values:
-            if not low <= number <= high:
-                raise ValueError(outside(flag(name), number, low, high))
-
-
-def as_flags(changes):
-    """{'light': True, 'dcn': False, 'grid': 20} -> '--light --no-dcn --grid 20'."""
-    words = []
-    for name, value in changes.items():
-        words += [flag(name) if value is not False else flag(f'no_{name}')]
-        if not isinstance(value, bool):
-            words += [f'{v:g}' if isinstance(v, float) else str(v) for v in
-                      (value if isinstance(value, tuple) else [value])]
-    return ' '.join(words)
-
-
-def describe(config):
-    """The settings that differ from the defaults, as text: 'backbone=resnet18 dcn=False'."""
-    default = type(config)()
-    return ' '.join(f'{k}={v}' for k, v in asdict(config).items() if v != getattr(default, k)) or 'the defaults'
 
 
 # --------------------------------------------------------------------------------------------------
