@@ -21,7 +21,8 @@ import released
 from util.beyond import degrade
 from util.cli import CommandParser, start
 from util.datasets import DATASETS, open_dataset, swap_sides
-from util.files import check_target, read_photo, to_rgb, upright, user_errors, write_png
+from util.files import check_target, user_errors, write_png
+from util.images import read_photo, to_rgb, upright
 from util.pictures import add_legend, overlay, palette
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)      # ImageNet, RGB in 0..1

@@ -29,8 +29,9 @@ from uniparser import INFERENCE, Config, UniParser, decode
 from util.classes import list_classes
 from util.cli import Between, CommandParser, add_settings, filled, start
 from util.datasets import DATASETS, open_dataset
-from util.files import find_photos, printable, read_photo, user_errors, write_png
-from util.labelmaps import TARGETS, find_set, names_of
+from util.files import find_photos, printable, user_errors, write_png
+from util.images import read_photo
+from util.labels import TARGETS, find_set, names_of
 from util.photos import PhotoJob, PhotoPipeline, check_failures, name_jobs, share_of_process
 from util.results import Parsing, keep_parts
 from util.run import find_device, sum_over_processes

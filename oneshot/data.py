@@ -23,7 +23,8 @@ from oneshot.config import Config
 from oneshot.episodes import (FOLDS, IGNORE, Episode, Fold, Pools, kway_pairs, make_pools, merge,
                               meta_test_list, oneway_pairs, read_episodes, read_pools, write_pools)
 from util.datasets import CCP, swap_sides
-from util.files import inside, pick_files, read_labels, read_list, read_stored
+from util.files import inside, pick_files, read_list
+from util.images import read_labels, read_stored
 
 KEPT = 1000                             # photos that stay in memory
 NUM_QUERIES = dict(train=7500, test=200)            # in the released lists; the rest are supports

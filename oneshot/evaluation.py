@@ -13,6 +13,7 @@ from oneshot.episodes import IGNORE, Episode, Fold, merge, read_episodes, write_
 from oneshot.models import load_model
 from oneshot.prototypes import known_labels
 from util.files import write_json
+from util.metrics import confusion_matrix
 
 MEANS = 'novel', 'base', 'human'
 WITHOUT_BACKGROUND = dict(base='base_parts', human='human_parts')
@@ -62,16 +63,8 @@ def count_pixels(model, photos: OneShotPhotos, episodes: list[Episode], way: str
         found = model.predict_episode(seen, taught, c, labels.shape, heads)
         for head, label_map in found.items():
             own = counts[head][c] if one_way else counts[head]
-            own += times * confusion(truth, label_map, len(own))
+            own += times * confusion_matrix(label_map, truth, len(own), IGNORE)
     return counts
-
-
-def confusion(truth: np.ndarray, prediction: np.ndarray, num_labels: int) -> np.ndarray:
-    """Label maps -> counts (num_labels, num_labels), rows the truth. Pixels with IGNORE in the
-    truth are left out."""
-    valid = truth != IGNORE
-    pairs = truth[valid].astype(np.int64) * num_labels + prediction[valid]
-    return np.bincount(pairs, minlength=num_labels ** 2).reshape(num_labels, num_labels)
 
 
 # -------------------------------------------------------------------------------------------------

@@ -10,7 +10,8 @@ from infer import ParsingPipeline
 from oneshot.eopnet import EOPNet
 from oneshot.episodes import IGNORE
 from oneshot.models import load_model
-from util.files import find_photos, first_channel, load_image, naming, read_photo, to_rgb
+from util.files import find_photos, naming
+from util.images import first_channel, load_image, read_photo, to_rgb
 from util.photos import check_failures, name_jobs, share_of_process
 from util.results import Parsing
 from util.run import sum_over_processes

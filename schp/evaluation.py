@@ -13,7 +13,8 @@ from schp.data import DATASETS, check_classes, flatten, open_dataset
 from schp.network import load_model
 from util.cli import Between
 from util.datasets import Photos
-from util.files import read_prediction, write_json, write_png
+from util.files import write_json, write_png
+from util.images import read_prediction
 from util.metrics import confusion_matrix
 from util.pictures import compare_labels
 

@@ -30,8 +30,8 @@ from schp.single_person import SinglePersonNetwork
 from uniparser import UniParser
 from util.cli import Between
 from util.datasets import DATASETS, Photos, open_dataset
-from util.files import (check_pair, find_photos, naming, printable, read_prediction, read_rows,
-                        write_pair, write_png)
+from util.files import check_pair, find_photos, naming, printable, read_rows, write_pair, write_png
+from util.images import read_prediction
 from util.labels import voc_palette
 from util.masks import CroppedMap, as_label_maps
 from util.photos import PhotoJob, PhotoPipeline, check_failures, name_jobs, share_of_process

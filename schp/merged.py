@@ -11,7 +11,7 @@ DeepFashion-MultiModal has one label for all skin. DensePose's parts decide whic
 import numpy as np
 from scipy.ndimage import distance_transform_edt
 
-from util.labelmaps import find_tables, relabel
+from util.labels import find_tables, relabel
 
 # Skin in DeepFashion's labels, and in SEGM: "ask DensePose".
 SKIN = 15

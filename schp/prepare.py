@@ -19,7 +19,8 @@ from schp.merged import (SCHEMES, SEGM, cihp_to_merged, deepfashion_to_merged, f
                          lip_to_merged)
 from util.cli import Between
 from util.datasets import Photos
-from util.files import index_folder, load_image, make_folder, read_labels, read_stored, writing
+from util.files import index_folder, make_folder, writing
+from util.images import load_image, read_labels, read_stored
 
 # Training images of DeepFashion's 12,701, as in the README of ViWear's fork.
 NUM_TRAIN = 2500

@@ -12,10 +12,10 @@ from dataclasses import replace
 import numpy as np
 import torch
 import torch.nn as nn
+from torch.utils.data import DataLoader
 
-from util.workers import read_batches
 from schp.config import SCHPConfig, preset
-from schp.data import Samples, open_sets
+from schp.data import Reduced, Samples, open_sets
 from schp.evaluation import compare_image, semantic_metrics
 from schp.layers import MOMENTUM, InPlaceABN
 from schp.losses import schp_loss
@@ -24,8 +24,10 @@ from schp.single_person import SinglePersonNetwork
 from train import PICTURES, Start, Task, make_loader, start_run, train_task
 from util.checkpoints import load_strictly, read_checkpoint
 from util.cli import given_settings
+from util.datasets import Photos
 from util.labels import LabelSet
 from util.run import Run
+from util.workers import read_batches
 
 
 # ---- schedule and cycles -----------------------------------------------------------------------
@@ -158,7 +160,8 @@ class SCHPTask(Task):
 
     reported = 'mIoU', 'pixel_accuracy', 'mean_accuracy'
 
-    def __init__(self, config: SCHPConfig, model: SinglePersonNetwork, loader, val_set, root=None):
+    def __init__(self, config: SCHPConfig, model: SinglePersonNetwork, loader: DataLoader,
+                 val_set: Photos | Reduced, root: str | None = None):
         super().__init__(config, model, loader, root)
         self.val_set = val_set
         self.cycle = 0
@@ -166,26 +169,26 @@ class SCHPTask(Task):
         self.averaged = copy.deepcopy(model).requires_grad_(False)
         self.averaged.train(config.recipe == 'released')
 
-    def result(self):
+    def result(self) -> SinglePersonNetwork:
         return self.averaged if self.cycle else self.model
 
-    def optimizer(self):
+    def optimizer(self) -> torch.optim.Optimizer:
         c = self.config
         if c.network == 'segformer':
             return make_optimizer(self.model, c.phase, c.weight_decay)
         group = dict(params=list(self.model.parameters()), factor=1.0)
         return torch.optim.SGD([group], lr=1.0, momentum=0.9, weight_decay=c.weight_decay)
 
-    def learning_rate(self, step, steps_per_epoch):
+    def learning_rate(self, step: int, steps_per_epoch: int) -> float:
         c = self.config
         return learning_rate(step // steps_per_epoch, c.lr, c.warmup, c.cycle_start, c.cycle_epochs)
 
-    def start_epoch(self, epoch, optimizer):
+    def start_epoch(self, epoch: int, optimizer: torch.optim.Optimizer):
         c = self.config
         if c.network == 'segformer' and c.recipe == 'released':
             set_factors(optimizer, self.learning_rate(epoch, 1), c.lr, epoch >= c.cycle_start)
 
-    def loss(self, net, batch, run):
+    def loss(self, net: nn.Module, batch: dict, run: Run) -> dict:
         c = self.config
         images = batch['images'].to(run.device, non_blocking=True,
                                     memory_format=torch.channels_last)
@@ -199,7 +202,7 @@ class SCHPTask(Task):
         labels = batch['labels'].to(run.device, non_blocking=True)
         return schp_loss(out, labels, soft, cycle, c.recipe, batchmean=c.network == 'segformer')
 
-    def end_epoch(self, epoch, run):
+    def end_epoch(self, epoch: int, run: Run):
         """At the end of a cycle: averages the models, re-estimates the norms, keeps cycle_N.pt."""
         c = self.config
         passed = epoch + 1 - c.cycle_start
@@ -216,7 +219,7 @@ class SCHPTask(Task):
         if run.first:
             self.averaged.save(run.folder / f'cycle_{self.cycle}.pt', cycle=self.cycle)
 
-    def validate(self, run):
+    def validate(self, run: Run) -> dict | None:
         """Metrics of the validation photos, with pictures of the first ones. Each process takes its
         share; a lone process stops at a signal."""
         dataset = self.val_set
@@ -228,13 +231,14 @@ class SCHPTask(Task):
             picture = None
             if i < PICTURES:
                 picture = run.folder / 'val' / f'{i:02d}_{dataset.ids[i]}.png'
-            matrix += compare_image(dataset, i, self.parse, picture)
+            matrix += compare_image(dataset, i, self.predict, picture)
         return semantic_metrics(sum(run.gather(matrix)))
 
-    def parse(self, name, image, size):
+    def predict(self, name: str, image: np.ndarray, size: tuple) -> np.ndarray:
+        """`Predict` of schp/evaluation.py."""
         return self.result().predict([image], centers='float')[0]
 
-    def state(self):
+    def state(self) -> dict:
         """Beside the averaged model the generators of random numbers, which dropout uses."""
         cuda = torch.empty(0, dtype=torch.uint8)
         if torch.cuda.is_available():
@@ -242,7 +246,7 @@ class SCHPTask(Task):
         return dict(averaged=self.averaged.state_dict(), cycle=self.cycle,
                     random=torch.get_rng_state(), cuda=cuda)
 
-    def load_state(self, state):
+    def load_state(self, state: dict):
         load_strictly(self.averaged, state['averaged'], 'last.pt')
         self.cycle = state['cycle']
         torch.set_rng_state(state['random'])

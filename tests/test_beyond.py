@@ -19,7 +19,8 @@ from tools import tagged
 from tools import count_people
 from util.beyond import averaged, balanced_cross_entropy, degrade, mixture, parsing_quality
 from util.datasets import open_dataset, swap_sides
-from util.files import read_labels, write_png
+from util.files import write_png
+from util.images import read_labels
 from oneshot.by_uniparser import UniParserByExample
 
 PAIRS = (3, 4), (5, 6)

@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 
 import data
-from util import datasets, files, pictures, workers
-from util.datasets import scenes
-from util.datasets import open_dataset
+from util import datasets, files, images, pictures, workers
+from util.datasets import open_dataset, scenes
+from util.datasets.ccp import CCP_LAYERS
 from util.masks import decode_rle
 
 torch.set_num_threads(1)
@@ -141,7 +141,7 @@ def write_ccp(root, monkeypatch, count=14):
     """A tiny clone and its archive of layers: people of hair, dress, arms, legs and a bag."""
     from scipy.io import savemat
     ids, archive = [f'{i:04d}' for i in range(1, count + 1)], root / 'layers.zip'
-    real = zipfile.ZipFile(datasets.CCP_LAYERS)
+    real = zipfile.ZipFile(CCP_LAYERS)
     with zipfile.ZipFile(archive, 'w') as layers:
         layers.writestr('mapping.json', real.read('mapping.json'))
         layers.writestr('train.txt', '\n'.join(ids))
@@ -159,7 +159,7 @@ def write_ccp(root, monkeypatch, count=14):
             buffer = io.BytesIO()
             Image.fromarray(parts).save(buffer, 'PNG')
             layers.writestr(f'parts/{name}.png', buffer.getvalue())
-    monkeypatch.setattr(datasets, 'CCP_LAYERS', str(archive))
+    monkeypatch.setattr('util.datasets.ccp.CCP_LAYERS', str(archive))
 
 
 def same(a, b):
@@ -240,10 +240,10 @@ def test_photos_are_turned_and_converted(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(pixels).save(tmp_path / 'turned.png', exif=exif)
-    assert files.stored_size(tmp_path / 'turned.png') == (12, 8)
-    assert np.array_equal(files.read_photo(tmp_path / 'turned.png'), np.rot90(pixels, -1))
+    assert images.stored_size(tmp_path / 'turned.png') == (12, 8)
+    assert np.array_equal(images.read_photo(tmp_path / 'turned.png'), np.rot90(pixels, -1))
     Image.fromarray(np.array([[0, 32768, 65535]], np.uint16)).save(tmp_path / 'deep.png')
-    assert np.asarray(files.to_rgb(files.load_image(tmp_path / 'deep.png')))[0, :, 1].tolist() == [0, 128, 255]
+    assert np.asarray(images.to_rgb(images.load_image(tmp_path / 'deep.png')))[0, :, 1].tolist() == [0, 128, 255]
     for mode in 'RGBA', 'LA', 'P', 'CMYK', '1':
         assert data.to_rgb(Image.new(mode, (3, 2))).mode == 'RGB'
 
@@ -259,7 +259,7 @@ def test_an_exif_turn_moves_neither_the_photo_nor_its_labels(tmp_path):
     dataset = open_dataset('MHP', tmp_path, 'val')
     image, parsing, ignore = dataset.read(0)
     assert np.abs(image.astype(int) - pixels).mean() < 10 and dataset.size(0) == (24, 20)
-    assert np.abs(np.asarray(files.read_photo(path))[::-1, ::-1].astype(int) - pixels).mean() < 10     # a user's photo turns
+    assert np.abs(np.asarray(images.read_photo(path))[::-1, ::-1].astype(int) - pixels).mean() < 10     # a user's photo turns
 
 
 def break_photo(root):
@@ -570,10 +570,10 @@ def test_missing_ccp_photos_are_counted(tmp_path, monkeypatch):
 
 
 def test_the_archive_of_layers_is_small_and_complete():
-    with zipfile.ZipFile(datasets.CCP_LAYERS) as archive:
+    with zipfile.ZipFile(CCP_LAYERS) as archive:
         names, readme = set(archive.namelist()), archive.read('README.txt').decode()
         lists = [archive.read(f'{split}.txt').decode().split() for split in ('train', 'val')]
-    assert os.path.getsize(datasets.CCP_LAYERS) < 2e6 and 'PSEUDO' in readme
+    assert os.path.getsize(CCP_LAYERS) < 2e6 and 'PSEUDO' in readme
     assert [len(ids) for ids in lists] == [798, 100] and not set(lists[0]) & set(lists[1])
     assert all(f'parts/{i}.png' in names for ids in lists for i in ids)
 

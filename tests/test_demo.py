@@ -24,7 +24,7 @@ import demo
 from oneshot import EOPNet
 from schp import SCHP
 from tests.helpers import HERE, call, write_photo
-from util.files import read_photo
+from util.images import read_photo
 from util.labels import LABEL_SETS
 from util.masks import decode_rle
 

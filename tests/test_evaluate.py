@@ -18,7 +18,7 @@ HERE = Path(__file__).resolve().parent
 import evaluate as ev
 from evaluate import ParsingMetrics, parsing_metrics
 from util.datasets import GroundTruth
-from util.files import read_prediction
+from util.images import read_prediction
 from util.submissions import PredictionWriter, open_predictions
 
 FIXTURE = HERE / 'fixtures' / 'metrics'

@@ -17,11 +17,10 @@ from tests.helpers import HERE, call, tiny_model, write_photo
 from tests.test_infer import check_pixels
 from uniparser import UniParser
 from util.datasets import CIHP, MHP, Synthetic, open_dataset
-from util.labelmaps import (KINDS, SETS, SOURCES, TARGETS, ConvertedPredictions, ConvertedSet, convert, find_set, find_tables,
-                            names_of)
-from util.labels import ATR, LIP, voc_palette
+from util.labels import (ATR, KINDS, LIP, SETS, SOURCES, TARGETS, convert, find_set, find_tables, names_of,
+                         voc_palette)
 from util.masks import CroppedMap
-from util.submissions import PredictionWriter, open_predictions
+from util.submissions import ConvertedPredictions, ConvertedSet, PredictionWriter, open_predictions
 
 PAGE = (HERE / 'docs' / 'labels.md').read_text()
 

@@ -35,7 +35,8 @@ from train import UniParserTask, make_loader, open_sets, preset_of, train_step
 from uniparser import INFERENCE, PRESETS, Config, UniParser, decode, find_centers, get_config
 from util.cli import Between, CommandParser, add_settings, given_settings, start
 from util.datasets import DATASETS
-from util.files import read_photo, user_errors
+from util.files import user_errors
+from util.images import read_photo
 from util.labels import LABEL_SETS
 from util.pictures import overlay
 from util.results import describe_people, write_results

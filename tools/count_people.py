@@ -14,7 +14,8 @@ from tqdm import tqdm
 
 from infer import add_model_flags, load_model
 from util.cli import Between, CommandParser, start
-from util.files import pick_all, pick_files, read_labels, read_stored, user_errors
+from util.files import pick_all, pick_files, user_errors
+from util.images import read_labels, read_stored
 
 CROWD = 255
 

@@ -24,9 +24,10 @@ from data import network_input
 from infer import add_model_flags, check_classes, load_model
 from uniparser import decode
 from util.cli import Between, CommandParser, start
-from util.datasets import CIHP, UNKNOWN, read_layers
-from util.files import (index_folder, inside, naming, pick_files, printable, read_stored,
-                        user_errors, write_png)
+from util.datasets import CIHP, read_layers
+from util.files import (UNKNOWN, index_folder, inside, naming, pick_files, printable, user_errors,
+                        write_png)
+from util.images import read_stored
 from util.photos import PhotoJob, PhotoPipeline, check_failures, share_of_process
 from util.pictures import palette, palette_image
 from util.run import sum_over_processes

@@ -4,8 +4,7 @@ import numpy as np
 from util.checkpoints import SIGNS, find_system, read_checkpoint, reading
 from util.datasets import CIHP, MHP
 from util.files import short
-from util.labelmaps import find_set, find_tables, names_of
-from util.labels import ONESHOT_NAMES, choose_labels, voc_palette
+from util.labels import ONESHOT_NAMES, choose_labels, find_set, find_tables, names_of, voc_palette
 from util.pictures import palette
 
 

@@ -2,6 +2,7 @@
 import argparse
 import sys
 from dataclasses import asdict, fields
+from pathlib import Path
 
 
 def start(main):
@@ -61,6 +62,10 @@ class CommandParser(argparse.ArgumentParser):
     the module."""
 
     def __init__(self, description=None, **options):
+        path = Path(sys.argv[0])
+        if path.name == '__main__.py':
+            # argparse would call each of the packages by this name.
+            options.setdefault('prog', f'python -m {path.parent.name}')
         super().__init__(description=description,
                          formatter_class=argparse.RawDescriptionHelpFormatter, **options)
 

@@ -17,7 +17,8 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from util.files import check_target, make_folder, printable, read_photo, result_names
+from util.files import check_target, make_folder, printable, result_names
+from util.images import read_photo
 
 AHEAD = 4                                     # photos in the queue for reading, and for writing
 
@@ -38,7 +39,7 @@ class PhotoJob:
 
 
 def ahead(pool: Executor, function: Callable, items: Iterable) -> Iterator:
-    """Yields function(item) of each item, in their order; threads work on the next AHEAD meanwhile."""
+    """Yields function(item) of each item, in order; threads work on the next AHEAD meanwhile."""
     futures = deque()
     for item in items:
         futures.append(pool.submit(function, item))
@@ -119,7 +120,7 @@ class PhotoPipeline:
     def read(self, job: PhotoJob) -> PhotoJob:
         """The job with its photo and the network's input.
 
-        It has an error instead if the photo cannot be read or its results would replace other files.
+        Or with an error: the photo cannot be read, or its results would replace other files.
         """
         try:
             self.check(job)

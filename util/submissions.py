@@ -1,181 +1,354 @@
-"""Folders of predictions, read and written in four formats. Needs no torch.
+"""Folders of predictions, read and written in four forms. Needs no torch.
 
-    instances  instances.json = {image: [{file, score}]} and instances/*.png, one full-size label map per person
+    instances  instances.json = {image: [{file, score}]} and instances/*.png, one full-size label
+               map per person
     mhp        the MHP challenge: global_seg, global_tag, results.txt
-    cihp       the CIHP challenge: global_parsing, instance_parsing, instance_segmentation or global_tag
+    cihp       the CIHP challenge: global_parsing, instance_parsing, instance_segmentation or
+               global_tag
     coco       a list of {image_id, score, parsing: file} and the files
 """
 import json
 import os
-from collections import namedtuple
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from util.files import (check_name, is_ours, printable, read_prediction, read_rows, short, write_file, write_pair,
+from util.datasets.base import GroundTruth, Photos
+from util.files import (check_name, is_ours, printable, read_rows, short, write_file, write_pair,
                         write_png)
+from util.images import read_prediction
+from util.labels import convert, find_set, names_of
 from util.masks import CroppedMap, as_label_maps, split_map
 
 FORMS = 'instances', 'mhp', 'cihp', 'coco'
-INDICES = dict(instances=('instances.json', 'instances'), coco=('parsing.json', 'instances'),
-               mhp=('results.txt', 'global_seg'))        # which carry no mark, and the pictures that do
+SIGNS = {                                         # files that show the form of a folder
+    'instances': 'instances.json',
+    'mhp': 'results.txt',
+    'cihp': 'global_parsing',
+    'coco': '*.json',
+}
+INDICES = {                                       # files without a mark, and the pictures with one
+    'instances': ('instances.json', 'instances'),
+    'coco': ('parsing.json', 'instances'),
+    'mhp': ('results.txt', 'global_seg'),
+}
+Shape = tuple[int, int]                           # (H, W) in pixels
 
-# parsing: label maps (H, W) uint8, 0..K, one per person; scores (N,). A folder may also hold semantic, a class map
-# (H, W); parts and humans, (cropped maps, scores) each. lost: the number of listed people and parts without pixels.
-Prediction = namedtuple('Prediction', 'parsing scores semantic parts humans lost', defaults=[None] * 3 + [0])
+
+class Prediction(NamedTuple):
+    """What a folder holds of an image. Maps are arrays (H, W) uint8 or cropped."""
+    parsing: list                                 # a map of labels 0..K per person
+    scores: list[float]                           # of the people
+    semantic: np.ndarray | None = None            # (H, W), the classes of all people
+    parts: tuple | None = None                    # (cropped maps, scores), one part in a map
+    humans: tuple | None = None                   # (cropped maps, scores), one mask per person
+    lost: int = 0                                 # listed people and parts that have no pixels
 
 
-def as_pair(prediction):
+def as_pair(prediction) -> tuple:
     """(parsing, scores), or anything with these attributes -> the two."""
-    return (prediction.parsing, prediction.scores) if hasattr(prediction, 'parsing') else prediction
+    if hasattr(prediction, 'parsing'):
+        return prediction.parsing, prediction.scores
+    return prediction
+
+
+# ---- reading -----------------------------------------------------------------------------------
 
 
 class InstanceMaps:
-    """instances: one full-size label map per person in instances/, `instances.json` = {image: [{file, score}]} and
-    optional class maps semantic/ID.png. coco: a list of {image_id, score, parsing: file}. If every image_id is an id of
-    the data set, they are ids; else they are positions in it, counted from 1, as in UniParser's lists."""
+    """The forms instances and coco.
+
+    instances: one full-size label map per person in instances/, `instances.json` = {image:
+    [{file, score}]}, and optional class maps semantic/ID.png. coco: a list of {image_id, score,
+    parsing: file}; if every image_id is an id of the data set, they are ids, else they are
+    positions in it, counted from 1, as in UniParser's lists.
+    """
     unknown_metrics = ()
 
-    def __init__(self, path, ids=()):
-        files = [path] if path.is_file() else [path / 'instances.json', *sorted(path.glob('*.json'))]
-        self.source = next((f for f in files if f.is_file()), files[0])
-        places = {str(i): image for i, image in enumerate(ids, 1)}
-        try:
-            index = json.loads(self.source.read_text())
-            self.rows, rows = {}, index
-            if isinstance(index, dict):
-                self.rows = {image: [] for image in index}
-                rows = [dict(p, image_id=image, parsing=p['file']) for image in index for p in index[image]]
-            if isinstance(index, dict) or {str(row['image_id']) for row in rows} <= set(ids):
-                places = {}
-            for row in rows:
-                image = places.get(str(row['image_id']), str(row['image_id']))
-                self.rows.setdefault(image, []).append((row['parsing'], float(row['score'])))
-                if not isinstance(row['parsing'], str):
-                    raise ValueError(f'the file of image {image} is not text')
-        except (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-            reason = 'it is no text' if isinstance(error, UnicodeDecodeError) else short(repr(error))
-            raise ValueError(f'{printable(self.source)} should be {{image: [{{"file": .., "score": ..}}]}} or a list '
-                             f'of {{"image_id": .., "score": .., "parsing": file}} ({reason})') from None
-        for file, _ in (person for people in self.rows.values() for person in people):
-            check_name(file, f'{printable(self.source)} lists the file', 'list files of its folder', folders=True)
-        first, folder = next((p[0][0] for p in self.rows.values() if p), ''), self.source.parent
+    def __init__(self, path: Path, ids: list[str] = ()):
+        files = [path] if path.is_file() else [path / 'instances.json',
+                                               *sorted(path.glob('*.json'))]
+        self.source = next((file for file in files if file.is_file()), files[0])
+        self.rows = self.read_index(ids)          # {image: [(file, score)]}
+        self.ids = set(self.rows)
+        listed = [file for people in self.rows.values() for file, _ in people]
+        for file in listed:
+            check_name(file, f'{printable(self.source)} lists the file',
+                       'list files of its folder', folders=True)
+
+        # The files lie in instances/, beside the list, or in another folder there.
+        folder = self.source.parent
+        first = listed[0] if listed else ''
         folders = [folder / 'instances', folder, *sorted(folder.iterdir())]
         self.folder = next((f for f in folders if os.path.isfile(f / first)), folders[0])
-        self.semantic, self.ids = folder / 'semantic', set(self.rows)
+        self.semantic = folder / 'semantic'
 
-    def read(self, image, shape, num_classes):
-        people, path = self.rows.get(image, ()), self.semantic / f'{image}.png'
+    def read_index(self, ids: list[str]) -> dict[str, list[tuple[str, float]]]:
+        try:
+            index = json.loads(self.source.read_text())
+            if isinstance(index, dict):
+                rows = [(image, person['file'], person['score'])
+                        for image in index for person in index[image]]
+            else:
+                rows = [(str(row['image_id']), row['parsing'], row['score']) for row in index]
+            by_position = not isinstance(index, dict) and not {image for image,
+                                                               *_ in rows} <= set(ids)
+            places = {str(i): image for i, image in enumerate(ids, 1)} if by_position else {}
+            people = {image: [] for image in index} if isinstance(index, dict) else {}
+            for image, file, score in rows:
+                image = places.get(image, image)
+                if not isinstance(file, str):
+                    raise ValueError(f'the file of image {image} is not text')
+                people.setdefault(image, []).append((file, float(score)))
+            return people
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError,
+                RecursionError) as error:
+            no_text = isinstance(error, UnicodeDecodeError)
+            reason = 'it is no text' if no_text else short(repr(error))
+            raise ValueError(f'{printable(self.source)} should be {{image: [{{"file": .., "score": '
+                             f'..}}]}} or a list of {{"image_id": .., "score": .., "parsing": '
+                             f'file}} ({reason})') from None
+
+    def read(self, image: str, shape: Shape, num_classes: int) -> Prediction:
+        people = self.rows.get(image, ())
         maps = [read_prediction(self.folder / file, shape, num_classes) for file, _ in people]
+        path = self.semantic / f'{image}.png'
         semantic = read_prediction(path, shape, num_classes) if path.exists() else None
         return Prediction(maps, [score for _, score in people], semantic)
 
 
 class MHPSubmission:
-    """mhp: the MHP challenge. global_seg/ID.png (classes), global_tag/ID.png (person ids), results.txt with
-    a line `ID person score person score ...` per image."""
+    """mhp: the MHP challenge.
+
+    global_seg/ID.png (classes), global_tag/ID.png (person ids), and results.txt with a line
+    `ID person score person score ...` per image.
+    """
     unknown_metrics = ()
 
-    def __init__(self, path, ids=()):
-        self.folder, self.source, self.rows = path, path / 'results.txt', {}
-        for image, people in read_rows(self.source, self.parse, '`ID person score person score ...`'):
+    def __init__(self, path: Path, ids: list[str] = ()):
+        self.folder = path
+        self.source = path / 'results.txt'
+        self.rows = {}                            # {image: [(person, score, 1)]}
+        form = '`ID person score person score ...`'
+        for image, people in read_rows(self.source, self.parse, form):
             if image in self.rows:
-                raise ValueError(f'{printable(self.source)} lists image {short(image)} twice; write one line per image')
+                raise ValueError(f'{printable(self.source)} lists image {short(image)} twice; '
+                                 'write one line per image')
             self.rows[image] = people
         self.ids = set(self.rows)
 
     @staticmethod
-    def parse(words):
+    def parse(words: list[str]) -> tuple[str, list[tuple[int, float, int]]]:
         pairs = zip(words[1::2], words[2::2], strict=True)
         return words[0], [(int(person), float(score), 1) for person, score in pairs]
 
-    def read(self, image, shape, num_classes):
-        path, rows = self.folder / 'global_seg' / f'{image}.png', self.rows.get(image)
+    def read(self, image: str, shape: Shape, num_classes: int) -> Prediction:
+        path = self.folder / 'global_seg' / f'{image}.png'
+        rows = self.rows.get(image)
         classes = read_prediction(path, shape, num_classes) if rows or path.exists() else None
         if not rows:
             return Prediction([], [], classes)
         # A person without pixels is dropped; one with pixels of class 0 alone is a detection.
-        tags, n = read_prediction(self.folder / 'global_tag' / path.name, shape), num_classes + 1
-        masks, scores, lost = split_map(tags, rows, n)
-        maps = [m.relabel(m.labels * classes[m.box], n) for m in masks]
+        tags = read_prediction(self.folder / 'global_tag' / path.name, shape)
+        masks, scores, lost = split_map(tags, rows, num_classes + 1)
+        maps = [m.relabel(m.labels * classes[m.box], num_classes + 1) for m in masks]
         return Prediction(maps, scores, classes, lost=lost)
 
 
 class CIHPSubmission:
-    """cihp: the CIHP challenge. global_parsing/ID.png (classes); instance_parsing/ID.png, whose value i is
-    the part of line i of ID.txt, `class score`; and, for AP^p and AP^h, instance_segmentation or global_tag
-    with a line per person, `score y1 x1 y2 x2`, or CIHP_PGN's `1, area`, where the area serves as score."""
+    """cihp: the CIHP challenge.
 
-    def __init__(self, path, ids=()):
-        folders = [path / name for name in ('instance_segmentation', 'global_tag', 'instance_parsing')]
-        *people, self.parts = (folder if folder.is_dir() else None for folder in folders)
-        self.people, self.classes, self.source = people[0] or people[1], path / 'global_parsing', path
+    global_parsing/ID.png (classes); instance_parsing/ID.png, whose value i is the part of line i
+    of ID.txt, `class score`; and, for AP^p and AP^h, instance_segmentation or global_tag with a
+    line per person, `score y1 x1 y2 x2`, or CIHP_PGN's `1, area`, where the area serves as score.
+    """
+
+    def __init__(self, path: Path, ids: list[str] = ()):
+        def find(*names):
+            return next((path / name for name in names if (path / name).is_dir()), None)
+
+        self.source = path
+        self.classes = path / 'global_parsing'
+        self.people = find('instance_segmentation', 'global_tag')
+        self.parts = find('instance_parsing')
         self.ids = {file.stem for file in self.classes.glob('*.png')}
         if not self.ids:
-            raise FileNotFoundError(f'{printable(self.classes)} holds no .png; this form has a class map per image')
-        self.unknown_metrics = () if self.people else ('AP', 'PCP', 'APh', *(() if self.parts else ('APr',)))
+            raise FileNotFoundError(f'{printable(self.classes)} holds no .png; this form has a '
+                                    'class map per image')
+        if self.people:
+            self.unknown_metrics = ()
+        else:
+            self.unknown_metrics = 'AP', 'PCP', 'APh', *(() if self.parts else ('APr',))
 
-    def read(self, image, shape, num_classes):
+    def read(self, image: str, shape: Shape, num_classes: int) -> Prediction:
         if image not in self.ids:
             return Prediction([], [], parts=([], []) if self.parts else None)
-        name, n, maps, humans, parts, lost = f'{image}.png', num_classes + 1, [], ([], []), None, 0
+        name = f'{image}.png'
+        n = num_classes + 1                       # with the background
         classes = read_prediction(self.classes / name, shape, num_classes)
+        maps = []
+        humans = [], []
+        parts = None
+        lost = 0
         if self.people:
-            *humans, lost = self.split(self.people / name, shape, n, '`score y1 x1 y2 x2`',
-                                       lambda words: (float(words[len(words) == 2]), 1))
-            maps = [m.relabel(m.labels * classes[m.box], n) for m in humans[0]]
+            masks, scores, lost = self.split(self.people / name, shape, n, '`score y1 x1 y2 x2`',
+                                             lambda words: (float(words[len(words) == 2]), 1))
+            humans = masks, scores
+            maps = [m.relabel(m.labels * classes[m.box], n) for m in masks]
         if self.parts:
             labels = {str(label): label for label in range(1, n)}
-            *parts, more = self.split(self.parts / name, shape, n, f'`class score`, class 1..{num_classes}',
-                                      lambda words: (float(words[1]), labels[words[0]]))
-            lost += more
+            form = f'`class score`, class 1..{num_classes}'
+            masks, scores, missing = self.split(self.parts / name, shape, n, form,
+                                                lambda words: (float(words[1]), labels[words[0]]))
+            parts = masks, scores
+            lost += missing
         return Prediction(maps, humans[1], classes, parts, humans, lost)
 
     @staticmethod
-    def split(path, shape, n, form, parse):
-        rows = read_rows(path.with_suffix('.txt'), parse, form)
-        return split_map(read_prediction(path, shape), [(i, *row) for i, row in enumerate(rows, 1)], n)
+    def split(path: Path, shape: Shape, n: int, form: str, parse: Callable) -> tuple:
+        """Cropped maps and scores of a map of ids and its list, and the number of ids without
+        pixels.
+
+        parse(words) -> (score, label) of a line.
+        """
+        lines = read_rows(path.with_suffix('.txt'), parse, form)
+        rows = [(i, score, label) for i, (score, label) in enumerate(lines, 1)]
+        return split_map(read_prediction(path, shape), rows, n)
 
 
-def open_predictions(path, form=None, ids=()):
-    """Folder (or .json) of predictions -> object with `ids`, its images, and read(image, (H, W), num_classes)
-    -> Prediction. ids: the images of the data set in their order. form: one of FORMS; default: guessed from the
-    files."""
-    path, signs = Path(path), ('instances.json', 'results.txt', 'global_parsing', '*.json')
+def open_predictions(path: str | Path, form: str | None = None, ids: list[str] = ()):
+    """A folder of predictions, or a list in COCO's form (.json).
+
+    Returns an object with `ids`, its images, and read(image, (H, W), num_classes) -> Prediction.
+    ids: the images of the data set in their order. form: one of FORMS; None: guessed from the
+    files.
+    """
+    path = Path(path)
     if not path.exists():
-        raise FileNotFoundError(f'{printable(path)} is missing; --predictions is the folder that holds the predictions')
+        raise FileNotFoundError(f'{printable(path)} is missing; --predictions is the folder that '
+                                'holds the predictions')
     if not form:
-        found = [form for form, sign in zip(FORMS, signs) if path.is_file() or any(path.glob(sign))]
+        found = [form for form, sign in SIGNS.items() if path.is_file() or any(path.glob(sign))]
         if not found:
-            raise ValueError(f'{printable(path)} holds no predictions: these are instances.json, results.txt with '
-                             'global_seg and global_tag, global_parsing, or a COCO-style .json')
+            raise ValueError(f'{printable(path)} holds no predictions: these are instances.json, '
+                             'results.txt with global_seg and global_tag, global_parsing, or a '
+                             'COCO-style .json')
         form = found[0]
-    results = [file for file in path.glob('*.json') if form == 'coco' and is_ours(file)]
-    if results:
-        raise ValueError(f'{printable(path)} holds results of photos such as {printable(results[0].name)}, not '
-                         'predictions of a data set; write these with infer.py --data')
-    return dict(mhp=MHPSubmission, cihp=CIHPSubmission).get(form, InstanceMaps)(path, ids)
+    if form == 'coco':
+        results = [file for file in path.glob('*.json') if is_ours(file)]
+        if results:
+            raise ValueError(f'{printable(path)} holds results of photos such as '
+                             f'{printable(results[0].name)}, not predictions of a data set; write '
+                             'these with infer.py --data')
+    readers = {'mhp': MHPSubmission, 'cihp': CIHPSubmission}
+    return readers.get(form, InstanceMaps)(path, ids)
+
+
+# ---- in another label set ----------------------------------------------------------------------
+
+
+def convert_any(label_map: np.ndarray | CroppedMap, source: str, target: str):
+    """`convert` of an array (H, W) or a CroppedMap."""
+    if isinstance(label_map, CroppedMap):
+        labels = convert(label_map.labels, source, target)
+        return label_map.relabel(labels, len(names_of(target)))
+    return convert(np.asarray(label_map, np.uint8), source, target)
+
+
+class ConvertedSet:
+    """A data set whose ground truth is in the classes of another label set, for `evaluate.Job`."""
+
+    def __init__(self, dataset: Photos, labels: str):
+        self.dataset = dataset
+        self.source = find_set(dataset.class_names, labels)
+        self.target = labels
+        self.ids = dataset.ids
+        self.class_names = names_of(labels)
+        self.read_parsing = dataset.read_parsing
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def truth(self, i: int, parsing: np.ndarray, ignore: np.ndarray) -> GroundTruth:
+        """Parts and humans are those of the converted people: some have merged, some are gone."""
+        truth = self.dataset.truth(i, parsing, ignore)
+        maps = [convert_any(m, self.source, self.target) for m in truth.parsing]
+        semantic = truth.semantic
+        if semantic is not None:
+            semantic = convert_any(semantic, self.source, self.target)
+        return truth._replace(parsing=as_label_maps(maps, ignore.shape), semantic=semantic,
+                              parts=None, humans=None)
+
+
+class ConvertedPredictions:
+    """Predictions in the label set `labels`, read in the classes of `target`.
+
+    predictions: see `open_predictions`. People without pixels in the target are left out.
+    """
+
+    def __init__(self, predictions, labels: str, target: str):
+        self.predictions = predictions
+        self.labels = labels
+        self.target = target
+        self.ids = predictions.ids
+        self.source = predictions.source
+        self.unknown_metrics = predictions.unknown_metrics
+        if labels != target and 'AP' in self.unknown_metrics:  # parts without people cannot merge
+            self.unknown_metrics = tuple({*self.unknown_metrics, 'APr'})
+
+    def read(self, image: str, shape: Shape, num_classes: int) -> Prediction:
+        try:
+            found = self.predictions.read(image, shape, len(names_of(self.labels)) - 1)
+        except ValueError as error:
+            raise ValueError(f'{error} (read as labels of {self.labels}; --predicted-labels names '
+                             'another set)') from None
+        if self.labels == self.target:
+            return found
+        semantic = found.semantic
+        if semantic is not None:
+            semantic = convert_any(semantic, self.labels, self.target)
+        maps = []
+        scores = []
+        for label_map, score in zip(found.parsing, found.scores):
+            converted = convert_any(label_map, self.labels, self.target)
+            visible = converted.area if isinstance(converted, CroppedMap) else converted.any()
+            if visible:
+                maps.append(converted)
+                scores.append(score)
+        return Prediction(maps, scores, semantic, lost=found.lost)
+
+
+# ---- writing -----------------------------------------------------------------------------------
 
 
 class PredictionWriter:
-    """Writes the predictions of one image after the other, and the index at the end, if no error occurred.
+    """Writes the predictions of one image after the other, and the index at the end, if no error
+    occurred.
 
-        with PredictionWriter('results', 'instances') as writer:        # or 'coco', 'mhp', 'cihp'
-            writer.add('0001', (parsing, scores))                       # as for ParsingMetrics.add
+        with PredictionWriter('results', 'instances') as writer:  # or 'coco', 'mhp', 'cihp'
+            writer.add('0001', (parsing, scores))                 # as for ParsingMetrics.add
 
-    The challenge forms, mhp and cihp, have one class per pixel: where people overlap the higher score wins, and people
-    without visible pixels are left out. Files have no palette: other evaluators read palette images wrongly.
+    The challenge forms, mhp and cihp, have one class per pixel: where people overlap the higher
+    score wins, and people without visible pixels are left out. Files have no palette: other
+    evaluators read palette images wrongly.
     """
 
-    def __init__(self, folder, form='instances'):
+    def __init__(self, folder: str | Path, form: str = 'instances'):
         if form not in FORMS:
-            raise ValueError(f'there is no format {form!r} of predictions; choose one of {", ".join(FORMS)}')
-        self.folder, self.form, self.index = Path(folder), form, {}
-        index, pictures = INDICES.get(form, ('', ''))
-        if index and (self.folder / index).exists() and not any(map(is_ours, (self.folder / pictures).glob('*.png'))):
-            raise ValueError(f'{printable(self.folder / index)} exists and this program did not write it; choose '
-                             'another --out')
+            raise ValueError(f'there is no format {form!r} of predictions; choose one of '
+                             f'{", ".join(FORMS)}')
+        self.folder = Path(folder)
+        self.form = form
+        self.index = {}                           # {image: its entry in the index}
+        if form in INDICES:
+            index, pictures = INDICES[form]
+            ours = any(map(is_ours, (self.folder / pictures).glob('*.png')))
+            if (self.folder / index).exists() and not ours:
+                raise ValueError(f'{printable(self.folder / index)} exists and this program did '
+                                 'not write it; choose another --out')
 
     def __enter__(self):
         return self
@@ -184,39 +357,62 @@ class PredictionWriter:
         if error is None:
             self.close()
 
-    def save(self, name, labels, text=None):
-        image = Image.fromarray(labels.astype(np.uint16 if labels.max() > 255 else np.uint8))
-        write_png(self.folder / name, image) if text is None else write_pair(self.folder / name, image, text)
-
-    def add(self, image, prediction):
+    def add(self, image: str, prediction):
+        """prediction: (parsing uint8 (N, H, W), scores (N,)), or an object with these
+        attributes."""
         check_name(str(image), 'the predictions are of the image', 'give its id')
         parsing, scores = as_pair(prediction)
-        parsing, scores = as_label_maps(parsing, np.shape(parsing)[1:]), [float(score) for score in scores]
+        parsing = as_label_maps(parsing, np.shape(parsing)[1:])
+        scores = [float(score) for score in scores]
         if self.form in ('instances', 'coco'):
-            files = [f'{image}_{i:02d}.png' for i in range(len(scores))]
-            for file, labels in zip(files, parsing):
-                self.save(f'instances/{file}', labels)
-            self.index[str(image)] = [dict(file=f, score=s) for f, s in zip(files, scores)]
+            self.add_instances(image, parsing, scores)
             return
-        classes, owner = np.zeros((2, *parsing.shape[1:]), np.uint16)          # owner: 1, 2 .. or 0
+        # One class and one person per pixel: the best person is pasted last.
+        classes = np.zeros(parsing.shape[1:], np.uint16)
+        owner = np.zeros(parsing.shape[1:], np.uint16)        # 1, 2 .. or 0
         for i in np.argsort(scores, kind='stable'):
             mask = parsing[i] > 0
-            classes[mask], owner[mask] = parsing[i][mask], i + 1
+            classes[mask] = parsing[i][mask]
+            owner[mask] = i + 1
         people = [(i, owner == i, scores[i - 1]) for i in np.unique(owner[owner > 0])]
         if self.form == 'mhp':
-            self.save(f'global_seg/{image}.png', classes)
-            self.save(f'global_tag/{image}.png', owner)
-            self.index[str(image)] = [f'{i} {score!r}' for i, _, score in people]
-            return
-        humans, parts = [], []
+            self.add_mhp(image, classes, owner, people)
+        else:
+            self.add_cihp(image, classes, people)
+
+    def add_instances(self, image: str, parsing: np.ndarray, scores: list[float]):
+        files = [f'{image}_{i:02d}.png' for i in range(len(scores))]
+        for file, labels in zip(files, parsing):
+            self.save(f'instances/{file}', labels)
+        self.index[str(image)] = [dict(file=f, score=s) for f, s in zip(files, scores)]
+
+    def add_mhp(self, image: str, classes: np.ndarray, owner: np.ndarray, people: list):
+        self.save(f'global_seg/{image}.png', classes)
+        self.save(f'global_tag/{image}.png', owner)
+        self.index[str(image)] = [f'{i} {score!r}' for i, _, score in people]
+
+    def add_cihp(self, image: str, classes: np.ndarray, people: list):
+        humans = []                               # (mask, line of the list)
+        parts = []
         for _, mask, score in people:
             box = CroppedMap(mask.astype(np.uint8), 2)
             humans.append((mask, f'{score!r} {box.y0} {box.x0} {box.y1 - 1} {box.x1 - 1}\n'))
-            parts += [(mask & (classes == c), f'{c} {score!r}\n') for c in np.unique(classes[mask])]
+            for c in np.unique(classes[mask]):
+                parts.append((mask & (classes == c), f'{c} {score!r}\n'))
         self.save(f'global_parsing/{image}.png', classes)
         for name, rows in (('instance_segmentation', humans), ('instance_parsing', parts)):
-            ids = sum((i * mask for i, (mask, _) in enumerate(rows, 1)), np.zeros(classes.shape, np.uint16))
+            ids = np.zeros(classes.shape, np.uint16)
+            for i, (mask, _) in enumerate(rows, 1):
+                ids[mask] = i                     # masks of a list do not overlap
             self.save(f'{name}/{image}.png', ids, ''.join(line for _, line in rows))
+
+    def save(self, name: str, labels: np.ndarray, text: str | None = None):
+        """Writes a label map, and a list beside it."""
+        image = Image.fromarray(labels.astype(np.uint16 if labels.max() > 255 else np.uint8))
+        if text is None:
+            write_png(self.folder / name, image)
+        else:
+            write_pair(self.folder / name, image, text)
 
     def close(self):
         """Writes the index, without which a folder holds no predictions."""
@@ -229,5 +425,3 @@ class PredictionWriter:
         elif self.form == 'mhp':
             lines = [' '.join([image, *people]) + '\n' for image, people in self.index.items()]
             write_file(self.folder / 'results.txt', ''.join(lines))
-
-

@@ -10,6 +10,7 @@ from oneshot import data, episodes, evaluation
 from oneshot.episodes import FOLDS
 from oneshot.prototypes import episode_labels
 from tests.seeded import blobs, photo
+from util.metrics import confusion_matrix
 
 # -------------------------------------------------------------------------------------------------
 # Folds
@@ -224,7 +225,7 @@ def test_kway_scores():
     truth = rng.choice(classes, (3, 40, 50)).astype(np.uint8)
     found = rng.choice(classes, (3, 40, 50)).astype(np.uint8)
     truth[:, :4] = 255
-    counts = sum(evaluation.confusion(t, f, 18) for t, f in zip(truth, found))
+    counts = sum(confusion_matrix(f, t, 18) for t, f in zip(truth, found))
     scores = evaluation.kway_scores(counts, fold)
     valid = truth != 255
     iou = {}

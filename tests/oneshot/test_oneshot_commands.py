@@ -23,6 +23,7 @@ from tests.seeded import blobs
 from uniparser import UniParser
 from util.checkpoints import write_checkpoint
 from util.masks import decode_rle
+from util.metrics import confusion_matrix
 
 COLORS = np.random.default_rng(0).integers(0, 256, (256, 3), np.uint8)
 SIZES = dict(stem=4, middle=0, channels=16, high_level=False)
@@ -260,7 +261,7 @@ def loop_over_forward(model, photos, way):
             if way == 'kway':                # absent classes tie; rounding decides which one wins
                 found = np.where(np.isin(found, absent), absent[0], found)
             own = sums[c] if way == '1way' else sums
-            own += evaluation.confusion(truth, found, num)
+            own += confusion_matrix(found, truth, num)
     return counts
 
 

@@ -43,8 +43,8 @@ from tools import export
 from tools import benchmark
 from util.checkpoints import read_checkpoint
 from util.datasets import open_dataset
-from util.files import (find_photos, printable, read_labels, read_photo, read_prediction, result_names, stored_size,
-                        to_rgb)
+from util.files import find_photos, printable, result_names
+from util.images import read_labels, read_photo, read_prediction, stored_size, to_rgb
 from util.masks import decode_rle, flatten_people
 from util.results import describe_people
 from util.workers import loader

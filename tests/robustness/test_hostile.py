@@ -27,7 +27,7 @@ import schp
 import train
 from tests.helpers import HERE, SHORT, call, tiny_model, write_photo
 from uniparser import Config, UniParser, get_config
-from util import files
+from util import files, images
 from util.checkpoints import read_checkpoint
 from util.datasets import open_dataset
 from util.run import thread_advice
@@ -557,7 +557,7 @@ def test_photos_of_missing_formats_are_named_once_with_their_number(tmp_path, mo
 def test_avif_is_read_where_pillow_can(tmp_path):
     Image.new('RGB', (40, 30), 'red').save(tmp_path / 'a.avif')
     assert files.find_photos([str(tmp_path)]) == [tmp_path / 'a.avif']
-    assert files.read_photo(tmp_path / 'a.avif').size == (40, 30)
+    assert images.read_photo(tmp_path / 'a.avif').size == (40, 30)
 
 
 def test_many_photos_of_one_name_take_few_looks(monkeypatch):
@@ -608,7 +608,7 @@ def test_names_from_files_are_printed_short_and_escaped(tmp_path, capsys):
     name = 'x\x1b[2J\0' + 'y' * 5000
     (tmp_path / 'results.txt').write_text(f'{name}\n' * 2)
     for function in (lambda: files.pick_files(tmp_path, [name]), lambda: open_predictions(tmp_path),
-                     lambda: files.read_prediction(tmp_path / 'a\0.png', (2, 2))):
+                     lambda: images.read_prediction(tmp_path / 'a\0.png', (2, 2))):
         with pytest.raises((OSError, ValueError)) as refused:
             function()
         assert len(str(refused.value)) < 500 + len(str(tmp_path)) and str(refused.value).isprintable()

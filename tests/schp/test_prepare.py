@@ -8,12 +8,12 @@ from PIL import Image
 
 from schp import SCHP, merged
 from schp import __main__ as schp
+from schp.data import flatten, open_dataset
+from schp.prepare import prepare
 from schp.segformer import SegFormer
 from tests.helpers import call
 from tests.seeded import blobs, photo
 from util.labels import LABEL_SETS
-from schp.prepare import prepare
-from schp.data import flatten, open_dataset
 
 torch.set_num_threads(1)
 TINY = ['--network', 'segformer', '--size', '64', '48', '--blocks', '1', '1', '1', '1', '--width', '8', '--epochs', '2',

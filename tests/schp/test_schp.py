@@ -9,14 +9,13 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from PIL import Image
+
+from schp import HEADS, SCHP, average, learning_rate, losses, network, reestimate_norms, schp_loss
+from schp.crops import crop
+from schp.layers import EPS, InPlaceABN, conv_norm_pairs
 from tests.helpers import HERE
 from tests.seeded import blobs, noise, photo, seeded
-
-from schp import losses, network
-from schp import HEADS, SCHP, average, learning_rate, reestimate_norms, schp_loss
-from schp.layers import EPS, InPlaceABN, conv_norm_pairs
 from util.labels import LABEL_SETS, RELEASED, LabelSet, flip_order
-from schp.crops import crop
 
 torch.set_num_threads(1)
 FIXTURES = HERE / 'tests' / 'fixtures' / 'schp'

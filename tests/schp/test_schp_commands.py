@@ -7,18 +7,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests.helpers import call, run, stop_at_step, weights, write_photo
-from tests.seeded import blobs
 
 import evaluate
 import infer
 from schp import SCHP
 from schp import __main__ as schp
 from schp import data as single_person
-from tools import self_correction
+from schp.evaluation import semantic_metrics
+from tests.helpers import call, run, stop_at_step, weights, write_photo
+from tests.seeded import blobs
 from tools import export
 from util.labels import LABEL_SETS, voc_palette
-from schp.evaluation import semantic_metrics
 from util.metrics import confusion_matrix
 
 torch.set_num_threads(1)
@@ -336,26 +335,6 @@ def test_onnx_file_gives_the_same_logits(pascal, tmp_path):
     with torch.inference_mode():
         expected = SCHP.from_pretrained(pascal).crop_logits(images)
     np.testing.assert_allclose(session.run(None, dict(image=images.numpy()))[0], expected, atol=1e-4)
-
-
-# ---- the experiment
-
-
-def test_corruption_is_seeded_and_strikes_as_stated():
-    labels = np.zeros((80, 60), np.uint8)
-    labels[20:60, 20:40], labels[30:50, 10:20], labels[30:50, 40:50] = 5, 14, 15
-    pairs, struck = LABEL_SETS['cihp'].flip_pairs, 0
-    for i in range(400):
-        first, again = (self_correction.corrupt(labels, pairs, np.random.default_rng((8, 0, i))) for _ in range(2))
-        assert np.array_equal(first, again) and first.dtype == np.uint8
-        if not np.array_equal(first, labels):
-            struck += 1
-            assert len(np.unique(first)) == 3                 # background and all parts but one
-            for left, side in (14, first[:, 30:]), (15, first[:, :30]):
-                assert left not in first or left in side      # sides are swapped
-    assert abs(struck / 400 - 0.35) < 0.08
-    moved = self_correction.shift(labels, (3, -4))
-    assert np.array_equal(moved[3:, :-4], labels[:-3, 4:]) and not moved[:3].any() and not moved[:, -4:].any()
 
 
 # ---- bad input

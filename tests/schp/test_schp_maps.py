@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.helpers import HERE
-from tests.seeded import blobs, noise, photo
 
 from schp import crops, crowd
 from schp.evaluation import semantic_metrics
-from util.metrics import confusion_matrix
+from tests.helpers import HERE
+from tests.seeded import blobs, noise, photo
 from util.labels import LABEL_SETS, choose_labels, voc_palette
+from util.metrics import confusion_matrix
 
 torch.set_num_threads(1)
 FIXTURES = HERE / 'tests' / 'fixtures' / 'schp'

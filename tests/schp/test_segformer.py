@@ -1,6 +1,6 @@
 """The SegFormer variant of SCHP: parity with ViWear's fork, its labels and its optimizers, and what users do wrong."""
-import functools
 import copy
+import functools
 import json
 import lzma
 from pathlib import Path
@@ -12,13 +12,13 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from schp import SCHP, learning_rate, merged, schp_loss, training
+from schp.config import SCHPConfig
+from schp.layers import InPlaceABN
 from schp.segformer import CLASSIFIERS, SegFormer, load_mit
 from tests.helpers import HERE, call
 from tests.seeded import blobs, noise, seeded
 from tools import export
 from util.labels import choose_labels
-from schp.layers import InPlaceABN
-from schp.config import SCHPConfig
 
 torch.set_num_threads(1)
 FIXTURES = HERE / 'tests' / 'fixtures' / 'segformer'
