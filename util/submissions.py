@@ -219,6 +219,14 @@ class CIHPSubmission:
         return split_map(read_prediction(path, shape), rows, n)
 
 
+READERS = {
+    'instances': InstanceMaps,
+    'mhp': MHPSubmission,
+    'cihp': CIHPSubmission,
+    'coco': InstanceMaps,
+}
+
+
 def open_predictions(path: str | Path, form: str | None = None, ids: list[str] = ()):
     """A folder of predictions, or a list in COCO's form (.json).
 
@@ -243,8 +251,7 @@ def open_predictions(path: str | Path, form: str | None = None, ids: list[str] =
             raise ValueError(f'{printable(path)} holds results of photos such as '
                              f'{printable(results[0].name)}, not predictions of a data set; write '
                              'these with infer.py --data')
-    readers = {'mhp': MHPSubmission, 'cihp': CIHPSubmission}
-    return readers.get(form, InstanceMaps)(path, ids)
+    return READERS[form](path, ids)
 
 
 # ---- in another label set ----------------------------------------------------------------------
