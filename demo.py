@@ -80,12 +80,12 @@ class Network:
     model: nn.Module             # ready for photos
 
     @property
-    def by_example(self):
+    def by_example(self) -> dict:
         """Whether the page shows and opens the inputs of an example, as options of Gradio."""
         return dict(visible=self.system != 'schp', open=self.system == 'oneshot')
 
 
-def load(path, device, labels=None):
+def load(path: str, device: str, labels: str | None = None) -> Network:
     """A weights file of any system -> Network. labels: the label set of an SCHP file, or None."""
     system = find_system(read_checkpoint(path))
     if system == 'schp':
@@ -95,7 +95,7 @@ def load(path, device, labels=None):
     return Network('uniparser', load_model(SimpleNamespace(weights=path), device))
 
 
-def load_networks(paths, device, labels=None):
+def load_networks(paths: list, device: str, labels: str | None = None) -> dict:
     """Weights files -> {name: Network}. The name is that of the file, or its path where two files
     have the same name."""
     names = [Path(path).name for path in paths]
@@ -127,14 +127,15 @@ class OnePersonPipeline(ParsingPipeline):
         return f'{len(np.unique(found.parsing[found.parsing > 0]))} classes'
 
 
-def choose_pipeline(network, options, support=None, mask=None, names=''):
+def choose_pipeline(network: Network, options, support: str | None = None,
+                    mask: str | None = None, names: str | None = '') -> ParsingPipeline:
     """The ParsingPipeline of a network.
 
     Args:
         options: those of infer.py.
         support, mask: paths of an example that names the classes. EOP-Net needs it, a UniParser
             takes it.
-        names (str): 'a,b,c', the classes of the mask.
+        names: 'a,b,c', the classes of the mask.
     """
     if network.system == 'schp':
         return OnePersonPipeline(network.model, options)
@@ -157,17 +158,18 @@ def choose_pipeline(network, options, support=None, mask=None, names=''):
 # Photos
 
 
-def answer(gr, networks, folder, max_size, weights, photo, *example):
+def answer(gr, networks: dict, folder: str, max_size: int | None, weights: str,
+           photo: str | None, *example):
     """Yields what the page shows, first nothing and then the results: HTML, a list of people and
     parts, paths of the files to download, and {name: path} of the cut-outs.
 
     Args:
         gr: Gradio.
-        networks (dict): {name: Network}.
-        folder (str): of all results.
-        max_size (int): larger photos are reduced to this long side; None: none are.
-        weights (str): the name of a network.
-        photo (str): a path; None: there is no photo yet.
+        networks: {name: Network}.
+        folder: of all results.
+        max_size: larger photos are reduced to this long side; None: none are.
+        weights: the name of a network.
+        photo: a path; None: there is no photo yet.
         example: support, mask and names of `choose_pipeline`.
     """
     yield '', gr.Dropdown(choices=[], value=None), None, {}
@@ -189,7 +191,7 @@ def answer(gr, networks, folder, max_size, weights, photo, *example):
     yield picture, gr.Dropdown(choices=list(cutouts), value=first), files, cutouts
 
 
-def parse_photo(pipeline, path):
+def parse_photo(pipeline: ParsingPipeline, path: str) -> tuple:
     """Writes the files of infer.py --cutouts into the pipeline's folder.
 
     Returns the HTML of the picture, {name: path of its cut-out} of people and parts, and the paths
@@ -210,7 +212,7 @@ def parse_photo(pipeline, path):
     return picture, cutouts, list_files(pipeline.folder, name)
 
 
-def list_cutouts(folder, name, people):
+def list_cutouts(folder: Path, name: str, people: list) -> dict:
     """{title: path of the cut-out} of people and their parts, in the order of the picture."""
     cutouts = {}
     for person in people:
@@ -221,7 +223,7 @@ def list_cutouts(folder, name, people):
     return cutouts
 
 
-def list_files(folder, name):
+def list_files(folder: Path, name: str) -> list:
     """Paths of the results, and of a ZIP file of the whole folder beside it."""
     endings = '_overlay.png', '_parts.png', '_people.png', '.json'
     files = [str(folder / f'{name}{ending}') for ending in endings]
@@ -233,20 +235,21 @@ def list_files(folder, name):
 # The picture
 
 
-def title(person, part=None):
+def title(person: dict, part: dict | None = None) -> str:
     return f'person {person["id"]}' + (f': {part["name"]}' if part else '')
 
 
-def draw_picture(photo, parsing, people, class_names, message):
+def draw_picture(photo: Image.Image, parsing: np.ndarray, people: list, class_names: list,
+                 message: str) -> str:
     """HTML of a message, the photo with colored parts, and a legend. Under the mouse, the name and
     the area of a part replace the message.
 
     Args:
-        photo: Pillow, RGB.
+        photo: RGB.
         parsing: (N, H, W) uint8, of the photo's size.
-        people (list): those of `describe_people`, in the order of parsing.
-        class_names (list): the background first.
-        message (str): any text.
+        people: those of `describe_people`, in the order of parsing.
+        class_names: the background first.
+        message: any text.
     """
     scale = min(1, SHOWN / max(photo.size))
     width = max(1, round(photo.width * scale))
@@ -278,14 +281,14 @@ def draw_picture(photo, parsing, people, class_names, message):
             f'{"".join(legend)}</div>')
 
 
-def encode_jpeg(picture):
+def encode_jpeg(picture: Image.Image) -> str:
     """Pillow picture -> an address that holds it."""
     file = io.BytesIO()
     picture.save(file, 'JPEG', quality=90)
     return f'data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}'
 
 
-def outline(mask):
+def outline(mask: np.ndarray) -> str:
     """bool (H, W) -> an SVG path of its pixels: a rectangle for every run in a row."""
     steps = np.diff(np.pad(mask, ((0, 0), (1, 1))).astype(np.int8), axis=1)
     rows, starts = np.nonzero(steps > 0)
@@ -298,7 +301,7 @@ def outline(mask):
 # The page
 
 
-def import_gradio(folder):
+def import_gradio(folder: str):
     """Gradio, told to send nothing to anybody and to keep its files in this folder."""
     os.environ.update(
         GRADIO_ANALYTICS_ENABLED='False',
@@ -318,7 +321,7 @@ def import_gradio(folder):
     return gradio
 
 
-def build(gr, networks, respond):
+def build(gr, networks: dict, respond):
     """The page. networks: {name: Network}; respond: `answer` with its first arguments."""
     # The project's own reader opens the dropped file, with its limits and its sentences.
     gr.Image.preprocess = lambda self, payload: payload and payload.path
@@ -361,7 +364,7 @@ def build(gr, networks, respond):
     return blocks
 
 
-def serve(gr, blocks, port):
+def serve(gr, blocks, port: int):
     """Shows the page to this computer until Ctrl-C."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     # Other fonts are loaded from the internet.

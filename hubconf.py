@@ -23,11 +23,11 @@ NAMES = FILES | {'schp', 'oneshot', 'tools', 'util'}
 LOADED = {}
 
 
-def take_modules(ours):
+def take_modules(ours: bool) -> dict:
     """Takes the modules with one of NAMES out of sys.modules -> {name: module}.
 
     Args:
-        ours (bool): the modules of this folder, or those of other programs.
+        ours: the modules of this folder, or those of other programs.
     """
     taken = {}
     for name, module in list(sys.modules.items()):
@@ -37,7 +37,7 @@ def take_modules(ours):
     return taken
 
 
-def exists_elsewhere(name):
+def exists_elsewhere(name: str) -> bool:
     """Whether `import name` finds a file outside this folder."""
     spec = PathFinder.find_spec(name, [p for p in sys.path if Path(p).resolve() != HERE])
     return spec is not None and spec.origin is not None
@@ -66,7 +66,7 @@ def own_modules():
         sys.modules.update(theirs)
 
 
-def load_module(name):
+def load_module(name: str):
     """A module of this repository by its name here, such as 'oneshot.parse'. The neighbors are
     loaded when they are asked for: the files at the top import only each other and util/."""
     with own_modules():
@@ -83,7 +83,7 @@ def __dir__():
     return ['uniparser', 'schp', 'oneshot', 'dependencies']
 
 
-def uniparser(path=str(WEIGHTS), device='cpu', **settings):
+def uniparser(path: str = str(WEIGHTS), device: str = 'cpu', **settings) -> UniParser:
     """UniParser: every person in a photo, and every part of each, pixel by pixel.
 
         model = torch.hub.load(REPO, 'uniparser')
@@ -92,9 +92,9 @@ def uniparser(path=str(WEIGHTS), device='cpu', **settings):
         result.save('results')
 
     Args:
-        path (str): a file of train.py or of the authors; default: the weights that ship, with the
+        path: a file of train.py or of the authors; default: the weights that ship, with the
             19 classes of CIHP.
-        device (str): cpu, cuda, mps or auto.
+        device: cpu, cuda, mps or auto.
         settings: thresholds and sizes of inference, such as theta_center=0.2 or
             test_short_side=480.
 
@@ -104,7 +104,7 @@ def uniparser(path=str(WEIGHTS), device='cpu', **settings):
     return UniParser.from_pretrained(path, device, **settings).fold()
 
 
-def schp(path, labels=None, device='cpu'):
+def schp(path: str, labels: str | None = None, device: str = 'cpu'):
     """SCHP, or its SegFormer variant: every part of the person in a photo.
 
         model = torch.hub.load(REPO, 'schp', 'exp-schp-201908261155-lip.pth')
@@ -112,27 +112,27 @@ def schp(path, labels=None, device='cpu'):
         model.labels                             # the names of the classes
 
     Args:
-        path (str): any released file of SCHP, or one of schp train.
-        labels (str): lip, atr, pascal, cihp, merged or merged-sep; default: by the number of
+        path: any released file of SCHP, or one of schp train.
+        labels: lip, atr, pascal, cihp, merged or merged-sep; default: by the number of
             classes, 20 being lip.
-        device (str): cpu, cuda, mps or auto.
+        device: cpu, cuda, mps or auto.
 
     Returns the model in eval mode and folded. ValueError or OSError where a file is not fit.
     """
     return load_module('schp').load_model(path, labels, device)
 
 
-def oneshot(path=str(WEIGHTS), device='cpu'):
+def oneshot(path: str = str(WEIGHTS), device: str = 'cpu'):
     """One-shot parsing: a photo in the classes that a label map of another photo names.
 
         model = torch.hub.load(REPO, 'oneshot', 'eopnet.pt')
         labels = model.predict(photo, support, support_labels)        # uint8 (H, W), RGB photos
 
     Args:
-        path (str): a file of oneshot train or of EOP-Net's authors; or of UniParser, without
+        path: a file of oneshot train or of EOP-Net's authors; or of UniParser, without
             training (default: the weights that ship), whose model has learn(supports, masks) and
             people(outputs, photo, prototypes).
-        device (str): cpu, cuda, mps or auto.
+        device: cpu, cuda, mps or auto.
 
     Returns the model in eval mode. ValueError or OSError where a file is not fit.
     """

@@ -1,4 +1,9 @@
-"""Weights files: saving, loading, broken ones."""
+"""Weights files of UniParser.
+
+Claimed: saving and loading gives the same model; a shared file names no folder of this machine;
+broken files, and pickles that would run code, are refused in one sentence. More in
+tests/robustness.
+"""
 import os
 from dataclasses import asdict
 

@@ -1,4 +1,4 @@
-"""Photos to files: results, names, flags; predictions of a split."""
+"""Photos to files: results, names, flags, maps; predictions of a split."""
 import json
 from pathlib import Path
 
@@ -23,35 +23,43 @@ from util.pictures import RAMP, matrix_picture
 from util.run import Run
 
 
-# ---- infer.py --------------------------------------------------------------------------------------------------
+# ---- results of photos
 
 
 def test_a_folder_is_parsed_and_a_broken_photo_is_reported(checkpoint, tmp_path):
-    for k, name in enumerate(('a b.png', 'sub/é.jpg', 'sub/a b.jpg', '-dash.png')):
-        write_photo(tmp_path / 'in' / name, k)
+    write_photo(tmp_path / 'in' / 'a b.png', 0)
+    write_photo(tmp_path / 'in' / 'sub' / 'é.jpg', 1)
+    write_photo(tmp_path / 'in' / 'sub' / 'a b.jpg', 2)
+    write_photo(tmp_path / 'in' / '-dash.png', 3)
     (tmp_path / 'in' / 'broken.jpg').write_text('not a photo')
     done = call(infer, 'in', '--weights', checkpoint, '--out', 'out', '--cutouts', cwd=tmp_path)
-    assert done.returncode == 2 and 'broken.jpg' in done.stderr and '1 photo' in done.stderr
+    assert done.returncode == 2
+    assert 'broken.jpg' in done.stderr and '1 photo' in done.stderr
     assert 'Traceback' not in done.stderr and '4 of 5 photos' in done.stdout
     out = tmp_path / 'out'
-    records = {p.stem: json.loads(p.read_text()) for p in out.glob('*.json')}
-    assert len(records) == 4 and 'é' in records and len({r['photo'] for r in records.values()}) == 4
+    records = {path.stem: json.loads(path.read_text()) for path in out.glob('*.json')}
+    assert len(records) == 4 and 'é' in records
+    assert len({record['photo'] for record in records.values()}) == 4
     for name, record in records.items():
         check_pixels(out, name, record, datasets.Synthetic.class_names)
 
 
 def check_pixels(out, name, record, class_names):
     """Pictures, boxes and run lengths tell the same story."""
-    parts, people = (np.asarray(Image.open(out / f'{name}_{kind}.png')) for kind in ('parts', 'people'))
-    assert parts.shape == people.shape == (record['height'], record['width'])
-    assert Image.open(out / f'{name}_parts.png').mode == 'P' and Image.open(out / f'{name}_overlay.png').mode == 'RGB'
+    parts_picture = Image.open(out / f'{name}_parts.png')
+    assert parts_picture.mode == 'P'
+    assert Image.open(out / f'{name}_overlay.png').mode == 'RGB'
+    parts = np.asarray(parts_picture)
+    people = np.asarray(Image.open(out / f'{name}_people.png'))
+    shape = record['height'], record['width']
+    assert parts.shape == people.shape == shape
     assert ((parts > 0) == (people > 0)).all() and record['people']
     for person in record['people']:
-        whole = np.zeros(parts.shape, np.uint8)
+        whole = np.zeros(shape, np.uint8)
         for part in person['parts']:
             mask = decode_rle(part['rle']['counts'], record['width'], record['height'])
             rows, cols = np.nonzero(mask)
-            assert part['rle']['size'] == [record['height'], record['width']] and part['area'] == mask.sum()
+            assert part['rle']['size'] == list(shape) and part['area'] == mask.sum()
             assert part['box'] == [cols.min(), rows.min(), np.ptp(cols) + 1, np.ptp(rows) + 1]
             assert part['name'] == class_names[part['id']]
             whole[mask] = part['id']
@@ -60,7 +68,8 @@ def check_pixels(out, name, record, class_names):
         cut = Image.open(out / f'{name}_person{person["id"]}.png')
         assert cut.mode == 'RGBA' and cut.size == tuple(person['box'][2:])
         assert (np.asarray(cut)[..., 3] > 0).sum() == person['area']
-        assert len(list(out.glob(f'{name}_person{person["id"]}_*.png'))) == len(person['parts'])
+        pictures = list(out.glob(f'{name}_person{person["id"]}_*.png'))
+        assert len(pictures) == len(person['parts'])
 
 
 @pytest.mark.parametrize('seed', range(4))
@@ -70,87 +79,12 @@ def test_run_lengths_are_those_of_coco(seed):
         mask = rng.random((37, 53)) < share
         if share == 0.02:
             mask = np.kron(mask, np.ones((9, 9))) > 0
-        for y, x, photo in (0, 0, mask), (3, 5, np.pad(mask, ((3, 9), (5, 0)))):
+        padded = np.pad(mask, ((3, 9), (5, 0)))
+        for y, x, photo in (0, 0, mask), (3, 5, padded):
+            height, width = photo.shape
             rle = encode_rle(mask, x, y, photo.shape)
-            assert rle['size'] == list(photo.shape)
-            assert np.array_equal(decode_rle(rle['counts'], photo.shape[1], photo.shape[0]), photo)
-
-
-def test_maps_show_the_people_that_were_found(monkeypatch):
-    """The panels of two people are drawn from the cells of their own peaks, whoever else the heat map shows."""
-    model = tiny_model(theta_center=0.0, theta_part=0.0, theta_mask=0.1, theta_same=1.0, test_short_side=96)
-    torch.nn.init.normal_(model.center_locator.heatmap.weight)
-    photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8))
-    found = model.predict(photo)[0]
-    assert len(found.scores) > 2
-    kept = type(found)(*(field[1:] for field in found))                      # as if the best had no part
-    out = model.outputs(data.network_input(photo, model.config))
-    cells, scores = find_centers(out['heatmap'][0, 0], model.config)
-    seen = []
-    monkeypatch.setattr(maps, 'correlate', lambda k, f, space: seen.append(k) or correlate(k, f, space))
-    maps.draw_maps(model, out, photo, kept)
-    own = [cells[np.isclose(scores, score)][0] for score in kept.scores]
-    assert torch.equal(seen[0], out['k_ins'][0].flatten(1).T[torch.stack(own)]) and torch.equal(seen[1], out['k_cate'])
-    assert maps.draw_maps(model, out, photo, type(found)(*(field[:0] for field in found))).width > 0
-    maps.draw_maps(model, out, photo, kept, [('79,59', 79, 59), ('0,30', 0, 30)])
-    for k, (name, row, column) in enumerate((name, *cell) for cell in ((23, 31), (12, 0)) for name in ('f_ins', 'f_cate')):
-        assert torch.equal(seen[k - 4][0], out[name][0, :, row, column])     # the photo has 24x32 cells
-
-
-def test_the_page_of_maps_shows_the_points(checkpoint, tmp_path):
-    """--at adds two panels per point, with a cross; the first row stays as it is."""
-    write_photo(tmp_path / 'a.png')
-    pages = []
-    for points in [], ['--at', '20,10', '--at', '59,39']:
-        done = call(infer, tmp_path / 'a.png', '--weights', checkpoint, '--out', tmp_path, '--maps', *points)
-        assert done.returncode == 0, done.stderr
-        pages.append(np.asarray(Image.open(tmp_path / 'a_maps.png')))
-    without, with_points = pages
-    assert len(with_points) - len(without) == 430 and np.array_equal(without[:424], with_points[:424, :without.shape[1]])
-
-def test_a_cross_marks_the_pixel_of_a_point():
-    photo = Image.new('RGB', (60, 40))
-    panel = maps.PanelMaker(photo, tiny_config(test_short_side=80, long_side=200))
-    name, picture = panel('x', torch.zeros(24, 32), (20, 10))                # the input is 120x80 pixels, padded to 128x96
-    white = np.argwhere(np.asarray(picture).min(2) == 255)
-    assert name == 'x' and picture.size == (120, 80) and np.abs(white.mean(0) - (21, 41)).max() <= 1
-    assert panel('x', torch.zeros(24, 32))[1].getcolors() == [(9600, tuple(RAMP[0]))]
-
-
-@pytest.mark.parametrize('arguments, sentence', [
-    (['--maps', '--at', '60,0'], '--at 60,0 is outside the photo; its columns are 0 to 59, its rows 0 to 39'),
-    (['--maps', '--at', '0,40'], '--at 0,40 is outside the photo; its columns are 0 to 59, its rows 0 to 39'),
-    (['--maps', '--at', 'x,y'], "--at 'x,y' is no point; give a column and a row in pixels, such as --at 240,300"),
-    (['--maps', '--at', '1.5,2'], "--at '1.5,2' is no point"), (['--maps', '--at=-1,2'], "--at '-1,2' is no point"),
-    (['--maps', '--at', '5'], "--at '5' is no point"), (['--at', '5,5'], '--at adds maps to the page of --maps')])
-def test_wrong_points_get_a_sentence(checkpoint, tmp_path, arguments, sentence):
-    write_photo(tmp_path / 'a.png')
-    done = call(infer, tmp_path / 'a.png', '--weights', checkpoint, '--out', tmp_path / 'out', *arguments)
-    assert done.returncode == 2 and done.stderr.startswith(f'error: {sentence}') and done.stderr.count('\n') == 1
-    assert not (tmp_path / 'out').exists()
-
-
-def test_points_are_for_one_photo(checkpoint, tmp_path):
-    write_photo(tmp_path / 'a.png'), write_photo(tmp_path / 'b.png')
-    done = call(infer, tmp_path / 'a.png', tmp_path / 'b.png', '--weights', checkpoint, '--maps', '--at', '1,1')
-    assert done.returncode == 2 and done.stderr == 'error: --at is for one photo, not for 2\n'
-
-
-def test_points_follow_a_reduced_photo():
-    assert maps.read_points(['10,20', '0,0'], (60, 40), 0.5) == [('10,20', 5.0, 10.0), ('0,0', 0.0, 0.0)]
-
-
-def test_matrices_of_correlations_have_a_bright_diagonal():
-    names = ['head', 'torso', 'left-arm']
-    values = np.array([[1, 0, 0.5], [0, 1, -0.2], [0.5, -0.2, 1]])
-    picture = np.asarray(matrix_picture('A', values, names))
-    corner = picture.shape[0] - 3 * 32, picture.shape[1]
-    margin = picture.shape[0] - 3 * 32 - 32
-
-    def color(row, column):
-        return tuple(picture[corner[0] + row * 32 + 2, margin + column * 32 + 2])
-    assert all(color(k, k) == tuple(RAMP[255]) for k in range(3))
-    assert color(0, 1) == color(1, 0) == color(1, 2) == tuple(RAMP[0]) and color(0, 2) == tuple(RAMP[127])
+            assert rle['size'] == [height, width]
+            assert np.array_equal(decode_rle(rle['counts'], width, height), photo)
 
 
 def test_results_among_the_photos_are_not_photos(checkpoint, tmp_path):
@@ -162,18 +96,19 @@ def test_results_among_the_photos_are_not_photos(checkpoint, tmp_path):
 
 def test_only_keeps_the_named_parts(checkpoint, tmp_path):
     write_photo(tmp_path / 'a.png')
-    done = call(infer, tmp_path / 'a.png', '--weights', checkpoint, '--out', tmp_path, '--only',
-               'head, left-arm')
+    start = tmp_path / 'a.png', '--weights', checkpoint, '--out', tmp_path, '--only'
+    done = call(infer, *start, 'head, left-arm')
     assert done.returncode == 0, done.stderr
     assert set(np.unique(np.asarray(Image.open(tmp_path / 'a_parts.png')))) <= {0, 1, 3}
-    done = call(infer, tmp_path / 'a.png', '--weights', checkpoint, '--out', tmp_path, '--only', 'hat')
-    assert done.returncode == 2 and "unknown part 'hat'" in done.stderr and 'left-leg' in done.stderr
+    done = call(infer, *start, 'hat')
+    assert done.returncode == 2
+    assert "unknown part 'hat'" in done.stderr and 'left-leg' in done.stderr
 
 
 def test_nobody_found_is_said_and_is_no_error(checkpoint, tmp_path):
     write_photo(tmp_path / 'a.png')
     done = call(infer, tmp_path / 'a.png', '--weights', checkpoint, '--out', tmp_path,
-               '--theta-center', '0.999')
+                '--theta-center', '0.999')
     assert done.returncode == 0 and 'found no person' in done.stdout + done.stderr
     assert json.loads((tmp_path / 'a.json').read_text())['people'] == []
     assert not np.asarray(Image.open(tmp_path / 'a_parts.png')).any()
@@ -186,18 +121,141 @@ def test_names_of_results_are_unique():
 
 
 @pytest.mark.parametrize('arguments, message', [
-    ([], 'give photos'), (['nothing.jpg'], 'nothing.jpg does not exist'), (['no*.jpg'], 'no*.jpg does not exist'),
-    (['.'], 'a folder without photos'), (['a.jpg', '--weights', 'no.pt'], 'no.pt does not exist'),
-    (['--data', 'MHP'], 'other classes')])
-def test_mistakes_in_infer_get_one_sentence(checkpoint, tmp_path, monkeypatch, capsys, arguments, message):
+    ([], 'give photos'),
+    (['nothing.jpg'], 'nothing.jpg does not exist'),
+    (['no*.jpg'], 'no*.jpg does not exist'),
+    (['.'], 'a folder without photos'),
+    (['a.jpg', '--weights', 'no.pt'], 'no.pt does not exist'),
+    (['--data', 'MHP', '--root', '.'], 'other classes')])
+def test_mistakes_in_infer_get_one_sentence(checkpoint, tmp_path, monkeypatch, capsys, arguments,
+                                            message):
     monkeypatch.chdir(tmp_path)
     if '--data' in arguments:
-        (tmp_path / 'list').mkdir(), (tmp_path / 'list' / 'val.txt').write_text('1')
-        write_photo(tmp_path / 'val' / 'images' / '1.jpg'), write_photo(tmp_path / 'val' / 'parsing_annos' / '1_01_01.png')
-        arguments = [*arguments, '--root', '.']
+        (tmp_path / 'list').mkdir()
+        (tmp_path / 'list' / 'val.txt').write_text('1')
+        write_photo(tmp_path / 'val' / 'images' / '1.jpg')
+        write_photo(tmp_path / 'val' / 'parsing_annos' / '1_01_01.png')
+    if '--weights' not in arguments:
+        arguments = ['--weights', str(checkpoint), *arguments]
     with pytest.raises(SystemExit) as stop:
-        infer.main([*(() if '--weights' in arguments else ('--weights', str(checkpoint))), *arguments, '--device', 'cpu'])
+        infer.main([*arguments, '--device', 'cpu'])
     assert stop.value.code == 2 and message in capsys.readouterr().err
+
+
+# ---- maps
+
+
+def test_maps_show_the_people_that_were_found(monkeypatch):
+    """The panels of two people are drawn from the cells of their own peaks, whoever else the heat
+    map shows."""
+    model = tiny_model(theta_center=0.0, theta_part=0.0, theta_mask=0.1, theta_same=1.0,
+                       test_short_side=96)
+    torch.nn.init.normal_(model.center_locator.heatmap.weight)
+    noise = np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8)
+    photo = Image.fromarray(noise)
+    found = model.predict(photo)[0]
+    assert len(found.scores) > 2
+    # As if the best had no part.
+    kept = type(found)(*(field[1:] for field in found))
+    nobody = type(found)(*(field[:0] for field in found))
+    out = model.outputs(data.network_input(photo, model.config))
+    cells, scores = find_centers(out['heatmap'][0, 0], model.config)
+    seen = []
+
+    def correlate_and_note(kernels, features, space):
+        seen.append(kernels)
+        return correlate(kernels, features, space)
+
+    monkeypatch.setattr(maps, 'correlate', correlate_and_note)
+    maps.draw_maps(model, out, photo, kept)
+    own = torch.stack([cells[np.isclose(scores, score)][0] for score in kept.scores])
+    assert torch.equal(seen[0], out['k_ins'][0].flatten(1).T[own])
+    assert torch.equal(seen[1], out['k_cate'])
+    assert maps.draw_maps(model, out, photo, nobody).width > 0
+    # The photo has 24x32 pixels of the features.
+    maps.draw_maps(model, out, photo, kept, [('79,59', 79, 59), ('0,30', 0, 30)])
+    last = [kernels[0] for kernels in seen[-4:]]
+    expected = [out[name][0, :, row, column]
+                for row, column in ((23, 31), (12, 0)) for name in ('f_ins', 'f_cate')]
+    assert all(torch.equal(a, b) for a, b in zip(last, expected))
+
+
+def test_the_page_of_maps_shows_the_points(checkpoint, tmp_path):
+    """--at adds two panels per point, with a cross; the first row stays as it is."""
+    write_photo(tmp_path / 'a.png')
+    pages = []
+    for points in [], ['--at', '20,10', '--at', '59,39']:
+        done = call(infer, tmp_path / 'a.png', '--weights', checkpoint, '--out', tmp_path,
+                    '--maps', *points)
+        assert done.returncode == 0, done.stderr
+        pages.append(np.asarray(Image.open(tmp_path / 'a_maps.png')))
+    without, with_points = pages
+    assert len(with_points) - len(without) == 430
+    assert np.array_equal(without[:424], with_points[:424, :without.shape[1]])
+
+
+def test_a_cross_marks_the_pixel_of_a_point():
+    photo = Image.new('RGB', (60, 40))
+    # The input is 120x80 pixels, padded to 128x96.
+    panel = maps.PanelMaker(photo, tiny_config(test_short_side=80, long_side=200))
+    name, picture = panel('x', torch.zeros(24, 32), (20, 10))
+    white = np.argwhere(np.asarray(picture).min(2) == 255)
+    assert name == 'x' and picture.size == (120, 80)
+    assert np.abs(white.mean(0) - (21, 41)).max() <= 1
+    assert panel('x', torch.zeros(24, 32))[1].getcolors() == [(9600, tuple(RAMP[0]))]
+
+
+@pytest.mark.parametrize('arguments, sentence', [
+    (['--maps', '--at', '60,0'],
+     '--at 60,0 is outside the photo; its columns are 0 to 59, its rows 0 to 39'),
+    (['--maps', '--at', '0,40'],
+     '--at 0,40 is outside the photo; its columns are 0 to 59, its rows 0 to 39'),
+    (['--maps', '--at', 'x,y'],
+     "--at 'x,y' is no point; give a column and a row in pixels, such as --at 240,300"),
+    (['--maps', '--at', '1.5,2'], "--at '1.5,2' is no point"),
+    (['--maps', '--at=-1,2'], "--at '-1,2' is no point"),
+    (['--maps', '--at', '5'], "--at '5' is no point"),
+    (['--at', '5,5'], '--at adds maps to the page of --maps')])
+def test_wrong_points_get_a_sentence(checkpoint, tmp_path, arguments, sentence):
+    write_photo(tmp_path / 'a.png')
+    done = call(infer, tmp_path / 'a.png', '--weights', checkpoint, '--out', tmp_path / 'out',
+                *arguments)
+    assert done.returncode == 2 and done.stderr.startswith(f'error: {sentence}')
+    assert done.stderr.count('\n') == 1
+    assert not (tmp_path / 'out').exists()
+
+
+def test_points_are_for_one_photo(checkpoint, tmp_path):
+    photos = tmp_path / 'a.png', tmp_path / 'b.png'
+    for path in photos:
+        write_photo(path)
+    done = call(infer, *photos, '--weights', checkpoint, '--maps', '--at', '1,1')
+    assert done.returncode == 2 and done.stderr == 'error: --at is for one photo, not for 2\n'
+    done = call(infer, '--data', 'synthetic', '--weights', checkpoint, '--maps', '--at', '1,1')
+    assert done.returncode == 2 and '--at is for one photo' in done.stderr
+
+
+def test_points_follow_a_reduced_photo():
+    points = maps.read_points(['10,20', '0,0'], (60, 40), 0.5)
+    assert points == [('10,20', 5.0, 10.0), ('0,0', 0.0, 0.0)]
+
+
+def test_matrices_of_correlations_have_a_bright_diagonal():
+    names = ['head', 'torso', 'left-arm']
+    values = np.array([[1, 0, 0.5], [0, 1, -0.2], [0.5, -0.2, 1]])
+    picture = np.asarray(matrix_picture('A', values, names))
+    top = picture.shape[0] - 3 * 32
+    left = top - 32
+
+    def color(row, column):
+        return tuple(picture[top + row * 32 + 2, left + column * 32 + 2])
+
+    assert all(color(k, k) == tuple(RAMP[255]) for k in range(3))
+    assert color(0, 1) == color(1, 0) == color(1, 2) == tuple(RAMP[0])
+    assert color(0, 2) == tuple(RAMP[127])
+
+
+# ---- predictions of a split
 
 
 def test_predictions_of_a_split_evaluate_to_what_training_reports(checkpoint, tmp_path):
@@ -206,37 +264,47 @@ def test_predictions_of_a_split_evaluate_to_what_training_reports(checkpoint, tm
     expected = train.UniParserTask(model.config, model, None, dataset).validate(Run('cpu'))
     done = call(infer, '--data', 'synthetic', '--weights', checkpoint, '--out', tmp_path / 'pred')
     assert done.returncode == 0, done.stderr
-    done = call(evaluate, '--data', 'synthetic', '--predictions', tmp_path / 'pred', '--json',
-               tmp_path / 'metrics.json')
+    done = call(evaluate, '--data', 'synthetic', '--predictions', tmp_path / 'pred',
+                '--json', tmp_path / 'metrics.json')
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / 'metrics.json').read_text())
     for name in train.UniParserTask.reported:
-        assert abs(found[name] - expected[name]) < 1e-4, name                # infer.py folds BatchNorm: ties may turn
+        # infer.py folds BatchNorm: ties may turn.
+        assert abs(found[name] - expected[name]) < 1e-4, name
 
 
-def test_cihp_validation_equals_evaluate(tmp_path):
-    """Unlabelled bystanders and official class maps: the run's validation and evaluate.py give the same numbers."""
-    root, names = tmp_path / 'instance-level_human_parsing' / 'Validation', datasets.CIHP.class_names
+def write_cihp(root):
+    """Three photos of up to two people, with pixels that are labelled but nobody's: bystanders."""
+    folder = root / 'instance-level_human_parsing' / 'Validation'
     rng = np.random.default_rng(0)
     for name in ('1', '2', '3'):
         human = np.kron(rng.integers(0, 3, (3, 4)), np.ones((16, 16), int))
         category = np.kron(rng.integers(1, 20, (6, 8)), np.ones((8, 8), int))
-        category[human == 0] *= rng.random() < 0.9                           # labelled, but nobody's: a bystander
+        category[human == 0] *= rng.random() < 0.9
         parts = np.where(human > 0, (human - 1) * 20 + category, 0)
-        write_photo(root / 'Images' / f'{name}.jpg', int(name), (64, 48))
-        for folder, ids in dict(Category_ids=category, Human_ids=human, Instance_ids=parts).items():
-            (root / folder).mkdir(exist_ok=True)
-            Image.fromarray(ids.astype(np.uint8)).save(root / folder / f'{name}.png')
-    model = tiny_model('cihp', theta_center=0.0, theta_part=0.0, theta_mask=0.1, theta_same=1.0, max_people=4, test_short_side=48)
-    model.class_names = list(names)
+        write_photo(folder / 'Images' / f'{name}.jpg', int(name), (64, 48))
+        maps_of = dict(Category_ids=category, Human_ids=human, Instance_ids=parts)
+        for kind, ids in maps_of.items():
+            (folder / kind).mkdir(exist_ok=True)
+            Image.fromarray(ids.astype(np.uint8)).save(folder / kind / f'{name}.png')
+
+
+def test_cihp_validation_equals_evaluate(tmp_path):
+    """Unlabelled bystanders and official class maps: the run's validation and evaluate.py give the
+    same numbers."""
+    write_cihp(tmp_path)
+    model = tiny_model('cihp', theta_center=0.0, theta_part=0.0, theta_mask=0.1, theta_same=1.0,
+                       max_people=4, test_short_side=48)
+    model.class_names = list(datasets.CIHP.class_names)
     model.save(tmp_path / 'm.pt')
     dataset = open_dataset('CIHP', tmp_path, 'val')
     assert dataset.read(0)[2].any()
     expected = train.UniParserTask(model.config, model, None, dataset).validate(Run('cpu'))
-    done = call(infer, '--data', 'CIHP', '--root', tmp_path, '--weights', tmp_path / 'm.pt', '--out', tmp_path / 'pred')
+    data_flags = '--data', 'CIHP', '--root', tmp_path
+    done = call(infer, *data_flags, '--weights', tmp_path / 'm.pt', '--out', tmp_path / 'pred')
     assert done.returncode == 0, done.stderr
-    done = call(evaluate, '--data', 'CIHP', '--root', tmp_path, '--predictions', tmp_path / 'pred', '--json',
-                tmp_path / 'metrics.json', '--workers', '1')
+    done = call(evaluate, *data_flags, '--predictions', tmp_path / 'pred',
+                '--json', tmp_path / 'metrics.json', '--workers', '1')
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / 'metrics.json').read_text())
     for name in (*train.UniParserTask.reported, 'APr50', 'APh50'):
@@ -244,7 +312,9 @@ def test_cihp_validation_equals_evaluate(tmp_path):
 
 
 def test_with_the_truth_for_people_and_classes_little_is_left_to_get_wrong(monkeypatch):
-    model, dataset, found = tiny_model(num_classes=6, test_short_side=96, long_side=128), open_dataset('synthetic'), []
+    model = tiny_model(num_classes=6, test_short_side=96, long_side=128)
+    dataset = open_dataset('synthetic')
+    found = []
     samples = [dataset.read(i) for i in range(4)]
     for sample in samples:
         with monkeypatch.context() as patch:

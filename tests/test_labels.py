@@ -1,4 +1,9 @@
-"""Other label sets: the tables and their page, results and metrics in them, the classes of weights files."""
+"""Label sets: from one to another.
+
+Claimed: the tables of docs/labels.md are those of the code and reach every class; labels by hand
+and by every table; results and metrics in another set are those of the converted people; --list
+names the classes of every weights file.
+"""
 import itertools
 import json
 import re

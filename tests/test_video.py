@@ -1,4 +1,9 @@
-"""Videos: results, times, rotation, wrong files, interruption. Skipped without PyAV (pip install av)."""
+"""Videos through infer.py. Skipped without PyAV (pip install av).
+
+Claimed: frames, times and people are those of the photos; rotation and square pixels are
+respected; files that are no videos get one sentence; an interruption or a full disk leaves no
+incomplete file; a video is a stream.
+"""
 import json
 import os
 import resource

@@ -74,7 +74,7 @@ class Row(NamedTuple):
     paper: tuple = ()            # its AP^p_50, AP^p_vol, PCP_50, where it has the row
 
     @property
-    def name(self):
+    def name(self) -> str:
         """Names folders: the training, then what inference changes."""
         words = [self.training]
         words += [f'{name}={value}' for name, value in self.test.items()]
@@ -83,7 +83,7 @@ class Row(NamedTuple):
         return '+'.join(words)
 
     @property
-    def flags(self):
+    def flags(self) -> str:
         """What the row adds to train.py and infer.py."""
         flags = as_flags({**TRAININGS[self.training], **self.test})
         return f'`{flags}`' if flags else ''
@@ -94,7 +94,7 @@ NO_NMS = dict(theta_same=1.0)
 EVERY_CELL = dict(theta_same=1.0, peaks=1)
 
 
-def threshold_rows():
+def threshold_rows() -> list:
     """Table 9. The base has theta_mask 0.5 and theta_center 0.1."""
     published = {                # theta_mask: results with theta_center 0.2, 0.1, 0.05
         0.5: [(42.6, 46.2, 46.6), BASE, (42.5, 46.2, 46.5)],
@@ -212,10 +212,10 @@ class Study:
         # A training is validated at its end alone.
         self.given = {'epochs': epochs, **self.settings, 'val_every': epochs}
 
-    def path(self, name, seed):
+    def path(self, name: str, seed: int) -> Path:
         return self.folder / f'{name}-{seed}'
 
-    def finished(self, name, seed):
+    def finished(self, name: str, seed: int) -> dict | None:
         """The metrics of a finished row, else None. ValueError where it had other settings."""
         path = self.path(name, seed) / 'metrics.json'
         if not path.exists():
@@ -243,7 +243,7 @@ class Study:
                     self.write(row.name, seed, self.measure(row, seed))
             self.report()
 
-    def train(self, training, seed):
+    def train(self, training: str, seed: int):
         """Trains, or resumes, and writes the metrics of the last epoch, with the seconds of this
         process."""
         begin = time.process_time()
@@ -275,7 +275,7 @@ class Study:
         vars(args).update(changes)
         return args
 
-    def measure(self, row, seed):
+    def measure(self, row: Row, seed: int) -> dict:
         """Metrics of a row on the weights of its training."""
         state = self.finished(row.training, seed)
         if state and state.get('diverged'):
@@ -288,7 +288,7 @@ class Study:
         task = train.UniParserTask(model.config, model, None, val_set)
         return task.validate(Run(self.args.device))
 
-    def write(self, name, seed, result, **more):
+    def write(self, name: str, seed: int, result: dict, **more):
         """Writes metrics.json of a row. result: metrics in 0..1; more: is stored beside them."""
         numbers = {key: round(100 * result[key], 2) for key in METRICS}
         folder = self.path(name, seed)
@@ -297,7 +297,7 @@ class Study:
         text = ' '.join(f'{METRICS[key]} {value:.1f}' for key, value in numbers.items())
         print(f'{name}, seed {seed}: {text}', flush=True)
 
-    def results(self):
+    def results(self) -> dict:
         """{row: {seed: its numbers in percent}} of all finished rows."""
         found = {}
         for name in self.rows:
@@ -334,7 +334,7 @@ class Study:
             write_file(args.page, replace_tables(page, found, self.tables))
 
 
-def can_train(training, data, preset):
+def can_train(training: str, data: str, preset: str) -> bool:
     """Whether a data set can have a training: only drawn sets have a number of samples, and some
     presets have no released recipe."""
     changes = TRAININGS[training]
@@ -347,7 +347,7 @@ def can_train(training, data, preset):
 # Tables as text
 
 
-def markdown(name, found, tables=TABLES):
+def markdown(name: str, found: dict, tables: dict = TABLES) -> str:
     """One table: the paper's numbers beside the mean and the spread over the seeds. found: as of
     Study.results."""
     title, rows = tables[name]
@@ -367,7 +367,7 @@ def markdown(name, found, tables=TABLES):
     return '\n'.join(lines)
 
 
-def replace_tables(page, found, tables=TABLES):
+def replace_tables(page: str, found: dict, tables: dict = TABLES) -> str:
     """A page with the tables replaced that stand below their commands, `.. --table NAME ..`."""
     for name in tables:
         _, _, table = markdown(name, found, tables).partition('\n\n')

@@ -59,7 +59,7 @@ class Clock:
         self.wall = {}
         self.process = {}
 
-    def __call__(self, name, function, *arguments):
+    def __call__(self, name: str, function, *arguments):
         """Calls the function, keeps its times under the name, and returns its result."""
         wall = time.perf_counter()
         process = time.process_time()
@@ -69,16 +69,16 @@ class Clock:
         self.process.setdefault(name, []).append(1000 * (time.process_time() - process))
         return result
 
-    def median(self, name):
+    def median(self, name: str) -> tuple[float, float]:
         return statistics.median(self.wall[name]), statistics.median(self.process[name])
 
-    def cost(self, name):
+    def cost(self, name: str) -> float:
         """Milliseconds for the unit: on a CPU the time of all threads."""
         wall, process = self.median(name)
         return process if self.device.type == 'cpu' else wall
 
 
-def multiply_adds(function, *arguments):
+def multiply_adds(function, *arguments) -> int:
     """Multiply-adds of the convolutions and matrix products of a call, without those of the
     sampling in deformable convolutions."""
     def deform_conv2d(x, weight, *_, out_shape, **__):
@@ -90,7 +90,7 @@ def multiply_adds(function, *arguments):
     return counter.get_total_flops() // 2
 
 
-def describe_machine(size, device):
+def describe_machine(size, device: torch.device) -> str:
     """The start of every table: size of the images, device, threads, version of torch."""
     return (f'{"x".join(map(str, size))}, {device}, {torch.get_num_threads()} threads, '
             f'torch {torch.__version__}')
@@ -100,12 +100,12 @@ def describe_machine(size, device):
 # Inference
 
 
-def plant_people(out, people, config):
+def plant_people(out: dict, people: int, config: Config) -> dict:
     """Outputs of the network in which people stand side by side, of BANDS parts each.
 
     Args:
         out: outputs of a UniParser for one photo, which give the sizes.
-        people (int): their number; at most C - 1, because kernels are orthogonal.
+        people: their number; at most C - 1, because kernels are orthogonal.
     """
     S = config.grid
     C, h, w = out['f_ins'].shape[1:]
@@ -140,7 +140,7 @@ def plant_people(out, people, config):
     return {name: tensor.to(out['f_ins'].device) for name, tensor in planted.items()}
 
 
-def start_onnx(path):
+def start_onnx(path: str):
     """A session of ONNX Runtime with torch's number of threads."""
     try:
         import onnxruntime
@@ -151,13 +151,13 @@ def start_onnx(path):
     return onnxruntime.InferenceSession(path, options, providers=['CPUExecutionProvider'])
 
 
-def time_steps(model, photo, people, session=None):
+def time_steps(model: UniParser, photo: Image.Image, people: int, session=None) -> tuple:
     """Times the steps from reading a photo to writing its results.
 
     Args:
-        model: a folded UniParser.
-        photo: Pillow, RGB.
-        people (int): decoding is timed with this many planted people, and with one.
+        model: folded.
+        photo: RGB.
+        people: decoding is timed with this many planted people, and with one.
         session: the same network in ONNX Runtime, or None.
 
     Returns a Clock and the network's input.
@@ -196,7 +196,7 @@ def time_steps(model, photo, people, session=None):
     return clock, images
 
 
-def count_operations(model, images):
+def count_operations(model: UniParser, images: torch.Tensor) -> tuple[dict, dict]:
     """{step: multiply-adds} and {step: parameters} of the network's steps."""
     plain = torchvision.models.resnet50().eval().to(images.device)
     features = model.backbone(images)
@@ -218,7 +218,7 @@ def count_operations(model, images):
     return operations, parameters
 
 
-def count_weights(module):
+def count_weights(module: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
@@ -247,7 +247,7 @@ def benchmark_inference(args):
     print(f'peak memory {memory(model.device):.2f} GB')
 
 
-def benchmarked_model(args):
+def benchmarked_model(args) -> UniParser:
     """The model of --weights, or an untrained one of --preset. Its test size is --size."""
     if args.size:
         args.test_short_side = min(args.size)
@@ -325,7 +325,7 @@ def benchmark_training(args):
         time_training(UniParserTask(config, model, loader, val_set), run)
 
 
-def time_training(task, run, steps=20):
+def time_training(task: UniParserTask, run: Run, steps: int = 20):
     """Prints the rates of a task: at most this many steps, and SECONDS, for each."""
     config = task.config
     optimizer = task.optimizer()
@@ -350,7 +350,7 @@ def time_training(task, run, steps=20):
     print(f'peak memory {memory(run.device):.2f} GB')
 
 
-def print_rate(name, batches, function, steps):
+def print_rate(name: str, batches, function, steps: int):
     """Prints the images/s of function(batch)."""
     batches = iter(batches)
     # The first batch is not counted: workers start, and kernels are chosen.
@@ -365,7 +365,7 @@ def print_rate(name, batches, function, steps):
     print(f'{name:28} {count / (time.perf_counter() - begin):8.2f} images/s')
 
 
-def draw_mhp(root, split, num_images):
+def draw_mhp(root: Path, split: str, num_images: int):
     """Files in the layout of MHPv2: photos of 800x600 pixels with 3 people of 12 parts."""
     images = root / split / 'images'
     annotations = root / split / 'parsing_annos'
@@ -384,7 +384,7 @@ def draw_mhp(root, split, num_images):
             rgb.save(annotations / f'{image}_03_{n + 1:02d}.png')
 
 
-def draw_person(rng, n):
+def draw_person(rng: np.random.Generator, n: int) -> Image.Image:
     """Labels (Pillow, L) of the n-th of three people from the left: 12 parts with ragged edges."""
     person = Image.new('L', (800, 600))
     center = rng.uniform(100, 220) + 230 * n, rng.uniform(240, 360)

@@ -31,13 +31,13 @@ class Counts:
     outside: int                 # pixels of nobody
 
 
-def match(masks, ids, iou):
+def match(masks: np.ndarray, ids: np.ndarray, iou: float) -> tuple[int, int, int]:
     """Each detection takes the person with the largest IoU that no better detection has found.
 
     Args:
         masks: (N, H, W) bool, best detection first.
         ids: (H, W) uint8, see the top of this file.
-        iou (float): the smallest IoU of a detection with a person it finds.
+        iou: the smallest IoU of a detection with a person it finds.
 
     Returns the numbers of people, of found people, and of false detections.
     """
@@ -55,7 +55,7 @@ def match(masks, ids, iou):
     return len(people), len(people) - len(free), false
 
 
-def count(model, path, instances, iou):
+def count(model, path: str, instances: str | None, iou: float) -> Counts:
     """Counts of a photo. instances: the path of its ID.png, or None where it shows nobody."""
     photo = read_stored(path)
     height, width = photo.height, photo.width

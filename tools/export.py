@@ -88,7 +88,7 @@ class Logits(nn.Module):
         return self.model.crop_logits(image)
 
 
-def export_onnx(model, path):
+def export_onnx(model: UniParser, path: str):
     """Writes a folded UniParser on the CPU to `path`."""
     config = model.config
     if config.fusion != 'index':
@@ -102,7 +102,7 @@ def export_onnx(model, path):
                ['scores', 'centers', 'q_ins', 'q_cate'], metadata)
 
 
-def export_schp(model, path):
+def export_schp(model: nn.Module, path: str):
     """Writes a folded SCHP on the CPU to `path`."""
     batch = torch.export.Dim('batch', min=1, max=1024)
     metadata = dict(mean=crops.MEAN, std=crops.STD, labels=model.labels, size=model.size)
@@ -110,14 +110,15 @@ def export_schp(model, path):
                metadata)
 
 
-def write_onnx(path, model, image, shape, outputs, metadata):
+def write_onnx(path: str, model: nn.Module, image: torch.Tensor, shape: dict, outputs: list,
+               metadata: dict):
     """Writes a model with one input, `image`.
 
     Args:
         image: an example of the input.
-        shape (dict): {axis: torch.export.Dim} of the axes of any size.
-        outputs (list): their names.
-        metadata (dict): is stored as JSON.
+        shape: {axis: torch.export.Dim} of the axes of any size.
+        outputs: their names.
+        metadata: is stored as JSON.
 
     ModuleNotFoundError with advice where a package is missing.
     """

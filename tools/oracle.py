@@ -16,22 +16,22 @@ from uniparser import decode
 from util.cli import CommandParser, start
 from util.datasets import DATASETS
 from util.files import user_errors
+from util.results import Parsing
 from util.submissions import FORMS
 
 SURE = 9.0                                   # logit of a center; -SURE: of a cell without one
 
 
 @torch.no_grad()
-def predict_with_truth(model, part, image, parsing, ignore):
+def predict_with_truth(model, part: str, image: np.ndarray, parsing: np.ndarray,
+                       ignore: np.ndarray) -> Parsing:
     """Predicts one image, where the ground truth replaces a part of the network.
 
     Args:
         model: a folded UniParser.
-        part (str): centers: the heat map; people: the heat map and the correlations with people;
+        part: centers: the heat map; people: the heat map and the correlations with people;
             classes: the correlations with categories.
         image, parsing, ignore: of a data set, see `data.py`.
-
-    Returns a Parsing.
     """
     config = model.config
     photo = Image.fromarray(image)

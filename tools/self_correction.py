@@ -43,7 +43,7 @@ RUNS = {
 }
 
 
-def corrupt(labels, flip_pairs, rng):
+def corrupt(labels: np.ndarray, flip_pairs, rng: np.random.Generator) -> np.ndarray:
     """Label map (H, W) uint8 -> the same or, for a share of the people, one with all three errors.
 
     The generator is asked for all numbers first, so that a photo's errors do not depend on SHARE.
@@ -62,7 +62,7 @@ def corrupt(labels, flip_pairs, rng):
     return labels
 
 
-def shift(labels, offset):
+def shift(labels: np.ndarray, offset) -> np.ndarray:
     """Label map (H, W) moved by offset (down, right), in pixels. What was outside is background."""
     height, width = labels.shape
     down, right = offset
@@ -90,7 +90,7 @@ class Corrupted(Reduced):
         return image, labels[None], labels == 255
 
 
-def label_quality(clean, corrupted):
+def label_quality(clean: Reduced, corrupted: Reduced) -> float:
     """mIoU of the corrupted training labels themselves, in 0..1."""
     matrix = 0
     for i in range(len(corrupted)):
@@ -103,7 +103,8 @@ def label_quality(clean, corrupted):
     return semantic_metrics(matrix)['mIoU']
 
 
-def train_once(config, train_set, val_set, folder, device):
+def train_once(config: SCHPConfig, train_set: Reduced, val_set: Reduced, folder: Path,
+               device: str) -> dict | None:
     """Trains a network -> metrics of the last validation, or None where it was stopped."""
     run = Run(device, None)
     torch.manual_seed(config.seed)

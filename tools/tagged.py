@@ -18,6 +18,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from PIL import Image
 from scipy.io import loadmat
 
 from data import network_input
@@ -50,7 +51,7 @@ class Tags:
     def __init__(self):
         self.rows = json.loads(read_layers()['mapping.json'])['map']
 
-    def read(self, path):
+    def read(self, path: str) -> np.ndarray | None:
         """The classes that can appear in a photo: bool (19,), without the background. None where
         the photo shows clothes that CIHP does not have."""
         with naming(path):
@@ -104,12 +105,11 @@ class LabelPipeline(PhotoPipeline):
         target.unlink(missing_ok=True)
         return f'{printable(job.path)}: left out', 0
 
-    def label(self, out, photo, allowed):
+    def label(self, out: dict, photo: Image.Image, allowed: np.ndarray) -> np.ndarray | None:
         """The label map of the largest person, (H, W) uint8, or None where it is not certain.
 
         Args:
             out: of `outputs`.
-            photo: Pillow.
             allowed: of `Tags.read`.
         """
         config = self.model.config
@@ -131,7 +131,7 @@ class LabelPipeline(PhotoPipeline):
         return np.where((labels > 0) & ~sure, np.uint8(UNKNOWN), labels)
 
 
-def lacks_a_garment(labels, tagged):
+def lacks_a_garment(labels: np.ndarray, tagged: np.ndarray) -> bool:
     """Whether a tagged class has a smaller share of the person's pixels than it must have."""
     areas = np.bincount(labels.ravel(), minlength=20)[1:]
     for name, area, is_tagged in zip(NAMES[1:], areas, tagged):
@@ -153,7 +153,7 @@ def parse_arguments(argv=None):
     return parser.parse_args(argv)
 
 
-def check_model(model, path):
+def check_model(model, path: str):
     """ValueError where tags cannot exclude classes of the model in the file `path`."""
     check_classes(model, path, 'CIHP', NAMES)
     if model.config.space != 'cosine' or model.config.fusion != 'index':

@@ -23,13 +23,13 @@ from util.images import read_prediction
 from util.labels import convert, find_set, names_of
 from util.masks import CroppedMap, as_label_maps, split_map
 
-FORMS = 'instances', 'mhp', 'cihp', 'coco'
 SIGNS = {                                         # files that show the form of a folder
     'instances': 'instances.json',
     'mhp': 'results.txt',
     'cihp': 'global_parsing',
     'coco': '*.json',
 }
+FORMS = tuple(SIGNS)
 INDICES = {                                       # files without a mark, and the pictures with one
     'instances': ('instances.json', 'instances'),
     'coco': ('parsing.json', 'instances'),
@@ -219,6 +219,14 @@ class CIHPSubmission:
         return split_map(read_prediction(path, shape), rows, n)
 
 
+READERS = {
+    'instances': InstanceMaps,
+    'mhp': MHPSubmission,
+    'cihp': CIHPSubmission,
+    'coco': InstanceMaps,
+}
+
+
 def open_predictions(path: str | Path, form: str | None = None, ids: list[str] = ()):
     """A folder of predictions, or a list in COCO's form (.json).
 
@@ -243,8 +251,7 @@ def open_predictions(path: str | Path, form: str | None = None, ids: list[str] =
             raise ValueError(f'{printable(path)} holds results of photos such as '
                              f'{printable(results[0].name)}, not predictions of a data set; write '
                              'these with infer.py --data')
-    readers = {'mhp': MHPSubmission, 'cihp': CIHPSubmission}
-    return readers.get(form, InstanceMaps)(path, ids)
+    return READERS[form](path, ids)
 
 
 # ---- in another label set ----------------------------------------------------------------------
@@ -325,8 +332,8 @@ class ConvertedPredictions:
 
 
 class PredictionWriter:
-    """Writes the predictions of one image after the other, and the index at the end, if no error
-    occurred.
+    """Writes the predictions of one image after the other and, without an error, an index at the
+    end.
 
         with PredictionWriter('results', 'instances') as writer:  # or 'coco', 'mhp', 'cihp'
             writer.add('0001', (parsing, scores))                 # as for ParsingMetrics.add

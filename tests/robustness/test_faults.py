@@ -1,4 +1,8 @@
-"""Bad input, faults and hostile files: what docs/robustness.md promises. python -m pytest tests/robustness/test_faults.py
+"""Bad input and faults: what docs/robustness.md promises.
+
+Claimed: every photo of every mode is read or refused in one sentence, and the others are parsed;
+damage to data sets and weights is named; a training that is killed at any moment goes on to the
+same bits; a full disk, a dead worker or a dead process ends with a sentence and no half files.
 
 The long versions, in one process each, print what they saw:
 
@@ -38,9 +42,12 @@ import data
 import infer
 import train
 import uniparser
+from evaluate import ParsingMetrics
+from losses import uniparser_loss
+from tests.helpers import SHORT, call, run, tiny_config, tiny_model, weights, write_photo, write_tiny_mhp
+from tools import benchmark, export
+from uniparser import UniParser
 from util import datasets
-from tools import export
-from tools import benchmark
 from util.checkpoints import read_checkpoint
 from util.datasets import open_dataset
 from util.files import find_photos, printable, result_names
@@ -48,10 +55,6 @@ from util.images import read_labels, read_photo, read_prediction, stored_size, t
 from util.masks import decode_rle, flatten_people
 from util.results import describe_people
 from util.workers import loader
-from evaluate import ParsingMetrics
-from losses import uniparser_loss
-from tests.helpers import SHORT, call, run, tiny_config, tiny_model, weights, write_photo, write_tiny_mhp
-from uniparser import UniParser
 
 torch.set_num_threads(1)
 pytestmark = pytest.mark.filterwarnings('ignore:::PIL')                      # data.py's own filter is not pytest's

@@ -1,4 +1,8 @@
-"""Hostile files and careless commands: nothing of the user's is lost, nothing takes the machine. docs/robustness.md"""
+"""Hostile files and careless commands: more of what docs/robustness.md promises.
+
+Claimed: nothing of the user's is lost; no file takes the memory of the machine or runs code;
+everything that is printed is short, escaped and says what to do.
+"""
 import json
 import os
 import resource

@@ -45,7 +45,7 @@ class CCP(Photos):
                            person, or where that person was removed; those of val, tune and test
                            are always the same 100
     train_photos, ..       the photos as they are, one labelled person each
-    train_crops, ..        each person up close, whole and its upper half
+    val_crops, ..          each person up close, whole and its upper half
 
     Options of train:
 
