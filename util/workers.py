@@ -71,8 +71,8 @@ def ignore_signals(worker):
         signal.signal(number, signal.SIG_IGN)
 
 
-def loader(samples, config, batch_size: int, rank: int = 0, world: int = 1,
-           device: str | torch.device = 'cpu') -> DataLoader:
+def open_loader(samples, config, batch_size: int, rank: int = 0, world: int = 1,
+                device: str | torch.device = 'cpu') -> DataLoader:
     """DataLoader of samples such as `data.Samples`.
 
     Before each epoch call loader.batch_sampler.set_epoch(epoch, start).
@@ -85,7 +85,7 @@ def loader(samples, config, batch_size: int, rank: int = 0, world: int = 1,
     # Per worker: its process and the index of the image that it reads.
     samples.busy = torch.zeros(config.workers, 2, dtype=torch.long).share_memory_()
     sampler = EpochBatches(samples.groups(), batch_size, config.seed, rank, world)
-    made = DataLoader(
+    loader = DataLoader(
         samples,
         batch_sampler=sampler,
         collate_fn=samples.collate,
@@ -96,9 +96,9 @@ def loader(samples, config, batch_size: int, rank: int = 0, world: int = 1,
         # Its own, so that the global one stays as it is.
         generator=torch.Generator())
     # At exit Python would send SIGTERM to the workers, which they ignore, and wait without end.
-    reference = weakref.ref(made)
+    reference = weakref.ref(loader)
     atexit.register(lambda: end_workers(reference()))
-    return made
+    return loader
 
 
 def end_workers(loader: DataLoader | None):
