@@ -10,6 +10,7 @@ import sys
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -65,6 +66,27 @@ class EpochBatches:
         return iter(self.batches[self.start:])
 
 
+@dataclass
+class BadSample:
+    """What stands in the place of a sample that cannot be read. Raised in a worker, an error would
+    arrive as a traceback."""
+    error: str
+
+
+class Collate:
+    """collate, unless a sample is bad: then that one. An object, because workers may have to
+    unpickle it."""
+
+    def __init__(self, collate):
+        self.collate = collate
+
+    def __call__(self, samples: list):
+        for sample in samples:
+            if isinstance(sample, BadSample):
+                return sample
+        return self.collate(samples)
+
+
 def ignore_signals(worker):
     """Called in each new worker. The main process handles a stop: it saves and ends the workers."""
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -88,7 +110,7 @@ def open_loader(samples, config, batch_size: int, rank: int = 0, world: int = 1,
     loader = DataLoader(
         samples,
         batch_sampler=sampler,
-        collate_fn=samples.collate,
+        collate_fn=Collate(samples.collate),
         num_workers=config.workers,
         persistent_workers=config.workers > 0,
         worker_init_fn=ignore_signals,
@@ -111,12 +133,12 @@ def end_workers(loader: DataLoader | None):
 
 
 def read_batches(loader: DataLoader) -> Iterator[dict]:
-    """Yields the batches of a loader. A skipped image is named once; an error in place of a batch
-    is raised."""
+    """Yields the batches of a loader. A skipped image is named once; a bad one is
+    raised as ValueError."""
     named = loader.dataset.named
     for batch in loader:
-        if isinstance(batch, Exception):
-            raise batch
+        if isinstance(batch, BadSample):
+            raise ValueError(batch.error)
         for info in batch['infos']:
             for sentence in info['bad']:
                 if sentence not in named:
