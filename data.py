@@ -9,8 +9,7 @@ hat (1 in CIHP) and an unlabeled coat is a map of 0, 1 and 255. The data sets th
 import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
-from types import SimpleNamespace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -19,17 +18,20 @@ from tqdm import tqdm
 
 import released
 from util.beyond import degrade
+from util.config import Config
 from util.cli import CommandParser, start
 from util.datasets import DATASETS, open_dataset, swap_sides
 from util.files import check_target, user_errors, write_png
 from util.images import read_photo, to_rgb, upright
 from util.pictures import add_legend, overlay, palette
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)      # ImageNet, RGB in 0..1
+# ImageNet, RGB in 0..1.
+MEAN = 0.485, 0.456, 0.406
+STD = 0.229, 0.224, 0.225
 
 
 # ------------------------------------------------------------------------------------------------------------
-# Sizes and transforms
+# Sizes
 
 
 def scaled_size(width, height, short_side, long_side):
@@ -38,21 +40,56 @@ def scaled_size(width, height, short_side, long_side):
     return max(1, int(width * scale + 0.5)), max(1, int(height * scale + 0.5))
 
 
-def resize_photo(photo, size, recipe='paper'):
+@dataclass(frozen=True)
+class Geometry:
+    """Sizes (height, width) of a photo on its way through the network, in pixels."""
+    photo: tuple                        # as given
+    size: tuple                         # resized
+    padded: tuple                       # the network's input: size, padded right and below to multiples of 32
+
+    def to_photo(self, cells, grid):
+        """The centers (x, y) of cells (N,) = row * S + column of the network's input, in pixels of the photo: (N, 2)."""
+        x = (2 * (cells % grid) + 1) / (2 * grid) * self.padded[1] / self.size[1] * self.photo[1]
+        y = (2 * (cells // grid) + 1) / (2 * grid) * self.padded[0] / self.size[0] * self.photo[0]
+        return torch.stack([x, y], dim=1)
+
+
+def input_geometry(photo, config) -> Geometry:
+    """The sizes of a Pillow image in inference."""
+    w, h = scaled_size(photo.width, photo.height, config.test_short_side, config.long_side)
+    return Geometry((photo.height, photo.width), (h, w), (round_up(h), round_up(w)))
+
+
+def round_up(length):
+    """To a multiple of 32, the stride of the network's coarsest features."""
+    return -(-length // 32) * 32
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Transforms of images, parsing and ignore, in training
+
+
+def resize_photo(photo, size):
     """Pillow image -> size (width, height), bilinear; antialiased where it shrinks."""
-    return released.resize_photo(photo, size) if recipe == 'released' else photo.resize(size, Image.BILINEAR)
+    return photo.resize(size, Image.BILINEAR)
 
 
-def resize_sample(image, parsing, ignore, size, recipe='paper'):
-    """size: (width, height). The photo bilinear, labels nearest: the label under the middle of each new pixel."""
+def resize_labels(parsing, ignore, size):
+    """Nearest: the label under the middle of each new pixel. size: (width, height)."""
+    people = [np.asarray(Image.fromarray(person).resize(size, Image.NEAREST)) for person in parsing]
+    parsing = np.array(people, np.uint8).reshape(-1, *size[::-1])
+    ignore = Image.fromarray(ignore.astype(np.uint8)).resize(size, Image.NEAREST)
+    return parsing, np.asarray(ignore) > 0
+
+
+def resize_sample(image, parsing, ignore, size, config):
+    """The photo and its labels, to size (width, height)."""
     if size == image.shape[1::-1]:
         return image, parsing, ignore
-    image = np.asarray(resize_photo(Image.fromarray(image), size, recipe))
-    if recipe == 'released':
-        return image, *released.resize_labels(parsing, ignore, size)
-    maps = (Image.fromarray(m).resize(size, Image.NEAREST) for m in (ignore.astype(np.uint8), *parsing))
-    ignore, *people = map(np.asarray, maps)
-    return image, np.array(people, np.uint8).reshape(-1, *size[::-1]), ignore > 0
+    resize = config.choose(resize_photo, released.resize_photo)
+    image = np.asarray(resize(Image.fromarray(image), size))
+    parsing, ignore = config.choose(resize_labels, released.resize_labels)(parsing, ignore, size)
+    return image, parsing, ignore
 
 
 def random_crop(image, parsing, ignore, rng, smallest=0.5):
@@ -62,8 +99,8 @@ def random_crop(image, parsing, ignore, rng, smallest=0.5):
         length = max(1, round(side * rng.uniform(smallest, 1)))
         start = rng.integers(side - length + 1)
         window.append(slice(start, start + length))
-    ys, xs = window
-    return image[ys, xs], parsing[:, ys, xs], ignore[ys, xs]
+    rows, cols = window
+    return image[rows, cols], parsing[:, rows, cols], ignore[rows, cols]
 
 
 def color_jitter(image, strength, rng):
@@ -77,33 +114,52 @@ def color_jitter(image, strength, rng):
 def train_transform(image, parsing, ignore, flip_pairs, config, rng):
     """Random crop, scale, flip and colors. People without a remaining pixel are dropped. In and out as in `read`."""
     if rng.random() < config.crop:
-        window = random_crop(image, parsing, ignore, rng, config.crop_min)
-        image, parsing, ignore = map(np.ascontiguousarray, window)
-    sides = config.short_side                     # a range, or values to choose from
-    short = rng.integers(sides[0], sides[1] + 1) if len(sides) == 2 else rng.choice(sides)
-    size = scaled_size(*ignore.shape[::-1], short, config.long_side)
-    image, parsing, ignore = resize_sample(image, parsing, ignore, size, config.recipe)
+        image, parsing, ignore = random_crop(image, parsing, ignore, rng, config.crop_min)
+        image = np.ascontiguousarray(image)
+        parsing = np.ascontiguousarray(parsing)
+        ignore = np.ascontiguousarray(ignore)
+
+    # Two values are a range, other numbers are choices.
+    sides = config.short_side
+    short_side = rng.integers(sides[0], sides[1] + 1) if len(sides) == 2 else rng.choice(sides)
+    height, width = ignore.shape
+    size = scaled_size(width, height, short_side, config.long_side)
+    image, parsing, ignore = resize_sample(image, parsing, ignore, size, config)
+
     if rng.random() < config.flip:
-        image, parsing, ignore = image[:, ::-1], swap_sides(parsing[:, :, ::-1], flip_pairs), ignore[:, ::-1]
+        image = image[:, ::-1]
+        parsing = swap_sides(parsing[:, :, ::-1], flip_pairs)
+        ignore = ignore[:, ::-1]
     if config.color_jitter:
         image = color_jitter(image, config.color_jitter, rng)
     if config.degrade:
         image = degrade(image, config.degrade, rng)
-    return image, parsing[parsing.any((1, 2))], ignore           # indexing copies parsing for torch.from_numpy
+    # Indexing copies parsing, as torch.from_numpy needs it.
+    return image, parsing[parsing.any((1, 2))], ignore
 
 
-def input_size(photo, config):
-    """(H, W) of the network's input for a Pillow image: padded to multiples of 32, and without the padding."""
-    w, h = scaled_size(photo.width, photo.height, config.test_short_side, config.long_side)
-    return (-(-h // 32) * 32, -(-w // 32) * 32), (h, w)
+# ------------------------------------------------------------------------------------------------------------
+# From a photo to the network's input
 
 
-def network_input(photo, config):
-    """Pillow image -> the network's input (1, 3, H, W) float32, padded with zeros."""
-    padded, (h, w) = input_size(photo, config)
-    image = torch.zeros(1, 3, *padded, dtype=torch.float32)              # even if the default dtype is another
-    image[0, :, :h, :w] = normalize(resize_photo(photo, (w, h), config.recipe))
+def network_input(photo, config, geometry=None):
+    """Pillow image -> the network's input (1, 3, H, W) float32, padded with zeros. geometry: `input_geometry`'s, if it is
+    known already."""
+    geometry = geometry or input_geometry(photo, config)
+    h, w = geometry.size
+    resize = config.choose(resize_photo, released.resize_photo)
+    # float32 even if the default dtype is another.
+    image = torch.zeros(1, 3, *geometry.padded, dtype=torch.float32)
+    image[0, :, :h, :w] = normalize(resize(photo, (w, h)))
     return image
+
+
+def normalize(image):
+    """(H, W, 3) uint8 RGB -> tensor (3, H, W) float32 with ImageNet's mean and deviation taken out."""
+    image = torch.from_numpy(np.array(image)).permute(2, 0, 1).to(torch.float32)
+    mean = torch.tensor(MEAN, dtype=torch.float32).view(3, 1, 1)
+    std = torch.tensor(STD, dtype=torch.float32).view(3, 1, 1)
+    return (image / 255 - mean) / std
 
 
 def to_photo(photo):
@@ -122,22 +178,6 @@ def to_photo(photo):
         raise ValueError('a photo is a path, a PIL image, an array (H, W, 3) or (H, W) uint8 or a tensor (3, H, W) '
                          f'uint8 or float in 0..1, not {kind}')
     return to_rgb(Image.fromarray(photo))
-
-
-def normalize(image):
-    """(H, W, 3) uint8 RGB -> tensor (3, H, W) float32 with ImageNet's mean and deviation taken out."""
-    image, out = np.asarray(image), np.empty((3, *np.shape(image)[:2]), np.float32)
-    for c, table in enumerate(normal_values()):
-        table.take(image[..., c], out=out[c], mode='clip')               # clip: without it numpy copies `out`
-    return torch.from_numpy(out)
-
-
-@lru_cache
-def normal_values():
-    """(3, 256) float32: the normalized value of each value of each channel. A table costs less than two passes of
-    arithmetic."""
-    mean, std = (np.array(v, np.float32)[:, None] for v in (MEAN, STD))
-    return (np.arange(256, dtype=np.float32) / 255 - mean) / std
 
 
 class Samples:
@@ -248,8 +288,7 @@ def check(dataset, out):
 
 def draw_samples(dataset, indices, out, columns=4, side=400):
     """Picture of images and labels as training sees them: cropped, flipped, in other colors."""
-    config = SimpleNamespace(recipe='paper', short_side=(side,), long_side=side, crop=0.3, crop_min=0.5, flip=0.5,
-                             color_jitter=0.2, degrade=0)
+    config = Config(short_side=(side,), long_side=side, crop=0.3, crop_min=0.5, flip=0.5, color_jitter=0.2)
     sheet, seen = Image.new('RGB', (columns * side, -(-len(indices) // columns) * side), 'white'), set()
     for k, i in enumerate(indices):
         rng = np.random.default_rng(i)

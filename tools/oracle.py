@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from data import input_size, network_input, resize_sample
+from data import Geometry, input_geometry, network_input, resize_sample
 from infer import add_model_flags, load_model, open_split, predict_split
-from losses import make_targets
-from uniparser import decode
+from losses import Targets, make_loss
+from uniparser import Config, decode
 from util.cli import CommandParser, start
 from util.datasets import DATASETS
 from util.files import user_errors
@@ -35,40 +35,41 @@ def predict_with_truth(model, part: str, image: np.ndarray, parsing: np.ndarray,
     """
     config = model.config
     photo = Image.fromarray(image)
-    out = model.outputs(network_input(photo, config))
+    geometry = input_geometry(photo, config)
+    out = model.outputs(network_input(photo, config, geometry))
     out = {name: tensor.cpu() for name, tensor in out.items()}
     height, width = out['f_ins'].shape[-2:]
-    truth = targets_of(photo, parsing, ignore, (height, width), config)
+    truth = make_targets(image, parsing, ignore, geometry, (height, width), config)
     if part == 'classes':
         # Eq. (3) with one-hot features and kernels gives the masks of the categories themselves.
-        out['f_cate'] = truth['categories'].view(1, -1, height, width)
+        out['f_cate'] = truth.categories.view(1, -1, height, width)
         out['k_cate'] = torch.eye(config.num_classes)
     else:
-        cells = truth['cells'][truth['exists']]
+        cells = truth.cells[truth.exists]
         heatmap = torch.full((config.grid ** 2,), -SURE)
         heatmap[cells] = SURE
         out['heatmap'] = heatmap.view(1, 1, config.grid, config.grid)
     if part == 'people':
         # Eq. (2), the same of the masks of people.
-        persons = truth['persons'][truth['exists']].float()
+        persons = truth.persons[truth.exists].float()
         k_ins = torch.zeros(1, len(cells), config.grid ** 2)
         k_ins[0, torch.arange(len(cells)), cells] = 1
         out['f_ins'] = persons[None]                                            # (1, N, h, w)
         out['k_ins'] = k_ins
-    return decode(out, 0, photo, config, model.fusion)
+    return decode(out, 0, geometry, config, model.fusion)
 
 
-def targets_of(photo, parsing, ignore, size, config):
-    """The targets of training for the photo as the network sees it in inference: resized to its
-    test size and padded. size: (h, w) of the features."""
-    padded, resized = input_size(photo, config)
-    _, parsing, ignore = resize_sample(np.asarray(photo), parsing, ignore, resized[::-1],
-                                       config.recipe)
-    below = padded[0] - resized[0]
-    right = padded[1] - resized[1]
+def make_targets(image: np.ndarray, parsing: np.ndarray, ignore: np.ndarray, geometry: Geometry,
+                 size: tuple, config: Config) -> Targets:
+    """The targets of training for an image as the network sees it in inference: resized and padded
+    as its geometry says. size: (h, w) of the features."""
+    height, width = geometry.size
+    _, parsing, ignore = resize_sample(image, parsing, ignore, (width, height), config)
+    below = geometry.padded[0] - height
+    right = geometry.padded[1] - width
     parsing = F.pad(torch.from_numpy(np.array(parsing)), (0, right, 0, below))
     ignore = F.pad(torch.from_numpy(np.array(ignore)), (0, right, 0, below))
-    return make_targets(parsing, ignore, size, config)
+    return make_loss(config).make_targets(parsing, ignore, size)
 
 
 def parse_arguments(argv=None):
