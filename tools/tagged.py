@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 from scipy.io import loadmat
 
-from data import input_geometry, network_input
+from data import network_input
 from infer import add_model_flags, check_classes, load_model
 from uniparser import decode
 from util.cli import Between, CommandParser, start
@@ -113,12 +113,11 @@ class LabelPipeline(PhotoPipeline):
             allowed: of `Tags.read`.
         """
         config = self.model.config
-        geometry = input_geometry(photo, config)
         # Features are not negative, so a kernel of -1 correlates with none of them.
         excluded = ~torch.from_numpy(allowed).to(self.model.device)
         k_cate = out['k_cate'].masked_fill(excluded[:, None], -1.0)
         out = dict(out, k_cate=k_cate)
-        found = decode(out, 0, geometry, config)
+        found = decode(out, 0, photo, config)
         if not len(found.scores):
             return None
         largest = (found.parsing > 0).sum((1, 2)).argmax()
@@ -127,7 +126,7 @@ class LabelPipeline(PhotoPipeline):
             return None
         # The same person again, painted only where the network is certain.
         certain = replace(config, theta_paint=self.args.certain)
-        sure = decode(out, 0, geometry, certain)
+        sure = decode(out, 0, photo, certain)
         same = (sure.centers == found.centers[largest]).all(1)
         sure = (sure.parsing[same] == labels).any(0)
         return np.where((labels > 0) & ~sure, np.uint8(UNKNOWN), labels)
