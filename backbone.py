@@ -99,12 +99,14 @@ class Backbone(nn.Module):
 
 
 def make_resnet(name):
-    """A ResNet of torchvision with random weights; resnet10, for drawn people and tests, has one block per stage."""
+    """A ResNet of torchvision with random weights; resnet10, for drawn people and tests, has one
+    block per stage."""
     if name == 'resnet10':
         return ResNet(BasicBlock, [1, 1, 1, 1])
     if name.startswith(('resnet', 'resnext', 'wide_resnet')) and name in torchvision.models.list_models():
         return torchvision.models.get_model(name, weights=None)
-    raise ValueError(f'unknown backbone {name!r}; use a torchvision ResNet such as resnet18 or resnet50')
+    raise ValueError(f'unknown backbone {name!r}; use a torchvision ResNet such as resnet18 or '
+                     'resnet50')
 
 
 def fold_norm(conv, norm, scale=None):

@@ -24,13 +24,16 @@ from util.datasets import DATASETS, open_dataset, swap_sides
 from util.files import check_target, user_errors, write_png
 from util.images import read_photo, to_rgb, upright
 from util.pictures import add_legend, overlay, palette
+from util.workers import BadSample
 
 # ImageNet, RGB in 0..1.
 MEAN = 0.485, 0.456, 0.406
 STD = 0.229, 0.224, 0.225
+# Images that --skip-bad may skip in a row.
+MOST_SKIPPED = 9
 
 
-# ------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 # Sizes
 
 
@@ -65,7 +68,7 @@ def round_up(length):
     return -(-length // 32) * 32
 
 
-# ------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 # Transforms of images, parsing and ignore, in training
 
 
@@ -138,7 +141,7 @@ def train_transform(image, parsing, ignore, flip_pairs, config, rng):
     return image, parsing[parsing.any((1, 2))], ignore
 
 
-# ------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 # From a photo to the network's input
 
 
@@ -180,122 +183,159 @@ def to_photo(photo):
     return to_rgb(Image.fromarray(photo))
 
 
+# -------------------------------------------------------------------------------------------------
+# Samples and batches of training
+
+
 class Samples:
     """Tensors for training.
 
-    samples[epoch, index] -> dict: image (3, H, W) float32, parsing (N, H, W) uint8, ignore (H, W) bool, info:
-    dict of id, index, size (H0, W0) before resizing, bad: the errors of images skipped before it. A function of
-    (config.seed, epoch, index) alone. An error is returned, not raised: raised in a worker, it would arrive as a
-    traceback.
+    samples[epoch, index] -> dict: image (3, H, W) float32, parsing (N, H, W) uint8, ignore (H, W)
+    bool, info: dict of id, index, size (H0, W0) before resizing, bad: the errors of images skipped
+    before it. A function of (config.seed, epoch, index) alone. A BadSample where an image cannot be
+    read.
     """
 
-    def __init__(self, dataset, config):
-        self.dataset, self.config = dataset, config
-        self.busy, self.named = None, set()       # see util/workers.py
+    def __init__(self, dataset, config: Config):
+        self.dataset = dataset
+        self.config = config
+        # What each worker reads, and the skipped images that were named: see util/workers.py.
+        self.busy = None
+        self.named = set()
 
     def __len__(self):
         return len(self.dataset)
-
-    def read(self, index, epoch):
-        """Index and content of image `index`, or of its replacement where --skip-bad skipped it, and the errors."""
-        rng, bad, chosen = np.random.default_rng((6, self.config.seed, epoch, index)), [], index
-        worker = torch.utils.data.get_worker_info()
-        while True:
-            if worker and self.busy is not None:
-                self.busy[worker.id] = torch.tensor([os.getpid(), chosen])
-            try:
-                return chosen, self.dataset.read(chosen, self.config.seed, epoch), bad
-            except (OSError, ValueError) as error:
-                if not self.dataset.skip_bad or len(bad) == 9:
-                    raise ValueError(f'{error}; 9 other images cannot be read either' if bad else str(error)) from None
-                bad.append(str(error))
-                chosen = int(rng.integers(len(self)))
 
     def __getitem__(self, key):
         epoch, index = key
         try:
             chosen, sample, bad = self.read(index, epoch)
         except ValueError as error:
-            return error
+            return BadSample(str(error))
         rng = np.random.default_rng((4, self.config.seed, epoch, index))
         info = dict(id=self.dataset.ids[chosen], index=chosen, size=sample[2].shape, bad=bad)
         return dict(self.tensors(*sample, rng), info=info)
 
+    def read(self, index, epoch):
+        """Index and content of image `index`, or of its replacement where --skip-bad skipped it,
+        and the errors."""
+        rng = np.random.default_rng((6, self.config.seed, epoch, index))
+        worker = torch.utils.data.get_worker_info()
+        bad = []
+        chosen = index
+        while True:
+            if worker and self.busy is not None:
+                self.busy[worker.id] = torch.tensor([os.getpid(), chosen])
+            try:
+                return chosen, self.dataset.read(chosen, self.config.seed, epoch), bad
+            except (OSError, ValueError) as error:
+                if not self.dataset.skip_bad or len(bad) == MOST_SKIPPED:
+                    others = f'; {len(bad)} other images cannot be read either' if bad else ''
+                    raise ValueError(f'{error}{others}') from None
+                bad.append(str(error))
+                chosen = int(rng.integers(len(self)))
+
     def tensors(self, image, parsing, ignore, rng):
         """What `dataset.read` returns, augmented -> dict of tensors, as `collate` takes it."""
-        image, parsing, ignore = train_transform(image, parsing, ignore, self.dataset.flip_pairs, self.config, rng)
-        parsing, ignore = torch.from_numpy(parsing), torch.from_numpy(np.array(ignore))
-        return dict(image=normalize(image), parsing=parsing, ignore=ignore)
+        image, parsing, ignore = train_transform(image, parsing, ignore, self.dataset.flip_pairs,
+                                                 self.config, rng)
+        return dict(image=normalize(image), parsing=torch.from_numpy(parsing),
+                    ignore=torch.from_numpy(np.array(ignore)))
 
     def groups(self):
         """Arrays of indices whose images may share a batch: the wide ones and the high ones."""
-        return np.flatnonzero(self.dataset.landscape), np.flatnonzero(~self.dataset.landscape)
+        wide = self.dataset.landscape
+        return np.flatnonzero(wide), np.flatnonzero(~wide)
 
     @staticmethod
     def collate(samples):
         return collate(samples)
 
 
-def collate(samples):
-    """-> images (B, 3, H, W) float32, parsings: list of (N_i, H, W) uint8, ignores (B, H, W) bool, infos.
-
-    All are padded with zeros, right and below, to a common size: a multiple of 32. An error among them is returned
-    alone.
-    """
-    for error in (s for s in samples if isinstance(s, Exception)):
-        return error
-    height, width = (-(-max(s['ignore'].shape[d] for s in samples) // 32) * 32 for d in (0, 1))
-    first, infos = samples[0], [s['info'] for s in samples]
-    images = first['image'].new_zeros(len(samples), 3, height, width)
-    ignores = first['ignore'].new_zeros(len(samples), height, width)
-    parsings = [s['parsing'].new_zeros(len(s['parsing']), height, width) for s in samples]
-    for k, s in enumerate(samples):
-        h, w = s['ignore'].shape
-        images[k, :, :h, :w], ignores[k, :h, :w], parsings[k][:, :h, :w] = s['image'], s['ignore'], s['parsing']
+def collate(samples: list[dict]) -> dict:
+    """-> images (B, 3, H, W) float32, parsings: list of (N_i, H, W) uint8, ignores (B, H, W) bool,
+    infos. All are padded with zeros, right and below, to a common size: a multiple of 32."""
+    height = round_up(max(sample['ignore'].shape[0] for sample in samples))
+    width = round_up(max(sample['ignore'].shape[1] for sample in samples))
+    images = samples[0]['image'].new_zeros(len(samples), 3, height, width)
+    ignores = samples[0]['ignore'].new_zeros(len(samples), height, width)
+    parsings = []
+    for k, sample in enumerate(samples):
+        h, w = sample['ignore'].shape
+        parsing = sample['parsing'].new_zeros(len(sample['parsing']), height, width)
+        parsing[:, :h, :w] = sample['parsing']
+        parsings.append(parsing)
+        images[k, :, :h, :w] = sample['image']
+        ignores[k, :h, :w] = sample['ignore']
+    infos = [sample['info'] for sample in samples]
     return dict(images=images, parsings=parsings, ignores=ignores, infos=infos)
 
 
-# ------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 # The check of a download
 
 
-def inspect(dataset, i):
-    """Reads all of image i -> number of people, how many of them have each label (256,), error or None."""
-    parts = np.zeros(256, int)
+@dataclass
+class Inspected:
+    """What was found in an image."""
+    people: int = 0
+    # (256,): people who have each label
+    parts: np.ndarray | None = None
+    error: str | None = None
+
+
+def inspect(dataset, i) -> Inspected:
+    """Reads all of image i."""
     try:
         _, parsing, _ = dataset.read(i)
     except (OSError, ValueError) as error:
-        return 0, parts, str(error)
-    return len(parsing), sum((np.bincount(p.ravel(), minlength=256) > 0 for p in parsing), parts), None
+        return Inspected(error=str(error))
+    parts = np.zeros(256, int)
+    for person in parsing:
+        parts += np.bincount(person.ravel(), minlength=256) > 0
+    return Inspected(len(parsing), parts)
 
 
-def check(dataset, out):
-    """Reads all files, prints counts and the first bad files, draws samples -> number of bad images."""
+def check(dataset, out) -> int:
+    """Reads all files, prints counts and the first bad files, draws samples -> number of bad
+    images."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         jobs = pool.map(lambda i: inspect(dataset, i), range(len(dataset)))
-        people, parts, errors = zip(*tqdm(jobs, total=len(dataset), unit=' images'))
-    good, parts = [i for i, error in enumerate(errors) if not error], sum(parts)
-    counts = np.bincount([people[i] for i in good], minlength=1)
+        found = list(tqdm(jobs, total=len(dataset), unit=' images'))
+    good = [i for i, image in enumerate(found) if not image.error]
+    errors = [image.error for image in found if image.error]
+
+    people = [found[i].people for i in good]
+    counts = np.bincount(people, minlength=1)
+    parts = sum((found[i].parts for i in good), np.zeros(256, int))
+    by_number = ', '.join(f'{n}: {count}' for n, count in enumerate(counts) if count)
+    by_part = ', '.join(f'{name} {n}' for name, n in zip(dataset.class_names[1:], parts[1:]))
     print(f'{len(good)} good images, {sum(people)} people')
-    print('images by people:', ', '.join(f'{n}: {count}' for n, count in enumerate(counts) if count))
-    print('people by part:', ', '.join(f'{name} {n}' for name, n in zip(dataset.class_names[1:], parts[1:])))
+    print('images by people:', by_number)
+    print('people by part:', by_part)
     if good:
-        draw_samples(dataset, [good[k * len(good) // 12] for k in range(12)][:len(good)], out)
-    for error in [error for error in errors if error][:10]:
+        # Twelve of them, spread over the set.
+        chosen = [good[k * len(good) // 12] for k in range(12)][:len(good)]
+        draw_samples(dataset, chosen, out)
+    for error in errors[:10]:
         print('bad:', error, file=sys.stderr)
-    return len(dataset) - len(good)
+    return len(errors)
 
 
 def draw_samples(dataset, indices, out, columns=4, side=400):
     """Picture of images and labels as training sees them: cropped, flipped, in other colors."""
-    config = Config(short_side=(side,), long_side=side, crop=0.3, crop_min=0.5, flip=0.5, color_jitter=0.2)
-    sheet, seen = Image.new('RGB', (columns * side, -(-len(indices) // columns) * side), 'white'), set()
+    config = Config(short_side=(side,), long_side=side, crop=0.3, color_jitter=0.2)
+    rows = -(-len(indices) // columns)
+    sheet = Image.new('RGB', (columns * side, rows * side), 'white')
+    seen = set()
     for k, i in enumerate(indices):
         rng = np.random.default_rng(i)
         image, parsing, ignore = train_transform(*dataset.read(i), dataset.flip_pairs, config, rng)
-        sheet.paste(overlay(image, parsing, None, ignore), (k % columns * side, k // columns * side))
+        place = k % columns * side, k // columns * side
+        sheet.paste(overlay(image, parsing, None, ignore), place)
         seen |= set(np.unique(parsing))
-    write_png(out, add_legend(sheet, palette(58), dataset.class_names, sorted(seen)))
+    legend = add_legend(sheet, palette(58), dataset.class_names, sorted(seen))
+    write_png(out, legend)
     print(f'samples as training sees them: {out}')
 
 
@@ -307,7 +347,8 @@ def main(argv=None):
     parser.add_argument('--out', default='samples.png', help='picture of some samples, PNG')
     args = parser.parse_args(argv)
     with user_errors():
-        check_target(args.out)                    # before minutes of reading
+        # Before minutes of reading.
+        check_target(args.out)
         dataset = open_dataset(args.data, args.root, args.split)
         if bad := check(dataset, args.out):
             raise ValueError(f'{bad} of {len(dataset)} images are bad')

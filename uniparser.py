@@ -42,6 +42,7 @@ from util.config import INFERENCE, PRESETS, Config, get_config  # noqa: F401  pa
 from util.fast import convolve_with_coordinates, paint
 from util.results import Parsing
 from util.run import find_device
+from util.tensors import resize_map
 
 # The released code starts the heat map's sigmoid at 0.01 (focal loss, [33]).
 RARE = math.log(0.01 / 0.99)
@@ -81,11 +82,6 @@ class Neck(nn.Module):
         for level, weight in zip(pyramid[1:], weights[1:]):
             f_neck = f_neck + resize_map(F.conv2d(level, weight), size)
         return f_neck                                                        # (B, 256, h, w)
-
-
-def resize_map(x, size):
-    """Bilinear, corners aligned, as the released code resizes feature maps. (B, C, h, w) -> (B, C, *size)."""
-    return F.interpolate(x, size=size, mode='bilinear', align_corners=True)
 
 
 # ---------------------------------------------------------------------------------------------------------------

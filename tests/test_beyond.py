@@ -399,7 +399,7 @@ def test_things_are_nobody(tmp_path, monkeypatch):
     plain, more = (open_dataset('CCP', tmp_path, 'train', long_side=160, samples=30, things=share) for share in (0, 1))
     changed = 0
     for i in range(30):
-        (image, parsing, ignore), (other, hidden, same) = plain.read(i), more.read(i)
+        (image, parsing, _ignore), (other, hidden, _same) = plain.read(i), more.read(i)
         assert np.array_equal(more.read_parsing(i)[0], hidden) and all(m.any() for m in hidden)
         assert len(hidden) <= len(parsing) and not (hidden.any(0) & ~parsing.any(0)).any()     # they only cover
         changed += np.mean((image != other).any(2))

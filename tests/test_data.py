@@ -450,8 +450,8 @@ def test_batches_are_alike_disjoint_and_equally_many():
 
 def test_loader_resumes_in_the_middle_whatever_the_workers():
     dataset = open_dataset('synthetic', samples=24)
-    alone = workers.loader(data.Samples(dataset, settings()), settings(), 4)
-    by_two = workers.loader(data.Samples(dataset, settings()), settings(workers=2), 4)
+    alone = workers.open_loader(data.Samples(dataset, settings()), settings(), 4)
+    by_two = workers.open_loader(data.Samples(dataset, settings()), settings(workers=2), 4)
     for epoch in 0, 1:
         alone.batch_sampler.set_epoch(epoch)
         by_two.batch_sampler.set_epoch(epoch, start=4)
