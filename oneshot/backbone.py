@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from util.checkpoints import read_checkpoint
-from uniparser import resize_map
+from util.tensors import resize_map
 
 # -------------------------------------------------------------------------------------------------
 # Xception

@@ -24,7 +24,7 @@ from oneshot.prototypes import (class_masks, cosine, episode_labels, foreground,
 from util.checkpoints import (FORMAT, check_settings, load_strictly, name_command, read_checkpoint,
                               reading, write_checkpoint)
 from util.results import Parsing, as_one_person
-from uniparser import resize_map
+from util.tensors import resize_map
 
 LONG_SIDE = 1024      # of users' photos, where the config has none
 

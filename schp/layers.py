@@ -11,7 +11,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from backbone import fold_norm
-from uniparser import resize_map
+from util.tensors import resize_map
 
 HEADS = ('parsing', 'fusion', 'edge')
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from uniparser import resize_map
+from util.tensors import resize_map
 
 # Label of pixels that are left out of the losses.
 IGNORE = 255

@@ -25,7 +25,7 @@ from util.checkpoints import (FORMAT, check_settings, load_strictly, name_comman
                               reading)
 from util.labels import LabelSet, choose_labels
 from util.run import find_device
-from uniparser import resize_map
+from util.tensors import resize_map
 
 
 class Bottleneck(nn.Module):

@@ -12,7 +12,7 @@ from schp.crops import crop, crop_matrix, invert, label_map, warp
 from schp.layers import HEADS, fold_norms
 from util.checkpoints import write_checkpoint
 from util.labels import flip_order
-from uniparser import resize_map
+from util.tensors import resize_map
 
 
 class SinglePersonNetwork(nn.Module):
