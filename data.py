@@ -1,11 +1,11 @@
 """The label contract, and the way from a photo to a batch.
 
-    python data.py --data MHP --root data/LV-MHP-v2 --split train     # checks a download, draws samples.png
+    python data.py --data MHP --root data/LV-MHP-v2 --split train     # checks, draws samples.png
 
-All data sets, losses and metrics share two arrays. parsing: uint8 (N, H, W), one map per person; 0 = not this person,
-1..K = part, 255 = this person, part unknown. ignore: bool (H, W), pixels about which nothing is known. A person with a
-hat (1 in CIHP) and an unlabeled coat is a map of 0, 1 and 255. The data sets themselves are in util/datasets/__init__.py.
-"""
+All data sets, losses and metrics share two arrays. parsing: uint8 (N, H, W), one map per person; 0
+= not this person, 1..K = part, 255 = this person, part unknown. ignore: bool (H, W), pixels about
+which nothing is known. A person with a hat (1 in CIHP) and an unlabeled coat is a map of 0, 1 and
+255. The data sets themselves are in util/datasets/. """
 import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -38,7 +38,8 @@ MOST_SKIPPED = 9
 
 
 def scaled_size(width, height, short_side, long_side):
-    """(width, height) with the short side at short_side, or less where the long side would pass long_side."""
+    """(width, height) with the short side at short_side, or less where the long side would pass
+    long_side."""
     scale = min(short_side / min(width, height), long_side / max(width, height))
     return max(1, int(width * scale + 0.5)), max(1, int(height * scale + 0.5))
 
@@ -48,16 +49,18 @@ class Geometry:
     """Sizes (height, width) of a photo on its way through the network, in pixels."""
     photo: tuple                        # as given
     size: tuple                         # resized
-    padded: tuple                       # the network's input: size, padded right and below to multiples of 32
+    # The network's input: size, padded right and below to multiples of 32.
+    padded: tuple
 
     def to_photo(self, cells, grid):
-        """The centers (x, y) of cells (N,) = row * S + column of the network's input, in pixels of the photo: (N, 2)."""
+        """The centers (x, y) of cells (N,) = row * S + column of the network's input, in pixels of
+        the photo: (N, 2)."""
         x = (2 * (cells % grid) + 1) / (2 * grid) * self.padded[1] / self.size[1] * self.photo[1]
         y = (2 * (cells // grid) + 1) / (2 * grid) * self.padded[0] / self.size[0] * self.photo[0]
         return torch.stack([x, y], dim=1)
 
 
-def input_geometry(photo, config) -> Geometry:
+def input_geometry(photo: Image.Image, config: Config) -> Geometry:
     """The sizes of a Pillow image in inference."""
     w, h = scaled_size(photo.width, photo.height, config.test_short_side, config.long_side)
     return Geometry((photo.height, photo.width), (h, w), (round_up(h), round_up(w)))
@@ -115,7 +118,8 @@ def color_jitter(image, strength, rng):
 
 
 def train_transform(image, parsing, ignore, flip_pairs, config, rng):
-    """Random crop, scale, flip and colors. People without a remaining pixel are dropped. In and out as in `read`."""
+    """Random crop, scale, flip and colors. People without a remaining pixel are dropped. In and out
+    as in `read`."""
     if rng.random() < config.crop:
         image, parsing, ignore = random_crop(image, parsing, ignore, rng, config.crop_min)
         image = np.ascontiguousarray(image)
@@ -145,9 +149,10 @@ def train_transform(image, parsing, ignore, flip_pairs, config, rng):
 # From a photo to the network's input
 
 
-def network_input(photo, config, geometry=None):
-    """Pillow image -> the network's input (1, 3, H, W) float32, padded with zeros. geometry: `input_geometry`'s, if it is
-    known already."""
+def network_input(photo: Image.Image, config: Config,
+                  geometry: Geometry | None = None) -> torch.Tensor:
+    """Pillow image -> the network's input (1, 3, H, W) float32, padded with zeros. geometry:
+    `input_geometry`'s, if it is known already."""
     geometry = geometry or input_geometry(photo, config)
     h, w = geometry.size
     resize = config.choose(resize_photo, released.resize_photo)
@@ -157,15 +162,16 @@ def network_input(photo, config, geometry=None):
     return image
 
 
-def normalize(image):
-    """(H, W, 3) uint8 RGB -> tensor (3, H, W) float32 with ImageNet's mean and deviation taken out."""
+def normalize(image) -> torch.Tensor:
+    """(H, W, 3) uint8 RGB -> tensor (3, H, W) float32 with ImageNet's mean and deviation taken
+    out."""
     image = torch.from_numpy(np.array(image)).permute(2, 0, 1).to(torch.float32)
     mean = torch.tensor(MEAN, dtype=torch.float32).view(3, 1, 1)
     std = torch.tensor(STD, dtype=torch.float32).view(3, 1, 1)
     return (image / 255 - mean) / std
 
 
-def to_photo(photo):
+def to_photo(photo) -> Image.Image:
     """Path, PIL image, array or tensor -> upright RGB PIL image."""
     if isinstance(photo, (str, os.PathLike)):
         return read_photo(photo)
@@ -175,11 +181,14 @@ def to_photo(photo):
         if photo.is_floating_point() and photo.numel() and 0 <= photo.min() and photo.max() <= 1:
             photo = (photo * 255).round().to(torch.uint8)
         photo = photo.permute(1, 2, 0).cpu().numpy()
-    if (not isinstance(photo, np.ndarray) or photo.dtype != np.uint8 or photo.ndim not in (2, 3)
-            or photo.shape[2:] not in ((), (3,)) or not photo.size):
-        kind = f'{photo.dtype} {photo.shape}' if isinstance(photo, np.ndarray) else type(photo).__name__
-        raise ValueError('a photo is a path, a PIL image, an array (H, W, 3) or (H, W) uint8 or a tensor (3, H, W) '
-                         f'uint8 or float in 0..1, not {kind}')
+    is_image = (isinstance(photo, np.ndarray) and photo.dtype == np.uint8 and photo.ndim in (2, 3)
+                and photo.shape[2:] in ((), (3,)) and photo.size)
+    if not is_image:
+        kind = type(photo).__name__
+        if isinstance(photo, np.ndarray):
+            kind = f'{photo.dtype} {photo.shape}'
+        raise ValueError('a photo is a path, a PIL image, an array (H, W, 3) or (H, W) uint8 or a '
+                         f'tensor (3, H, W) uint8 or float in 0..1, not {kind}')
     return to_rgb(Image.fromarray(photo))
 
 
