@@ -10,9 +10,9 @@ released code are corrected; docs/differences.md lists both, differences and def
     resizing of labels       each new pixel's middle  its upper left corner       resize_labels
     pixel of a cell          the middle one           the corner one, or resized  corner_pixels
     maximum of the heat map  of 5x5 cells             also of 2x2 cells           keep_corner_peaks
-    painting                 at the photo's size      x4, then the photo's size   paint
+    painting                 at the photo's size      x4, then the photo's paint
     padding of light's 1x1   none                     1, so maps are larger       uniparser.Neck
-    bias of the category     0                        that of the heat map        uniparser.UniParser
+    bias of the category     0                        that of the heat map        UniParser
       branch's compression
     people without pixels    left out                 returned                    uniparser.decode
     positive cells           of one person each       may be shared               ReleasedLoss
