@@ -1,16 +1,15 @@
 """The label contract, and the way from a photo to a batch.
 
-    python data.py --data MHP --root data/LV-MHP-v2 --split train     # checks a download, draws samples.png
+    python data.py --data MHP --root data/LV-MHP-v2 --split train     # checks, draws samples.png
 
-All data sets, losses and metrics share two arrays. parsing: uint8 (N, H, W), one map per person; 0 = not this person,
-1..K = part, 255 = this person, part unknown. ignore: bool (H, W), pixels about which nothing is known. A person with a
-hat (1 in CIHP) and an unlabeled coat is a map of 0, 1 and 255. The data sets themselves are in util/datasets/__init__.py.
-"""
+All data sets, losses and metrics share two arrays. parsing: uint8 (N, H, W), one map per person; 0
+= not this person, 1..K = part, 255 = this person, part unknown. ignore: bool (H, W), pixels about
+which nothing is known. A person with a hat (1 in CIHP) and an unlabeled coat is a map of 0, 1 and
+255. The data sets themselves are in util/datasets/. """
 import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
-from types import SimpleNamespace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -19,40 +18,84 @@ from tqdm import tqdm
 
 import released
 from util.beyond import degrade
+from util.config import Config
 from util.cli import CommandParser, start
 from util.datasets import DATASETS, open_dataset, swap_sides
 from util.files import check_target, user_errors, write_png
 from util.images import read_photo, to_rgb, upright
 from util.pictures import add_legend, overlay, palette
+from util.workers import BadSample
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)      # ImageNet, RGB in 0..1
+# ImageNet, RGB in 0..1.
+MEAN = 0.485, 0.456, 0.406
+STD = 0.229, 0.224, 0.225
+# Images that --skip-bad may skip in a row.
+MOST_SKIPPED = 9
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Sizes and transforms
+# -------------------------------------------------------------------------------------------------
+# Sizes
 
 
 def scaled_size(width, height, short_side, long_side):
-    """(width, height) with the short side at short_side, or less where the long side would pass long_side."""
+    """(width, height) with the short side at short_side, or less where the long side would pass
+    long_side."""
     scale = min(short_side / min(width, height), long_side / max(width, height))
     return max(1, int(width * scale + 0.5)), max(1, int(height * scale + 0.5))
 
 
-def resize_photo(photo, size, recipe='paper'):
+@dataclass(frozen=True)
+class Geometry:
+    """Sizes (height, width) of a photo on its way through the network, in pixels."""
+    photo: tuple                        # as given
+    size: tuple                         # resized
+    # The network's input: size, padded right and below to multiples of 32.
+    padded: tuple
+
+    def to_photo(self, cells, grid):
+        """The centers (x, y) of cells (N,) = row * S + column of the network's input, in pixels of
+        the photo: (N, 2)."""
+        x = (2 * (cells % grid) + 1) / (2 * grid) * self.padded[1] / self.size[1] * self.photo[1]
+        y = (2 * (cells // grid) + 1) / (2 * grid) * self.padded[0] / self.size[0] * self.photo[0]
+        return torch.stack([x, y], dim=1)
+
+
+def input_geometry(photo: Image.Image, config: Config) -> Geometry:
+    """The sizes of a Pillow image in inference."""
+    w, h = scaled_size(photo.width, photo.height, config.test_short_side, config.long_side)
+    return Geometry((photo.height, photo.width), (h, w), (round_up(h), round_up(w)))
+
+
+def round_up(length):
+    """To a multiple of 32, the stride of the network's coarsest features."""
+    return -(-length // 32) * 32
+
+
+# -------------------------------------------------------------------------------------------------
+# Transforms of images, parsing and ignore, in training
+
+
+def resize_photo(photo, size):
     """Pillow image -> size (width, height), bilinear; antialiased where it shrinks."""
-    return released.resize_photo(photo, size) if recipe == 'released' else photo.resize(size, Image.BILINEAR)
+    return photo.resize(size, Image.BILINEAR)
 
 
-def resize_sample(image, parsing, ignore, size, recipe='paper'):
-    """size: (width, height). The photo bilinear, labels nearest: the label under the middle of each new pixel."""
+def resize_labels(parsing, ignore, size):
+    """Nearest: the label under the middle of each new pixel. size: (width, height)."""
+    people = [np.asarray(Image.fromarray(person).resize(size, Image.NEAREST)) for person in parsing]
+    parsing = np.array(people, np.uint8).reshape(-1, *size[::-1])
+    ignore = Image.fromarray(ignore.astype(np.uint8)).resize(size, Image.NEAREST)
+    return parsing, np.asarray(ignore) > 0
+
+
+def resize_sample(image, parsing, ignore, size, config):
+    """The photo and its labels, to size (width, height)."""
     if size == image.shape[1::-1]:
         return image, parsing, ignore
-    image = np.asarray(resize_photo(Image.fromarray(image), size, recipe))
-    if recipe == 'released':
-        return image, *released.resize_labels(parsing, ignore, size)
-    maps = (Image.fromarray(m).resize(size, Image.NEAREST) for m in (ignore.astype(np.uint8), *parsing))
-    ignore, *people = map(np.asarray, maps)
-    return image, np.array(people, np.uint8).reshape(-1, *size[::-1]), ignore > 0
+    resize = config.choose(resize_photo, released.resize_photo)
+    image = np.asarray(resize(Image.fromarray(image), size))
+    parsing, ignore = config.choose(resize_labels, released.resize_labels)(parsing, ignore, size)
+    return image, parsing, ignore
 
 
 def random_crop(image, parsing, ignore, rng, smallest=0.5):
@@ -62,8 +105,8 @@ def random_crop(image, parsing, ignore, rng, smallest=0.5):
         length = max(1, round(side * rng.uniform(smallest, 1)))
         start = rng.integers(side - length + 1)
         window.append(slice(start, start + length))
-    ys, xs = window
-    return image[ys, xs], parsing[:, ys, xs], ignore[ys, xs]
+    rows, cols = window
+    return image[rows, cols], parsing[:, rows, cols], ignore[rows, cols]
 
 
 def color_jitter(image, strength, rng):
@@ -75,38 +118,60 @@ def color_jitter(image, strength, rng):
 
 
 def train_transform(image, parsing, ignore, flip_pairs, config, rng):
-    """Random crop, scale, flip and colors. People without a remaining pixel are dropped. In and out as in `read`."""
+    """Random crop, scale, flip and colors. People without a remaining pixel are dropped. In and out
+    as in `read`."""
     if rng.random() < config.crop:
-        window = random_crop(image, parsing, ignore, rng, config.crop_min)
-        image, parsing, ignore = map(np.ascontiguousarray, window)
-    sides = config.short_side                     # a range, or values to choose from
-    short = rng.integers(sides[0], sides[1] + 1) if len(sides) == 2 else rng.choice(sides)
-    size = scaled_size(*ignore.shape[::-1], short, config.long_side)
-    image, parsing, ignore = resize_sample(image, parsing, ignore, size, config.recipe)
+        image, parsing, ignore = random_crop(image, parsing, ignore, rng, config.crop_min)
+        image = np.ascontiguousarray(image)
+        parsing = np.ascontiguousarray(parsing)
+        ignore = np.ascontiguousarray(ignore)
+
+    # Two values are a range, other numbers are choices.
+    sides = config.short_side
+    short_side = rng.integers(sides[0], sides[1] + 1) if len(sides) == 2 else rng.choice(sides)
+    height, width = ignore.shape
+    size = scaled_size(width, height, short_side, config.long_side)
+    image, parsing, ignore = resize_sample(image, parsing, ignore, size, config)
+
     if rng.random() < config.flip:
-        image, parsing, ignore = image[:, ::-1], swap_sides(parsing[:, :, ::-1], flip_pairs), ignore[:, ::-1]
+        image = image[:, ::-1]
+        parsing = swap_sides(parsing[:, :, ::-1], flip_pairs)
+        ignore = ignore[:, ::-1]
     if config.color_jitter:
         image = color_jitter(image, config.color_jitter, rng)
     if config.degrade:
         image = degrade(image, config.degrade, rng)
-    return image, parsing[parsing.any((1, 2))], ignore           # indexing copies parsing for torch.from_numpy
+    # Indexing copies parsing, as torch.from_numpy needs it.
+    return image, parsing[parsing.any((1, 2))], ignore
 
 
-def input_size(photo, config):
-    """(H, W) of the network's input for a Pillow image: padded to multiples of 32, and without the padding."""
-    w, h = scaled_size(photo.width, photo.height, config.test_short_side, config.long_side)
-    return (-(-h // 32) * 32, -(-w // 32) * 32), (h, w)
+# -------------------------------------------------------------------------------------------------
+# From a photo to the network's input
 
 
-def network_input(photo, config):
-    """Pillow image -> the network's input (1, 3, H, W) float32, padded with zeros."""
-    padded, (h, w) = input_size(photo, config)
-    image = torch.zeros(1, 3, *padded, dtype=torch.float32)              # even if the default dtype is another
-    image[0, :, :h, :w] = normalize(resize_photo(photo, (w, h), config.recipe))
+def network_input(photo: Image.Image, config: Config,
+                  geometry: Geometry | None = None) -> torch.Tensor:
+    """Pillow image -> the network's input (1, 3, H, W) float32, padded with zeros. geometry:
+    `input_geometry`'s, if it is known already."""
+    geometry = geometry or input_geometry(photo, config)
+    h, w = geometry.size
+    resize = config.choose(resize_photo, released.resize_photo)
+    # float32 even if the default dtype is another.
+    image = torch.zeros(1, 3, *geometry.padded, dtype=torch.float32)
+    image[0, :, :h, :w] = normalize(resize(photo, (w, h)))
     return image
 
 
-def to_photo(photo):
+def normalize(image) -> torch.Tensor:
+    """(H, W, 3) uint8 RGB -> tensor (3, H, W) float32 with ImageNet's mean and deviation taken
+    out."""
+    image = torch.from_numpy(np.array(image)).permute(2, 0, 1).to(torch.float32)
+    mean = torch.tensor(MEAN, dtype=torch.float32).view(3, 1, 1)
+    std = torch.tensor(STD, dtype=torch.float32).view(3, 1, 1)
+    return (image / 255 - mean) / std
+
+
+def to_photo(photo) -> Image.Image:
     """Path, PIL image, array or tensor -> upright RGB PIL image."""
     if isinstance(photo, (str, os.PathLike)):
         return read_photo(photo)
@@ -116,147 +181,170 @@ def to_photo(photo):
         if photo.is_floating_point() and photo.numel() and 0 <= photo.min() and photo.max() <= 1:
             photo = (photo * 255).round().to(torch.uint8)
         photo = photo.permute(1, 2, 0).cpu().numpy()
-    if (not isinstance(photo, np.ndarray) or photo.dtype != np.uint8 or photo.ndim not in (2, 3)
-            or photo.shape[2:] not in ((), (3,)) or not photo.size):
-        kind = f'{photo.dtype} {photo.shape}' if isinstance(photo, np.ndarray) else type(photo).__name__
-        raise ValueError('a photo is a path, a PIL image, an array (H, W, 3) or (H, W) uint8 or a tensor (3, H, W) '
-                         f'uint8 or float in 0..1, not {kind}')
+    is_image = (isinstance(photo, np.ndarray) and photo.dtype == np.uint8 and photo.ndim in (2, 3)
+                and photo.shape[2:] in ((), (3,)) and photo.size)
+    if not is_image:
+        kind = type(photo).__name__
+        if isinstance(photo, np.ndarray):
+            kind = f'{photo.dtype} {photo.shape}'
+        raise ValueError('a photo is a path, a PIL image, an array (H, W, 3) or (H, W) uint8 or a '
+                         f'tensor (3, H, W) uint8 or float in 0..1, not {kind}')
     return to_rgb(Image.fromarray(photo))
 
 
-def normalize(image):
-    """(H, W, 3) uint8 RGB -> tensor (3, H, W) float32 with ImageNet's mean and deviation taken out."""
-    image, out = np.asarray(image), np.empty((3, *np.shape(image)[:2]), np.float32)
-    for c, table in enumerate(normal_values()):
-        table.take(image[..., c], out=out[c], mode='clip')               # clip: without it numpy copies `out`
-    return torch.from_numpy(out)
-
-
-@lru_cache
-def normal_values():
-    """(3, 256) float32: the normalized value of each value of each channel. A table costs less than two passes of
-    arithmetic."""
-    mean, std = (np.array(v, np.float32)[:, None] for v in (MEAN, STD))
-    return (np.arange(256, dtype=np.float32) / 255 - mean) / std
+# -------------------------------------------------------------------------------------------------
+# Samples and batches of training
 
 
 class Samples:
     """Tensors for training.
 
-    samples[epoch, index] -> dict: image (3, H, W) float32, parsing (N, H, W) uint8, ignore (H, W) bool, info:
-    dict of id, index, size (H0, W0) before resizing, bad: the errors of images skipped before it. A function of
-    (config.seed, epoch, index) alone. An error is returned, not raised: raised in a worker, it would arrive as a
-    traceback.
+    samples[epoch, index] -> dict: image (3, H, W) float32, parsing (N, H, W) uint8, ignore (H, W)
+    bool, info: dict of id, index, size (H0, W0) before resizing, bad: the errors of images skipped
+    before it. A function of (config.seed, epoch, index) alone. A BadSample where an image cannot be
+    read.
     """
 
-    def __init__(self, dataset, config):
-        self.dataset, self.config = dataset, config
-        self.busy, self.named = None, set()       # see util/workers.py
+    def __init__(self, dataset, config: Config):
+        self.dataset = dataset
+        self.config = config
+        # What each worker reads, and the skipped images that were named: see util/workers.py.
+        self.busy = None
+        self.named = set()
 
     def __len__(self):
         return len(self.dataset)
-
-    def read(self, index, epoch):
-        """Index and content of image `index`, or of its replacement where --skip-bad skipped it, and the errors."""
-        rng, bad, chosen = np.random.default_rng((6, self.config.seed, epoch, index)), [], index
-        worker = torch.utils.data.get_worker_info()
-        while True:
-            if worker and self.busy is not None:
-                self.busy[worker.id] = torch.tensor([os.getpid(), chosen])
-            try:
-                return chosen, self.dataset.read(chosen, self.config.seed, epoch), bad
-            except (OSError, ValueError) as error:
-                if not self.dataset.skip_bad or len(bad) == 9:
-                    raise ValueError(f'{error}; 9 other images cannot be read either' if bad else str(error)) from None
-                bad.append(str(error))
-                chosen = int(rng.integers(len(self)))
 
     def __getitem__(self, key):
         epoch, index = key
         try:
             chosen, sample, bad = self.read(index, epoch)
         except ValueError as error:
-            return error
+            return BadSample(str(error))
         rng = np.random.default_rng((4, self.config.seed, epoch, index))
         info = dict(id=self.dataset.ids[chosen], index=chosen, size=sample[2].shape, bad=bad)
         return dict(self.tensors(*sample, rng), info=info)
 
+    def read(self, index, epoch):
+        """Index and content of image `index`, or of its replacement where --skip-bad skipped it,
+        and the errors."""
+        rng = np.random.default_rng((6, self.config.seed, epoch, index))
+        worker = torch.utils.data.get_worker_info()
+        bad = []
+        chosen = index
+        while True:
+            if worker and self.busy is not None:
+                self.busy[worker.id] = torch.tensor([os.getpid(), chosen])
+            try:
+                return chosen, self.dataset.read(chosen, self.config.seed, epoch), bad
+            except (OSError, ValueError) as error:
+                if not self.dataset.skip_bad or len(bad) == MOST_SKIPPED:
+                    others = f'; {len(bad)} other images cannot be read either' if bad else ''
+                    raise ValueError(f'{error}{others}') from None
+                bad.append(str(error))
+                chosen = int(rng.integers(len(self)))
+
     def tensors(self, image, parsing, ignore, rng):
         """What `dataset.read` returns, augmented -> dict of tensors, as `collate` takes it."""
-        image, parsing, ignore = train_transform(image, parsing, ignore, self.dataset.flip_pairs, self.config, rng)
-        parsing, ignore = torch.from_numpy(parsing), torch.from_numpy(np.array(ignore))
-        return dict(image=normalize(image), parsing=parsing, ignore=ignore)
+        image, parsing, ignore = train_transform(image, parsing, ignore, self.dataset.flip_pairs,
+                                                 self.config, rng)
+        return dict(image=normalize(image), parsing=torch.from_numpy(parsing),
+                    ignore=torch.from_numpy(np.array(ignore)))
 
     def groups(self):
         """Arrays of indices whose images may share a batch: the wide ones and the high ones."""
-        return np.flatnonzero(self.dataset.landscape), np.flatnonzero(~self.dataset.landscape)
+        wide = self.dataset.landscape
+        return np.flatnonzero(wide), np.flatnonzero(~wide)
 
     @staticmethod
     def collate(samples):
         return collate(samples)
 
 
-def collate(samples):
-    """-> images (B, 3, H, W) float32, parsings: list of (N_i, H, W) uint8, ignores (B, H, W) bool, infos.
-
-    All are padded with zeros, right and below, to a common size: a multiple of 32. An error among them is returned
-    alone.
-    """
-    for error in (s for s in samples if isinstance(s, Exception)):
-        return error
-    height, width = (-(-max(s['ignore'].shape[d] for s in samples) // 32) * 32 for d in (0, 1))
-    first, infos = samples[0], [s['info'] for s in samples]
-    images = first['image'].new_zeros(len(samples), 3, height, width)
-    ignores = first['ignore'].new_zeros(len(samples), height, width)
-    parsings = [s['parsing'].new_zeros(len(s['parsing']), height, width) for s in samples]
-    for k, s in enumerate(samples):
-        h, w = s['ignore'].shape
-        images[k, :, :h, :w], ignores[k, :h, :w], parsings[k][:, :h, :w] = s['image'], s['ignore'], s['parsing']
+def collate(samples: list[dict]) -> dict:
+    """-> images (B, 3, H, W) float32, parsings: list of (N_i, H, W) uint8, ignores (B, H, W) bool,
+    infos. All are padded with zeros, right and below, to a common size: a multiple of 32."""
+    height = round_up(max(sample['ignore'].shape[0] for sample in samples))
+    width = round_up(max(sample['ignore'].shape[1] for sample in samples))
+    images = samples[0]['image'].new_zeros(len(samples), 3, height, width)
+    ignores = samples[0]['ignore'].new_zeros(len(samples), height, width)
+    parsings = []
+    for k, sample in enumerate(samples):
+        h, w = sample['ignore'].shape
+        parsing = sample['parsing'].new_zeros(len(sample['parsing']), height, width)
+        parsing[:, :h, :w] = sample['parsing']
+        parsings.append(parsing)
+        images[k, :, :h, :w] = sample['image']
+        ignores[k, :h, :w] = sample['ignore']
+    infos = [sample['info'] for sample in samples]
     return dict(images=images, parsings=parsings, ignores=ignores, infos=infos)
 
 
-# ------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 # The check of a download
 
 
-def inspect(dataset, i):
-    """Reads all of image i -> number of people, how many of them have each label (256,), error or None."""
-    parts = np.zeros(256, int)
+@dataclass
+class Inspected:
+    """What was found in an image."""
+    people: int = 0
+    # (256,): people who have each label
+    parts: np.ndarray | None = None
+    error: str | None = None
+
+
+def inspect(dataset, i) -> Inspected:
+    """Reads all of image i."""
     try:
         _, parsing, _ = dataset.read(i)
     except (OSError, ValueError) as error:
-        return 0, parts, str(error)
-    return len(parsing), sum((np.bincount(p.ravel(), minlength=256) > 0 for p in parsing), parts), None
+        return Inspected(error=str(error))
+    parts = np.zeros(256, int)
+    for person in parsing:
+        parts += np.bincount(person.ravel(), minlength=256) > 0
+    return Inspected(len(parsing), parts)
 
 
-def check(dataset, out):
-    """Reads all files, prints counts and the first bad files, draws samples -> number of bad images."""
+def check(dataset, out) -> int:
+    """Reads all files, prints counts and the first bad files, draws samples -> number of bad
+    images."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         jobs = pool.map(lambda i: inspect(dataset, i), range(len(dataset)))
-        people, parts, errors = zip(*tqdm(jobs, total=len(dataset), unit=' images'))
-    good, parts = [i for i, error in enumerate(errors) if not error], sum(parts)
-    counts = np.bincount([people[i] for i in good], minlength=1)
+        found = list(tqdm(jobs, total=len(dataset), unit=' images'))
+    good = [i for i, image in enumerate(found) if not image.error]
+    errors = [image.error for image in found if image.error]
+
+    people = [found[i].people for i in good]
+    counts = np.bincount(people, minlength=1)
+    parts = sum((found[i].parts for i in good), np.zeros(256, int))
+    by_number = ', '.join(f'{n}: {count}' for n, count in enumerate(counts) if count)
+    by_part = ', '.join(f'{name} {n}' for name, n in zip(dataset.class_names[1:], parts[1:]))
     print(f'{len(good)} good images, {sum(people)} people')
-    print('images by people:', ', '.join(f'{n}: {count}' for n, count in enumerate(counts) if count))
-    print('people by part:', ', '.join(f'{name} {n}' for name, n in zip(dataset.class_names[1:], parts[1:])))
+    print('images by people:', by_number)
+    print('people by part:', by_part)
     if good:
-        draw_samples(dataset, [good[k * len(good) // 12] for k in range(12)][:len(good)], out)
-    for error in [error for error in errors if error][:10]:
+        # Twelve of them, spread over the set.
+        chosen = [good[k * len(good) // 12] for k in range(12)][:len(good)]
+        draw_samples(dataset, chosen, out)
+    for error in errors[:10]:
         print('bad:', error, file=sys.stderr)
-    return len(dataset) - len(good)
+    return len(errors)
 
 
 def draw_samples(dataset, indices, out, columns=4, side=400):
     """Picture of images and labels as training sees them: cropped, flipped, in other colors."""
-    config = SimpleNamespace(recipe='paper', short_side=(side,), long_side=side, crop=0.3, crop_min=0.5, flip=0.5,
-                             color_jitter=0.2, degrade=0)
-    sheet, seen = Image.new('RGB', (columns * side, -(-len(indices) // columns) * side), 'white'), set()
+    config = Config(short_side=(side,), long_side=side, crop=0.3, color_jitter=0.2)
+    rows = -(-len(indices) // columns)
+    sheet = Image.new('RGB', (columns * side, rows * side), 'white')
+    seen = set()
     for k, i in enumerate(indices):
         rng = np.random.default_rng(i)
         image, parsing, ignore = train_transform(*dataset.read(i), dataset.flip_pairs, config, rng)
-        sheet.paste(overlay(image, parsing, None, ignore), (k % columns * side, k // columns * side))
+        place = k % columns * side, k // columns * side
+        sheet.paste(overlay(image, parsing, None, ignore), place)
         seen |= set(np.unique(parsing))
-    write_png(out, add_legend(sheet, palette(58), dataset.class_names, sorted(seen)))
+    legend = add_legend(sheet, palette(58), dataset.class_names, sorted(seen))
+    write_png(out, legend)
     print(f'samples as training sees them: {out}')
 
 
@@ -268,7 +356,8 @@ def main(argv=None):
     parser.add_argument('--out', default='samples.png', help='picture of some samples, PNG')
     args = parser.parse_args(argv)
     with user_errors():
-        check_target(args.out)                    # before minutes of reading
+        # Before minutes of reading.
+        check_target(args.out)
         dataset = open_dataset(args.data, args.root, args.split)
         if bad := check(dataset, args.out):
             raise ValueError(f'{bad} of {len(dataset)} images are bad')

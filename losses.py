@@ -1,257 +1,401 @@
 """UniParser's losses: Eqs. (4)-(6) of Chu et al. 2023, and their targets (Sec. 6.1).
 
-Everything is derived from the labels of data.py, `parsing` (N, H, W) and `ignore` (H, W). No sum over pixels has an
-ignored one, sums for categories and parts no 255 either. A term with nothing to learn from is exactly 0.
+    loss = make_loss(config, model.fusion)          # UniParserLoss, or ReleasedLoss of released.py
+    terms = loss(model(images), parsings, ignores)  # dict of scalars: center, aux_ins, .., total
+    terms['total'].backward()
 
-Dice needs three sums, of p*t, p*p and t*t. Each is a matrix product here: the N times K maps of people and parts are
-never built, no shape depends on the number of parts, and so the host never waits for the device.
-The functions of released.py stand in where `recipe` is `released`.
-"""
+Everything is derived from the labels of data.py, `parsing` (N, H, W) and `ignore` (H, W). Ignored
+pixels are left out of every sum; pixels labeled 255 also out of the sums of categories and parts. A
+term with nothing to learn from is exactly 0.
+
+Two steps per batch: `make_targets` and `correlations` for each image, then one method for each term
+of the paper. """
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torchvision.ops import sigmoid_focal_loss
 
-from uniparser import correlate
-import released
+from correlation import correlate
 from util.beyond import balanced_cross_entropy
-from util.tensors import middle_and_extent, pad_to
+from util.config import Config
+from util.fast import cell_sums, part_sums
+
+# The label of a person's pixel whose part is not known.
+UNKNOWN = 255
+
+
+@dataclass
+class Targets:
+    """What one image with N people teaches, at the size (h, w) of the features, which have stride
+    4.
+
+    regions          (N, S, S) bool       each person's positive cells of the heat map
+    cells            (N,) int64           its barycenter's cell, row * S + column
+    exists           (N,) bool            whether it has a pixel in the image
+    ignored_cells    (S, S) bool          cells whose middle is ignored
+    labels           (N, h, w) int64      like parsing, nearest: labels cannot be averaged
+    persons          (N, h, w) bool       the pixels of each person
+    known            (h, w) bool          pixels that are not ignored
+    present          (K,) bool            categories with a pixel in the image, even if `labels`,
+                                          at stride 4, misses it
+    categories       (K, h*w) float       where anyone wears each category
+    category_known   (h*w,) float         where the categories are known: not ignored, nobody is 255
+    """
+    regions: torch.Tensor
+    cells: torch.Tensor
+    exists: torch.Tensor
+    ignored_cells: torch.Tensor
+    labels: torch.Tensor
+    persons: torch.Tensor
+    known: torch.Tensor
+    present: torch.Tensor
+    categories: torch.Tensor
+    category_known: torch.Tensor
+
+
+@dataclass
+class Correlations:
+    """The maps of one image: q_ins (N, h, w) of its people, q_cate (K, h, w) of the categories."""
+    q_ins: torch.Tensor
+    q_cate: torch.Tensor
+
+
+class UniParserLoss:
+    """loss(out, parsings, ignores) -> dict of scalars, see `__call__`. fusion: the model's, which
+    `convs` and `multi` need."""
+    # `ReleasedLoss`. released.py sets it, because that file imports this one.
+    released = None
+    # The pixel of each 4x4 block, along both axes, whose label is that of the feature.
+    first_pixel = 2
+
+    def __init__(self, config: Config, fusion=None):
+        self.config = config
+        self.fusion = fusion
+
+    def __call__(self, out: dict, parsings: list, ignores: torch.Tensor) -> dict:
+        """L_total = L_c + lambda_aux L_aux + lambda_par L_par + lambda_metric L_metric     Eq. (4)
+
+        out: what the model returned; parsings: list of B tensors (N_i, H, W); ignores: (B, H, W).
+        Returns the terms before their weights: center, aux_ins, aux_cate, aux_neg (together L_aux),
+        parsing, metric; pull and cross if lambda_pull and lambda_cross are set; and total. """
+        config = self.config
+        with torch.autocast(out['f_ins'].device.type, enabled=False):
+            out = {name: value.float() for name, value in out.items()}
+
+            # The targets and the maps of each image.
+            size = out['f_ins'].shape[-2:]
+            targets = []
+            maps = []
+            for i, (parsing, ignore) in enumerate(zip(parsings, ignores)):
+                targets.append(self.make_targets(parsing, ignore, size))
+                maps.append(self.correlations(out, i, targets[i]))
+
+            # One method per term of the paper.
+            losses = {}
+            losses['center'] = self.center_loss(out['heatmap'], targets)
+            # Eq. (5): its first part, and the other two.
+            losses['aux_ins'] = self.instance_loss(out, targets)  # Eq. (5), first part
+            losses['aux_cate'], losses['aux_neg'] = self.category_loss(maps, targets)
+            losses['parsing'] = self.parsing_loss(out, maps, targets)
+            losses['metric'] = self.metric_loss(out, targets)
+            weights = dict(center=config.lambda_center, aux_ins=config.lambda_ins,
+                           aux_cate=config.lambda_cate, aux_neg=config.lambda_neg,
+                           parsing=config.lambda_par, metric=config.lambda_metric)
+            # Terms that are off by default.
+            if config.lambda_pull:
+                losses['pull'] = self.pull_loss(out['f_cate'], targets)
+                weights['pull'] = config.lambda_pull
+            if config.lambda_cross:
+                losses['cross'] = balanced_cross_entropy([m.q_cate for m in maps], targets)
+                weights['cross'] = config.lambda_cross
+            losses['total'] = sum(weights[name] * losses[name] for name in weights)  # Eq. (4)
+        return losses
+
+    # ---- targets and maps
+
+    def make_targets(self, parsing, ignore, size) -> Targets:
+        """The targets of one image: parsing (N, H, W), ignore (H, W); size: (h, w) of the
+        features."""
+        S = self.config.grid
+        K = self.config.num_classes
+        regions, cells, exists = self.center_target(parsing, (4 * size[0], 4 * size[1]))
+
+        # Ignored cells: by the pixel in the middle.
+        middle = 2 * torch.arange(S, device=ignore.device) + 1
+        rows = middle * ignore.shape[0] // (2 * S)
+        cols = middle * ignore.shape[1] // (2 * S)
+        ignored_cells = ignore[rows][:, cols]
+
+        # Labels at stride 4.
+        first = self.first_pixel
+        labels = pad_to(parsing[:, first::4, first::4], size).long()
+        known = ~pad_to(ignore[first::4, first::4], size)
+
+        # Categories: of the whole image, and at stride 4.
+        present = parsing.new_zeros(256, dtype=torch.bool)
+        present.scatter_(0, parsing.flatten().long(), True)
+        categories, category_known = category_masks(labels, known, K)
+        return Targets(regions, cells, exists, ignored_cells, labels, persons=labels > 0,
+                       known=known, present=present[1:K + 1], categories=categories,
+                       category_known=category_known)
+
+    def center_target(self, parsing, size):
+        """regions, cells and exists of `Targets`; size: (H, W) that the grid covers."""
+        return center_target(parsing, size, self.config)
+
+    def correlations(self, out, i, target) -> Correlations:
+        """Maps of image i: q_ins as Eq. (2), with the kernels at the barycenters' cells, and q_cate
+        as Eq. (3)."""
+        k_ins = out['k_ins'][i].flatten(1).T                    # (S*S, C)
+        q_ins = self.person_maps(k_ins, out['f_ins'][i], target)  # (N, h, w)   Eq. (2)
+        q_cate = correlate(out['k_cate'], out['f_cate'][i], self.config.space)  # (K, h, w)  Eq. (3)
+        return Correlations(q_ins, q_cate)
+
+    def person_maps(self, k_ins, f_ins, target):
+        return correlate(k_ins[target.cells], f_ins, self.config.space)
+
+    # ---- the terms of Eq. (4)
+
+    def center_loss(self, heatmap, targets):
+        """L_c: focal loss [33] of the heat map (B, 1, S, S), summed, over the number of positive
+        cells of the batch + 1."""
+        positive = torch.stack([t.regions.any(0) for t in targets])
+        ignored = torch.stack([t.ignored_cells for t in targets])
+        counted = positive | ~ignored
+        loss = sigmoid_focal_loss(heatmap[:, 0], positive.to(heatmap.dtype))
+        return (loss * counted).sum() / (positive.sum() + 1)
+
+    def instance_loss(self, out, targets):
+        """1/N_c sum_i Dice(q_ins^i, q_ins^i*)     Eq. (5), first part
+
+        i: the positive cells of the batch, each with the mask of its person.
+        """
+        dices = []
+        counts = []
+        for k_ins, f_ins, target in zip(out['k_ins'], out['f_ins'], targets):
+            k = k_ins.flatten(1).T                              # (S*S, C)
+            f = f_ins.flatten(1)                                # (C, hw)
+            known = target.known.flatten().to(f.dtype)
+            masks = target.persons.flatten(1) * known           # (N, hw)
+            area = masks.sum(1)
+            # Features are not negative, and neither is q: Dice needs no ReLU.
+            pt, pp = self.instance_sums(k, f, masks, known)     # (S*S, N), (S*S,)
+            dices.append(dice_loss(pt, pp[:, None], area))
+            counts.append(target.regions.flatten(1).T & self.is_seen(target, area))
+        return mean(dices, counts)
+
+    def instance_sums(self, k, f, masks, known):
+        """For q = k . f of every cell: sum q t with the mask t of every person, and sum q q."""
+        if self.config.space == 'sigmoid_after':
+            q = (k @ f).sigmoid()
+            return q @ masks.T, q.square() @ known
+        return cell_sums(k, f, masks, known)
+
+    def is_seen(self, target, area):
+        """The people that count (N,) bool: those with a known pixel. area: their number of known
+        pixels (N,)."""
+        return area > 0
+
+    def category_loss(self, maps, targets):
+        """1/N_cate sum_{j,k} Dice(q_cate^j, q_cate^j*) + l1(q_cate^k, 0)     Eq. (5), other parts
+
+        j: the categories with a known pixel at stride 4, k: those without any pixel in the image;
+        averaged over the images. Returns both parts. """
+        dice, visible = self.category_dice(maps, targets)       # (B, K) each
+        absent = []
+        for m, t in zip(maps, targets):
+            q = m.q_cate.flatten(1)                             # (K, hw)
+            known = t.category_known.to(q.dtype)
+            l1 = q.abs() @ known / known.sum().clamp(min=1)
+            absent.append(l1 * ~t.present)
+        # Over all N_cate categories.
+        return (dice * visible).mean(), torch.stack(absent).mean()
+
+    def category_dice(self, maps, targets):
+        """Dice of each category's map with its pixels, and whether it has any: (B, K) each."""
+        dice = []
+        visible = []
+        for m, t in zip(maps, targets):
+            p = F.relu(m.q_cate.flatten(1))                     # Dice sees no negative correlation
+            masks = t.categories.to(p.dtype)
+            area = masks.sum(1)
+            squares = p.square() @ t.category_known.to(p.dtype)
+            dice.append(dice_loss((p * masks).sum(1), squares, area))
+            visible.append(area > 0)
+        return torch.stack(dice), torch.stack(visible)
+
+    def parsing_loss(self, out, maps, targets):
+        """L_par: Dice of q_parsing^{n,c} with person n's part c (Sec. 3.4), averaged over the parts
+        in the images."""
+        dices = []
+        counts = []
+        for i, (m, t) in enumerate(zip(maps, targets)):
+            pt, pp, area = self.parsing_sums(m, t, out['f_cate'][i])  # (N, K) each
+            dices.append(dice_loss(pt, pp, area))
+            counts.append(area > 0)
+        return mean(dices, counts)
+
+    def parsing_sums(self, m, t, f_cate):
+        """For p = q_parsing of every person and class and the mask t of its part: sum p t, sum p p,
+        sum t t."""
+        labels = t.labels.flatten(1)                            # (N, hw)
+        known = (t.known.flatten() & (labels != UNKNOWN)).to(m.q_ins.dtype)
+        labels = labels * (labels <= self.config.num_classes)
+        if self.config.fusion == 'index':
+            # q_parsing = q_ins * q_cate
+            return part_sums(m.q_ins.flatten(1), F.relu(m.q_cate.flatten(1)), labels, known)
+        p = self.fusion(m.q_ins, m.q_cate, f_cate).flatten(2)   # (N, K, hw)
+        classes = torch.arange(1, self.config.num_classes + 1, device=labels.device)
+        mask = (labels[:, None] == classes[:, None]) * known[:, None]  # (N, K, hw)
+        return (p * mask).sum(2), (p.square() * known[:, None]).sum(2), mask.sum(2)
+
+    def metric_loss(self, out, targets):
+        """L_metric = (sum l1(A_cate, Diag) + sum l1(A_ins, Diag)) / (N_cate + N_c)     Eq. (6)
+
+        A: the correlations of the kernels with each other, A_ins of the people of one image.
+        Averaged over the images. """
+        k_cate = out['k_cate']
+        cate = distance_to_identity(k_cate, k_cate.new_ones(len(k_cate)))
+        losses = []
+        for k_ins, t in zip(out['k_ins'], targets):
+            ins = distance_to_identity(k_ins.flatten(1).T[t.cells], t.exists.float())
+            losses.append((cate + ins) / (len(k_cate) + t.exists.sum()))  # Eq. (6)
+        return torch.stack(losses).mean()
+
+    def pull_loss(self, f_cates, targets):
+        """Sec. 6.5 (CIHP): brings the pixels of a category together. One minus the mean cosine over
+        all pairs of its pixels, which is 1 - |mean f|^2, averaged over the categories in the
+        images."""
+        losses = []
+        counts = []
+        for f_cate, t in zip(f_cates, targets):
+            masks = t.categories.to(f_cate.dtype)
+            area = masks.sum(1)
+            center = masks @ f_cate.flatten(1).T / area.clamp(min=1)[:, None]  # (K, C)
+            losses.append(1 - center.square().sum(1))
+            counts.append(area > 0)
+        return mean(losses, counts)
+
+
+def make_loss(config: Config, fusion=None) -> UniParserLoss:
+    """The loss of the config's recipe."""
+    return config.choose(UniParserLoss, UniParserLoss.released)(config, fusion)
 
 
 def uniparser_loss(out, parsings, ignores, config, fusion=None):
-    """L_total = L_c + lambda_aux L_aux + lambda_par L_par + lambda_metric L_metric     Eq. (4)
-
-    out: what the model returned; parsings: list of B tensors (N_i, H, W); ignores: (B, H, W); fusion: the model's,
-    which `convs` and `multi` need.
-    Returns a dict of scalars before their weights: center, aux_ins, aux_cate, aux_neg (together L_aux), parsing,
-    metric; pull and cross if lambda_pull and lambda_cross are set; and total.
-    """
-    with torch.autocast(out['f_ins'].device.type, enabled=False):
-        out = {k: v.float() for k, v in out.items()}
-        stride_4 = out['f_ins'].shape[-2:]
-        targets = [make_targets(p, i, stride_4, config) for p, i in zip(parsings, ignores)]
-        maps = [make_maps(out, i, t, config) for i, t in enumerate(targets)]
-        ins, cate, neg = auxiliary_loss(out, maps, targets, config)
-        losses = dict(center=center_loss(out['heatmap'], targets), aux_ins=ins, aux_cate=cate, aux_neg=neg,
-                      parsing=parsing_loss(out, maps, targets, config, fusion),
-                      metric=metric_loss(out, targets, config))
-        weights = dict(center=config.lambda_center, aux_ins=config.lambda_ins, aux_cate=config.lambda_cate,
-                       aux_neg=config.lambda_neg, parsing=config.lambda_par, metric=config.lambda_metric)
-        if config.lambda_pull and config.recipe == 'paper':
-            losses['pull'], weights['pull'] = pull_loss(out, targets), config.lambda_pull
-        if config.lambda_cross:
-            losses['cross'], weights['cross'] = balanced_cross_entropy(maps, targets), config.lambda_cross
-        losses['total'] = sum(weights[k] * losses[k] for k in losses)                                   # Eq. (4)
-    return losses
+    """Eq. (4) in one call, see `UniParserLoss`."""
+    return make_loss(config, fusion)(out, parsings, ignores)
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# Targets
-
-
-def make_targets(parsing, ignore, size, config):
-    """The targets of one image, at the size (h, w) of the features:
-    regions (N, S, S) bool: each person's positive cells; cells (N,): its barycenter's cell; exists (N,) bool; labels
-    (N, h, w) like parsing; persons (N, h, w) bool; known (h, w) bool; ignored_cells (S, S); present (K,) bool: the
-    categories with a pixel in the image (a thin one may have none in `labels`); categories (K, h*w) float: where anyone
-    wears each category; category_known (h*w,) float."""
-    S, K = config.grid, config.num_classes
-    regions, cells, exists = center_target(parsing, (4 * size[0], 4 * size[1]), config)
-    rows, cols = [(2 * torch.arange(S, device=ignore.device) + 1) * n // (2 * S) for n in ignore.shape]
-    first = 2 if config.recipe == 'paper' else 0
-    labels = pad_to(parsing[:, first::4, first::4], size).long()             # nearest: labels cannot be averaged
-    known = ~pad_to(ignore[first::4, first::4], size)
-    present = parsing.new_zeros(256, dtype=torch.bool).scatter_(0, parsing.flatten().long(), True)
-    categories, category_known = category_masks(labels, known, K)
-    target = dict(regions=regions, cells=cells, exists=exists, labels=labels, persons=labels > 0, known=known,
-                  ignored_cells=ignore[rows][:, cols], present=present[1:K + 1], categories=categories,
-                  category_known=category_known)
-    if config.recipe == 'released':
-        target.update(released.part_targets(parsing, size, K))
-    return target
-
-
-def barycenters(parsing):
-    """Means of the pixels of each person along y and x, truncated to a pixel: ((N,), (N,)) int64; extents in pixels,
-    largest minus smallest: ((N,), (N,)); exists (N,) bool."""
-    person = parsing > 0
-    center, extent = zip(*(middle_and_extent(person.sum(axis)) for axis in (2, 1)))        # of (N, H), then (N, W)
-    return center, extent, person.flatten(1).any(1)
+# -------------------------------------------------------------------------------------------------
+# Centers (Sec. 6.1)
 
 
 def center_target(parsing, size, config):
-    """Cells of the S x S grid over size (H, W) whose center should fire: a rectangle of sigma times the person's height
-    and width around its barycenter (Sec. 6.1). Returns regions (N, S, S), cells (N,), exists (N,), see `make_targets`.
-    A cell belongs to one person (`settle`); with recipe `released`, to everyone whose rectangle has it."""
-    S, grid = config.grid, torch.arange(config.grid, device=parsing.device)
-    center, extent, exists = barycenters(parsing)
-    cell, inside = [], []
-    for c, e, n in zip(center, extent, size):
-        own = (S * c // n).clamp(max=S - 1)
-        half = 0.5 * config.sigma * e
-        low, high = [torch.floor(S * v / n + 1e-4).long() for v in (c - half, c + half)]   # 1e-4: an exact border stays
-        if config.center_radius:
-            low, high = torch.maximum(low, own - config.center_radius), torch.minimum(high, own + config.center_radius)
-        cell.append(own)
-        inside.append((grid >= low[:, None]) & (grid <= high[:, None]))      # (N, S)
-    regions = inside[0][:, :, None] & inside[1][:, None] & exists[:, None, None]
-    cells = cell[0] * S + cell[1]
-    return (regions if config.recipe == 'released' else settle(regions, cells, exists)), cells, exists
+    """The positive cells of each person, where each cell belongs to one person (the paper does not
+    say what happens to cells of two): regions (N, S, S), cells (N,), exists (N,), see `Targets`.
+    size: (H, W) that the grid covers."""
+    regions, cells, exists = positive_cells(parsing, size, config)
+    return resolve_overlaps(regions, cells, exists), cells, exists
 
 
-def settle(regions, cells, exists):
-    """Where regions (N, S, S) overlap, the later person keeps the cell, but a barycenter's own cell stays with its
-    person: regions without overlap."""
+def positive_cells(parsing, size, config):
+    """Cells of the S x S grid over size (H, W) whose center should fire: a rectangle of sigma times
+    the person's height and width around its barycenter (Sec. 6.1). People may share cells. Returns
+    regions (N, S, S), cells (N,), exists (N,), see `Targets`."""
+    S = config.grid
+    (center_y, center_x), (height, width), exists = barycenters(parsing)
+    row, rows = cells_along(center_y, height, size[0], config)  # (N,), (N, S)
+    col, cols = cells_along(center_x, width, size[1], config)
+    regions = rows[:, :, None] & cols[:, None] & exists[:, None, None]
+    return regions, row * S + col, exists
+
+
+def barycenters(parsing):
+    """Each person's mean pixel (y, x), truncated: ((N,), (N,)) int64; its height and width, largest
+    minus smallest position: ((N,), (N,)); whether it has a pixel (N,) bool."""
+    person = parsing > 0
+    center_y, height = middle_and_extent(person.sum(2))
+    center_x, width = middle_and_extent(person.sum(1))
+    return (center_y, center_x), (height, width), person.flatten(1).any(1)
+
+
+def cells_along(center, extent, length, config):
+    """One axis of a grid over `length` pixels: the cell of each center (N,), and which cells lie
+    within half of sigma times the extent of it (N, S) bool."""
+    S = config.grid
+    own = (S * center // length).clamp(max=S - 1)
+    half = 0.5 * config.sigma * extent
+    # 1e-4: a rectangle that ends exactly on a border stays on its side.
+    low = torch.floor(S * (center - half) / length + 1e-4).long()
+    high = torch.floor(S * (center + half) / length + 1e-4).long()
+    if config.center_radius:
+        low = torch.maximum(low, own - config.center_radius)
+        high = torch.minimum(high, own + config.center_radius)
+    cells = torch.arange(S, device=center.device)
+    return own, (cells >= low[:, None]) & (cells <= high[:, None])
+
+
+def middle_and_extent(count):
+    """Number of pixels at each of n positions (..., n) -> their mean position, truncated; the
+    largest minus the smallest position."""
+    n = count.shape[-1]
+    position = torch.arange(n, device=count.device)
+    middle = (count * position).sum(-1) // count.sum(-1).clamp(min=1)
+    some = (count > 0).int()
+    first = some.argmax(-1)
+    last = n - 1 - some.flip(-1).argmax(-1)
+    return middle, (last - first).clamp(min=0)
+
+
+def resolve_overlaps(regions, cells, exists):
+    """Where regions (N, S, S) overlap, the later person keeps the cell, but a barycenter's own cell
+    stays with its person: regions without overlap."""
     number = torch.arange(1, len(regions) + 1, device=cells.device)
-    owner = F.pad(regions * number[:, None, None], (0, 0, 0, 0, 1, 0)).amax(0)             # (S, S); 0: nobody
-    own = torch.zeros_like(owner).flatten().scatter_reduce(0, cells, number * exists, 'amax').view_as(owner)
+    # The number of the last person at each cell (S, S); 0: nobody.
+    owner = F.pad(regions * number[:, None, None], (0, 0, 0, 0, 1, 0)).amax(0)
+    # The number of the person whose barycenter lies there.
+    own = torch.zeros_like(owner).flatten()
+    own = own.scatter_reduce(0, cells, number * exists, 'amax').view_as(owner)
     return torch.where(own > 0, own, owner) == number[:, None, None]
 
 
+# -------------------------------------------------------------------------------------------------
+# Parts and sums
+
+
+def pad_to(labels, size):
+    """(..., h', w') zero-padded at the right and bottom to size: the released light map is larger
+    than the labels."""
+    return F.pad(labels, (0, size[1] - labels.shape[-1], 0, size[0] - labels.shape[-2]))
+
+
 def category_masks(labels, known, num_classes):
-    """Where anyone wears each category (K, hw), and where the categories are known (hw,): outside `ignore` and where no
-    person is 255. labels (N, h, w), known (h, w)."""
+    """Where anyone wears each category (K, hw), and where the categories are known (hw,): outside
+    `ignore` and where no person is 255. labels (N, h, w), known (h, w)."""
     labels = labels.flatten(1)
-    known = (known.flatten() & ~(labels == 255).any(0)).float()
-    masks = known.new_zeros(num_classes + 1, len(known)).scatter_(0, labels * (labels <= num_classes), 1.0)[1:]
-    return masks * known, known
-
-
-def make_maps(out, i, target, config):
-    """Correlations of image i: q_cate (K, h, w) as Eq. (3), and q_ins (N, h, w) as Eq. (2) with the kernels at the
-    barycenters' cells."""
-    k_ins = out['k_ins'][i].flatten(1).T                                     # (S*S, C)
-
-    def correlations(cells):
-        return correlate(k_ins[cells], out['f_ins'][i], config.space)
-    if config.recipe == 'released':
-        q_ins = released.person_maps(correlations, target)
-    else:
-        q_ins = correlations(target['cells'])
-    return dict(q_ins=q_ins, q_cate=correlate(out['k_cate'], out['f_cate'][i], config.space))
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# Terms
+    known = (known.flatten() & ~(labels == UNKNOWN).any(0)).float()
+    masks = known.new_zeros(num_classes + 1, len(known))
+    masks.scatter_(0, labels * (labels <= num_classes), 1.0)
+    return masks[1:] * known, known
 
 
 def dice_loss(pt, pp, tt):
-    """1 - 2 sum(p t) / (sum(p p) + sum(t t)) from the three sums [34], smoothed by 0.001 as in the released code."""
+    """1 - 2 sum(p t) / (sum(p p) + sum(t t)) from the three sums [34], smoothed by 0.001 as in the
+    released code."""
     return 1 - (2 * pt + 0.002) / (pp + tt + 0.002)
 
 
 def mean(values, weights):
     """Weighted mean over lists of tensors; 0 where all weights are 0."""
-    values, weights = torch.cat([v.flatten() for v in values]), torch.cat([w.flatten() for w in weights])
-    weights = weights.to(values.dtype)
+    values = torch.cat([v.flatten() for v in values])
+    weights = torch.cat([w.flatten() for w in weights]).to(values.dtype)
     return (values * weights).sum() / weights.sum().clamp(min=1)
-
-
-def center_loss(heatmap, targets):
-    """L_c: focal loss [33] of the heat map (B, 1, S, S), summed, over the number of positive cells of the batch + 1."""
-    positive = torch.stack([t['regions'].any(0) for t in targets])
-    counted = positive | ~torch.stack([t['ignored_cells'] for t in targets])
-    loss = sigmoid_focal_loss(heatmap[:, 0], positive.to(heatmap.dtype))
-    return (loss * counted).sum() / (positive.sum() + 1)
-
-
-def auxiliary_loss(out, maps, targets, config):
-    """L_aux = 1/N_c sum_i Dice(q_ins^i, q_ins^i*)
-             + 1/N_cate sum_{j,k} Dice(q_cate^j, q_cate^j*) + l1(q_cate^k, 0)     Eq. (5)
-
-    i: the positive cells of the batch, each with its person's mask; j: the categories with a known pixel at stride 4,
-    k: those without any pixel in the image; averaged over the images. Returns the three parts. Recipe `released`: the
-    mean over the categories j instead of all, and its own term for all others.
-    """
-    ins = mean(*zip(*[instance_dice(out['k_ins'][i], out['f_ins'][i], t, config) for i, t in enumerate(targets)]))
-    dice, visible, absent = [], [], []
-    for m, t in zip(maps, targets):
-        q = m['q_cate'].flatten(1)                                           # (K, hw)
-        masks, known = t['categories'].to(q.dtype), t['category_known'].to(q.dtype)
-        area, p = masks.sum(1), F.relu(q)                                    # Dice sees no negative correlation
-        dice.append(dice_loss((p * masks).sum(1), p.square() @ known, area))                            # (K,)
-        visible.append(area > 0)
-        absent.append(q.abs() @ known / known.sum().clamp(min=1) * ~t['present'])                       # l1, (K,)
-    dice, visible, absent = map(torch.stack, (dice, visible, absent))        # (B, K)
-    if config.recipe == 'released':
-        return ins, mean([dice], [visible]), released.absent_category_loss(maps, targets, visible)
-    return ins, (dice * visible).mean(), absent.mean()                       # Eq. (5): over all N_cate categories
-
-
-def instance_dice(k_ins, f_ins, target, config):
-    """Dice of every cell's map q = k . F_ins with every person's mask -> (S*S, N), and which of them count, (S*S, N)
-    bool: the cell is the person's, and one of the person's pixels is known. q is linear in k, so sum(q q) =
-    k . (F F^T) k and sum(q t) = k . F t, and no map is made. Features are not negative: Dice needs no ReLU."""
-    k, f = k_ins.flatten(1).T, f_ins.flatten(1)                              # (S*S, C), (C, hw)
-    known = target['known'].flatten().to(f.dtype)
-    masks = target['persons'].flatten(1) * known                             # (N, hw)
-    area = masks.sum(1)
-    if config.space == 'sigmoid_after':                                      # not linear: makes every map
-        q = (k @ f).sigmoid()
-        pt, pp = q @ masks.T, q.square() @ known
-    else:
-        pt, pp = k @ (f @ masks.T), (k @ ((f * known) @ f.T) * k).sum(1)
-    seen = area > 0
-    if config.recipe == 'released':                                          # also people without pixels at stride 4
-        seen = seen | ~target['persons'].flatten(1).any(1)
-    return dice_loss(pt, pp[:, None], area), target['regions'].flatten(1).T & seen
-
-
-def parsing_loss(out, maps, targets, config, fusion=None):
-    """L_par: Dice of q_parsing^{n,c} with person n's part c (Sec. 3.4), averaged over the parts in the images.
-
-    Index fusion, q_parsing = q_ins * q_cate: a pixel of person n has one label, so the sums of p*t come from gathering
-    q_cate at the labels, and those of p*p from a matrix product."""
-    losses, counts = [], []
-    for i, (m, t) in enumerate(zip(maps, targets)):
-        labels, K = t['labels'].flatten(1), config.num_classes               # (N, hw)
-        known = (t['known'].flatten() & (labels != 255)).to(m['q_ins'].dtype)                           # (N, hw)
-        labels = labels * (labels <= K)
-        area = known.new_zeros(len(labels), K + 1).scatter_add(1, labels, known)[:, 1:]
-        if config.fusion == 'index':
-            q_ins, q_cate = m['q_ins'].flatten(1), F.relu(m['q_cate'].flatten(1))
-            own = F.pad(q_cate, (0, 0, 1, 0)).gather(0, labels) * q_ins * known
-            pp = (q_ins.square() * known) @ q_cate.square().T
-        else:
-            p = fusion(m['q_ins'], m['q_cate'], out['f_cate'][i]).flatten(2)                            # (N, K, hw)
-            own = F.pad(p, (0, 0, 1, 0)).gather(1, labels[:, None])[:, 0] * known
-            pp = (p.square() * known[:, None]).sum(2)
-        pt = area.new_zeros(len(labels), K + 1).scatter_add(1, labels, own)[:, 1:]
-        if config.recipe == 'released' and config.fusion == 'index':
-            area, pt = released.part_sums(t['parts'] * t['known'], q_ins, q_cate)
-        losses.append(dice_loss(pt, pp, area))
-        counts.append(area > 0)
-    return mean(losses, counts)
-
-
-def metric_loss(out, targets, config):
-    """L_metric = (sum l1(A_cate, Diag) + sum l1(A_ins, Diag)) / (N_cate + N_c)     Eq. (6)
-
-    A: the correlations of the kernels with each other, A_ins of the people of one image. Averaged over the images.
-    """
-    if config.recipe == 'released':
-        return mean(*released.metric_terms(out, targets, config.lambda_pull > 0))
-    cate = distance_to_identity(out['k_cate'], torch.ones_like(out['k_cate'][:, 0]))
-    losses = []
-    for k_ins, t in zip(out['k_ins'], targets):
-        ins = distance_to_identity(k_ins.flatten(1).T[t['cells']], t['exists'].float())
-        losses.append((cate + ins) / (config.num_classes + t['exists'].sum()))                          # Eq. (6)
-    return torch.stack(losses).mean()
 
 
 def distance_to_identity(kernels, exists):
     """Sum of |k_i . k_j - (i = j)| over the pairs of existing kernels (n, C)."""
     A = kernels @ kernels.T
-    return ((A - torch.eye(len(A), device=A.device)).abs() * exists * exists[:, None]).sum()
-
-
-def pull_loss(out, targets):
-    """Sec. 6.5 (CIHP): brings the pixels of a category together. One minus the mean cosine over all pairs of its
-    pixels, which is 1 - |mean f|^2, averaged over the categories in the images."""
-    losses, counts = [], []
-    for f_cate, t in zip(out['f_cate'], targets):
-        masks = t['categories'].to(f_cate.dtype)
-        area = masks.sum(1)
-        center = masks @ f_cate.flatten(1).T / area.clamp(min=1)[:, None]              # (K, C)
-        losses.append(1 - center.square().sum(1))
-        counts.append(area > 0)
-    return mean(losses, counts)
+    distance = (A - torch.eye(len(A), device=A.device)).abs()
+    return (distance * exists * exists[:, None]).sum()

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from PIL import ImageDraw
 
-from data import input_size
-from uniparser import correlate
+from correlation import correlate
+from data import input_geometry
 from util.pictures import heat_picture, join, matrix_picture, overlay, titled_row
 
 COLUMNS = 6
@@ -63,7 +63,10 @@ class PanelMaker:
     """panel(name, values (h, w), mark) -> (name, picture) of a map, cut to the photo; mark: a point (x, y) of it."""
 
     def __init__(self, photo, config):
-        self.photo, (self.padded, self.size) = photo, input_size(photo, config)
+        geometry = input_geometry(photo, config)
+        self.photo = photo
+        self.padded = geometry.padded
+        self.size = geometry.size
 
     def __call__(self, name, values, mark=None):
         picture = heat_picture(values.clamp(0, 1).cpu().numpy(), self.padded[::-1])
@@ -82,8 +85,9 @@ class PanelMaker:
 
 def people_kernels(out, photo, found, config):
     """Kernels (N, C) of the people found, from the cells of their centers."""
-    padded, size = input_size(photo, config)
-    grid = config.grid * found.centers * (size[::-1] / np.array(photo.size) / padded[::-1])
+    geometry = input_geometry(photo, config)
+    scale = np.array(geometry.size[::-1]) / photo.size / geometry.padded[::-1]
+    grid = config.grid * found.centers * scale
     return out['k_ins'][0].flatten(1).T[grid.astype(int) @ (1, config.grid)]              # row * S + column
 
 

@@ -3,6 +3,7 @@
 Training, inference on files, metrics, data sets and documents are tested in tests/.
 """
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,12 +13,13 @@ import torchvision
 from PIL import Image
 
 import data
+import backbone
 import losses
 import uniparser
-from losses import uniparser_loss
+from losses import Correlations, make_loss, uniparser_loss
 from tests.helpers import TINY, in_space, random_leaves, random_out, tiny_config, tiny_model, two_people
 from uniparser import PRESETS, Config, UniParser, correlate, decode, find_centers, get_config
-from util import datasets, deform
+from util import datasets
 
 
 # ---- configuration ---------------------------------------------------------------------------------------------
@@ -90,7 +92,7 @@ def slow_deform_conv(x, weight, offset, mask, stride):
 @pytest.mark.parametrize('stride', [1, 2])
 def test_deformable_convolution_matches_its_definition(stride):
     torch.manual_seed(0)
-    dcn = deform.ModulatedDeformConv2d(torch.nn.Conv2d(3, 4, 3, stride, bias=False)).eval()
+    dcn = backbone.ModulatedDeformConv2d(torch.nn.Conv2d(3, 4, 3, stride, bias=False)).eval()
     x = torch.randn(1, 3, 6, 7)
     assert torch.allclose(dcn(x), 0.5 * F.conv2d(x, dcn.weight, stride=stride, padding=1), atol=1e-6)     # as it starts
     torch.nn.init.normal_(dcn.conv_offset.weight, std=0.3)
@@ -543,10 +545,11 @@ def test_an_absent_category_is_pushed_to_zero():
 
 def test_metric_loss_is_zero_for_orthogonal_kernels_and_grows_with_likeness():
     config, values = tiny_config(num_classes=2, channels=4), []
+    nobody = SimpleNamespace(cells=torch.zeros(0, dtype=torch.long), exists=torch.zeros(0))
     for angle in (90, 60, 0):
         k = torch.tensor([[1, 0, 0, 0], [np.cos(np.radians(angle)), np.sin(np.radians(angle)), 0, 0]], dtype=torch.float32)
         out = dict(random_out(1, 64, 96, config), k_cate=k)
-        values.append(losses.metric_loss(out, [dict(cells=torch.zeros(0, dtype=torch.long), exists=torch.zeros(0))], config))
+        values.append(make_loss(config).metric_loss(out, [nobody]))
     assert [round(v.item(), 4) for v in values] == [0.0, 0.5, 1.0]           # 2 cos / (N_cate + 0)
 
 
@@ -617,13 +620,13 @@ def test_more_padding_changes_no_person_category_or_part():
     config = tiny_config(num_classes=5, lambda_center=0.0, lambda_neg=0.0, grid=16)
     out = {k: v.detach() for k, v in random_out(1, 64, 96, config).items()}
     wide = {k: F.pad(v, (0, 24, 0, 16)) if k.startswith('f_') else v for k, v in out.items()}
-    before = losses.make_targets(parsing, ignore, (16, 24), config)
-    after = losses.make_targets(F.pad(parsing, (0, 96, 0, 64)), F.pad(ignore, (0, 96, 0, 64)), (32, 48), config)
-    assert after['labels'].sum() == before['labels'].sum() and torch.equal(after['labels'][:, :16, :24], before['labels'])
-    maps = {k: dict(q_ins=torch.rand(2, 16, 24), q_cate=torch.rand(5, 16, 24)) for k in 'a'}
-    wider = {k: F.pad(v, (0, 24, 0, 16)) for k, v in maps['a'].items()}
-    args = losses.parsing_loss(out, [maps['a']], [before], config), losses.parsing_loss(wide, [wider], [after], config)
-    assert torch.allclose(*args, atol=1e-6)
+    before = make_loss(config).make_targets(parsing, ignore, (16, 24))
+    after = make_loss(config).make_targets(F.pad(parsing, (0, 96, 0, 64)), F.pad(ignore, (0, 96, 0, 64)), (32, 48))
+    assert after.labels.sum() == before.labels.sum() and torch.equal(after.labels[:, :16, :24], before.labels)
+    maps = Correlations(torch.rand(2, 16, 24), torch.rand(5, 16, 24))
+    wider = Correlations(*(F.pad(v, (0, 24, 0, 16)) for v in (maps.q_ins, maps.q_cate)))
+    loss = make_loss(config)
+    assert torch.allclose(loss.parsing_loss(out, [maps], [before]), loss.parsing_loss(wide, [wider], [after]), atol=1e-6)
 
 
 def test_gradients_are_right():
@@ -634,11 +637,12 @@ def test_gradients_are_right():
 
     def total(*values):
         named = in_space(dict(zip(leaves, values)), config)
-        targets = [losses.make_targets(parsing, ignore, (8, 8), config)]
-        maps = [losses.make_maps(named, 0, targets[0], config)]
-        parts = losses.auxiliary_loss(named, maps, targets, config)
-        return (losses.center_loss(named['heatmap'], targets) + sum(parts) + losses.metric_loss(named, targets, config)
-                + losses.parsing_loss(named, maps, targets, config) + losses.pull_loss(named, targets))
+        targets = [make_loss(config).make_targets(parsing, ignore, (8, 8))]
+        maps = [make_loss(config).correlations(named, 0, targets[0])]
+        loss = make_loss(config)
+        auxiliary = loss.instance_loss(named, targets) + sum(loss.category_loss(maps, targets))
+        return (loss.center_loss(named['heatmap'], targets) + auxiliary + loss.metric_loss(named, targets)
+                + loss.parsing_loss(named, maps, targets) + loss.pull_loss(named['f_cate'], targets))
 
     assert torch.autograd.gradcheck(total, tuple(leaves.values()), atol=1e-4)
 

@@ -38,7 +38,7 @@ from util.datasets import DATASETS, DRAWN, open_dataset
 from util.files import explain as explain_error, is_exhausted, write_png
 from util.pictures import compare_labels
 from util.run import Run, add_run_flags, catching_signals, memory, thread_advice
-from util.workers import loader, read_batches, workers_of
+from util.workers import open_loader, read_batches, workers_of
 
 LOG_SECONDS = 10                    # between two lines of the log, at least
 SAVE_SECONDS = 600                  # between two last.pt within an epoch, at least
@@ -455,11 +455,11 @@ def make_loader(samples, config, run: Run) -> DataLoader:
     """The loader of a run's training samples, see util/workers.py. ValueError where there are too
     few for one step."""
     batch_size = config.batch_size // run.world // config.accumulate
-    made = loader(samples, config, batch_size, run.rank, run.world, run.device)
-    if made.batch_sampler.total() < config.accumulate:
+    loader = open_loader(samples, config, batch_size, run.rank, run.world, run.device)
+    if loader.batch_sampler.total() < config.accumulate:
         raise ValueError(f'{len(samples)} training images are too few for --batch-size '
                          f'{config.batch_size} with --accumulate {config.accumulate}')
-    return made
+    return loader
 
 
 def train_task(task: Task, run: Run, folder: str | Path | None, state: dict | None,

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from data import input_size, network_input, to_photo
+from data import input_geometry, network_input, to_photo
 from oneshot.episodes import IGNORE, Fold
 from oneshot.prototypes import class_masks, mean_prototypes, static_prototypes
 from uniparser import UniParser, decode
@@ -58,7 +58,9 @@ class UniParserByExample:
     def prototypes(self, photo: Image.Image, labels: np.ndarray) -> Tensor:
         """A photo and its labels (H,W) -> mean F_cate of each label (256,C) float32; zeros where
         it has no pixel at a quarter of the network's size."""
-        padded, (h, w) = input_size(photo, self.config)
+        geometry = input_geometry(photo, self.config)
+        h, w = geometry.size
+        padded = geometry.padded
         canvas = np.full(padded, IGNORE, np.uint8)
         canvas[:h, :w] = np.asarray(Image.fromarray(labels).resize((w, h), Image.NEAREST))
         features = self.outputs(self.prepare(photo))['f_cate']                 # (1,C,h,w)

@@ -307,9 +307,6 @@ class EpisodeSamples(Samples):
 
     @staticmethod
     def collate(samples):
-        for sample in samples:
-            if isinstance(sample, Exception):
-                return sample
         batch = {}
         for name in ('query', 'support', 'query_labels', 'support_labels'):
             batch[name] = torch.stack([sample[name] for sample in samples])

@@ -285,11 +285,7 @@ class Samples(data.Samples):
 
     @staticmethod
     def collate(samples):
-        """-> images (B, 3, *size), labels (B, ..), infos. An error among the samples is returned
-        alone."""
-        errors = [s for s in samples if isinstance(s, Exception)]
-        if errors:
-            return errors[0]
+        """-> images (B, 3, *size), labels (B, ..), infos."""
         return dict(images=torch.stack([s['image'] for s in samples]),
                     labels=torch.stack([s['labels'] for s in samples]),
                     infos=[s['info'] for s in samples])

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 import data
-from losses import make_maps, make_targets, uniparser_loss
+from losses import make_loss, uniparser_loss
 from tests.helpers import call, random_out, tiny_config, tiny_model, two_people
 from tests.test_data import photo, write_ccp
 from uniparser import UniParser, correlate, decode, get_config
@@ -162,21 +162,22 @@ def test_balanced_cross_entropy_equals_a_loop():
     config = tiny_config(lambda_cross=1.0)
     parsing, ignore = two_people()
     out = random_out(2, 64, 96, config)
-    targets = [make_targets(p, ignore, (16, 24), config) for p in (parsing, parsing[:0])]
-    maps = [make_maps(out, i, t, config) for i, t in enumerate(targets)]
+    targets = [make_loss(config).make_targets(p, ignore, (16, 24)) for p in (parsing, parsing[:0])]
+    maps = [make_loss(config).correlations(out, i, t) for i, t in enumerate(targets)]
     rows, t = [], targets[0]
     for y in range(16):
         for x in range(24):
-            labels = t['labels'][:, y, x].tolist()
-            if max(labels) and 255 not in labels and t['known'][y, x]:
-                logits = maps[0]['q_cate'][:, y, x] / 0.1
+            labels = t.labels[:, y, x].tolist()
+            if max(labels) and 255 not in labels and t.known[y, x]:
+                logits = maps[0].q_cate[:, y, x] / 0.1
                 rows.append((max(labels), (logits.logsumexp(0) - logits[max(labels) - 1]).item()))
     counts = {c: sum(label == c for label, _ in rows) for c in range(1, 7)}
     weights = [counts[label] ** -0.5 for label, _ in rows]
     expected = sum(w * loss for w, (_, loss) in zip(weights, rows)) / sum(weights)
-    assert abs(balanced_cross_entropy(maps, targets).item() - expected) < 1e-4
+    q_cates = [m.q_cate for m in maps]
+    assert abs(balanced_cross_entropy(q_cates, targets).item() - expected) < 1e-4
     assert len({label for label, _ in rows}) == 3
-    assert balanced_cross_entropy(maps[1:], targets[1:]) == 0                  # nobody
+    assert balanced_cross_entropy(q_cates[1:], targets[1:]) == 0                  # nobody
 
 
 def test_the_cross_entropy_is_a_term_only_where_its_weight_is_set():
@@ -398,7 +399,7 @@ def test_things_are_nobody(tmp_path, monkeypatch):
     plain, more = (open_dataset('CCP', tmp_path, 'train', long_side=160, samples=30, things=share) for share in (0, 1))
     changed = 0
     for i in range(30):
-        (image, parsing, ignore), (other, hidden, same) = plain.read(i), more.read(i)
+        (image, parsing, _ignore), (other, hidden, _same) = plain.read(i), more.read(i)
         assert np.array_equal(more.read_parsing(i)[0], hidden) and all(m.any() for m in hidden)
         assert len(hidden) <= len(parsing) and not (hidden.any(0) & ~parsing.any(0)).any()     # they only cover
         changed += np.mean((image != other).any(2))

@@ -11,7 +11,6 @@ import pickle
 import subprocess
 import sys
 import zipfile
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,6 +19,7 @@ from PIL import Image
 
 import data
 from util import datasets, images, pictures, workers
+from util.config import Config
 from util.datasets import open_dataset, scenes
 from util.datasets.ccp import CCP_LAYERS
 from util.masks import decode_rle
@@ -33,7 +33,7 @@ PLAIN = dict(recipe='paper', short_side=(40,), long_side=1000, crop=0.0, crop_mi
 
 
 def settings(**changes):
-    return SimpleNamespace(**{**PLAIN, **changes})
+    return Config(**{**PLAIN, **changes})
 
 
 def random_labels(rng, height, width, num_classes):
@@ -450,8 +450,8 @@ def test_batches_are_alike_disjoint_and_equally_many():
 
 def test_loader_resumes_in_the_middle_whatever_the_workers():
     dataset = open_dataset('synthetic', samples=24)
-    alone = workers.loader(data.Samples(dataset, settings()), settings(), 4)
-    by_two = workers.loader(data.Samples(dataset, settings()), settings(workers=2), 4)
+    alone = workers.open_loader(data.Samples(dataset, settings()), settings(), 4)
+    by_two = workers.open_loader(data.Samples(dataset, settings()), settings(workers=2), 4)
     for epoch in 0, 1:
         alone.batch_sampler.set_epoch(epoch)
         by_two.batch_sampler.set_epoch(epoch, start=4)

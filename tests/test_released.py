@@ -17,16 +17,15 @@ import pytest
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from PIL import Image
 
 import data
 import losses
 import uniparser
-from losses import uniparser_loss
+from losses import make_loss, uniparser_loss
 from util import datasets
 import released
 from uniparser import UniParser, get_config
-from util.deform import ModulatedDeformConv2d
+from backbone import ModulatedDeformConv2d
 
 torch.set_num_threads(1)
 FIXTURES = Path(__file__).resolve().parent / 'fixtures' / 'released'
@@ -155,8 +154,7 @@ def unit(x):
 # ---- inference -------------------------------------------------------------------------------------------------
 
 def infer(out, i, image_shape, photo_shape, padded, config, monkeypatch):
-    monkeypatch.setattr(uniparser, 'input_size', lambda *_: (padded, tuple(image_shape[:2])))
-    return uniparser.decode(out, i, Image.new('RGB', tuple(photo_shape[1::-1])), config)
+    return uniparser.decode(out, i, data.Geometry(tuple(photo_shape[:2]), tuple(image_shape[:2]), padded), config)
 
 
 @pytest.mark.parametrize('name, kind', [(name, kind) for name in (*MODELS, 'crafted_mhp') for kind in
@@ -197,10 +195,10 @@ def test_targets(name):
     size, theirs = tuple(case['mask_feat_size']), case['targets']
     parts_before = 0
     for i, (parsing, ignore) in enumerate(zip(*batch_of(case, size))):
-        ours = losses.make_targets(parsing, ignore, size, config)
-        S, regions, exists = config.grid, ours['regions'].flatten(1), ours['exists']
+        ours = make_loss(config).make_targets(parsing, ignore, size)
+        S, regions, exists = config.grid, ours.regions.flatten(1), ours.exists
         people = exists.nonzero()[:, 0]                                      # it numbers those with pixels
-        cells = torch.stack([ours['cells'] % S, ours['cells'] // S])[:, exists]
+        cells = torch.stack([ours.cells % S, ours.cells // S])[:, exists]
         theirs_cells = torch.stack([dense(x) for x in theirs['person_cell_xy'][i]]).long()[:, exists]
         if name == 'cell_edge':                           # its float32 cell is one low on a border: 60 / 480 * 40 is 5
             assert torch.equal(cells, theirs_cells + 1)
@@ -210,8 +208,8 @@ def test_targets(name):
         order, index = theirs['grid_order'][i], torch.tensor(theirs['instance_index'][i])
         rows = sorted(zip(people[index].tolist(), order))                    # a row per person and positive cell
         assert rows == sorted(map(tuple, regions.nonzero().tolist()))
-        assert torch.equal(ours['persons'][people[index]], dense(theirs['instance_label'][i]) > 0)
-        masks = ours['categories']
+        assert torch.equal(ours.persons[people[index]], dense(theirs['instance_label'][i]) > 0)
+        masks = ours.categories
         semantic = dense(theirs['semantic_label'][i]) > 0
         if name == 'overlap':                             # it sums labels: 3 and 4 make a 7 that nobody wears
             assert (masks.sum(1) > 0).nonzero()[:, 0].tolist() == [2, 3]
@@ -221,13 +219,13 @@ def test_targets(name):
         else:
             assert torch.equal(masks.view(semantic.shape) > 0, semantic)
         # parts: by class, then by person
-        area = ours['parts'].flatten(2).any(2)
+        area = ours.parts.flatten(2).any(2)
         pairs = [(c, n) for c, n in area.T.nonzero().tolist()]
         assert [c + 1 for c, _ in pairs] == theirs['parsing_label'][i]
         mask = dense(theirs['parsing_mask'][i])
-        assert torch.equal(torch.stack([ours['parts'][n, c] for c, n in pairs]), mask > 0)
+        assert torch.equal(torch.stack([ours.parts[n, c] for c, n in pairs]), mask > 0)
         middles = [y // 4 * size[1] + x // 4 for x, y in theirs['part_center_px'][i]]
-        assert [int(ours['middles'][n, c]) for c, n in pairs] == middles
+        assert [int(ours.middles[n, c]) for c, n in pairs] == middles
         parts_before += len(pairs)
     assert parts_before or name == 'cell_edge'
 
@@ -247,14 +245,14 @@ def slow_parsing_loss(out, parsings, ignores, config, defect):
     own."""
     terms = []
     for i, (parsing, ignore) in enumerate(zip(parsings, ignores)):
-        target = losses.make_targets(parsing, ignore, out['f_ins'].shape[-2:], config)
+        target = make_loss(config).make_targets(parsing, ignore, out['f_ins'].shape[-2:])
         q_cate = uniparser.correlate(out['k_cate'], out['f_cate'][i], 'cosine')
-        k_ins, regions = out['k_ins'][i].flatten(1).T, target['regions'].flatten(1)
+        k_ins, regions = out['k_ins'][i].flatten(1).T, target.regions.flatten(1)
         q_ins = [uniparser.correlate(k_ins[region], out['f_ins'][i], 'cosine').amax(0) for region in regions]
         for c in range(config.num_classes):
-            wearers = target['parts'][:, c].flatten(1).any(1).nonzero()[:, 0]
+            wearers = target.parts[:, c].flatten(1).any(1).nonzero()[:, 0]
             for n, wearer in enumerate(wearers):
-                p, t = (q_ins[n if defect else wearer] * q_cate[c]).relu(), target['parts'][wearer, c].float()
+                p, t = (q_ins[n if defect else wearer] * q_cate[c]).relu(), target.parts[wearer, c].float()
                 terms.append(losses.dice_loss((p * t).sum(), p.square().sum(), t.sum()))
     return torch.stack(terms).mean()
 
@@ -310,10 +308,10 @@ def test_losses_of_crafted_features():
     ours = uniparser_loss(out, *batch, config)
     dice = []
     for i, (parsing, ignore) in enumerate(zip(*batch)):
-        target = losses.make_targets(parsing, ignore, f_ins.shape[-2:], config)
-        for person, cell in target['regions'].flatten(1).nonzero():
+        target = make_loss(config).make_targets(parsing, ignore, f_ins.shape[-2:])
+        for person, cell in target.regions.flatten(1).nonzero():
             p = uniparser.correlate(out['k_ins'][i].flatten(1).T[cell][None], out['f_ins'][i], 'cosine')[0].relu()
-            t = target['persons'][person].float()
+            t = target.persons[person].float()
             dice.append(losses.dice_loss((p * t).sum(), p.square().sum(), t.sum()))
     ours['aux_ins'] = torch.stack(dice).mean()
     weights = dict(center=1, aux_ins=3, aux_cate=3, aux_neg=2, metric=1)
@@ -329,16 +327,16 @@ def test_a_cell_of_two_people_counts_for_both():
     config = get_config('mhp_released', num_classes=4, channels=8)
     parsing = torch.zeros(3, 64, 96, dtype=torch.uint8)
     parsing[0, 8:56, 8:88], parsing[1, 4:60, 20:80], parsing[2, 17:18, 40:41] = 1, 2, 3
-    target = losses.make_targets(parsing, torch.zeros(64, 96, dtype=torch.bool), (16, 24), config)
-    regions = target['regions'].flatten(1)
-    assert (regions[0] & regions[1]).any() and regions[2].any() and not target['persons'][2].any()
+    target = make_loss(config).make_targets(parsing, torch.zeros(64, 96, dtype=torch.bool), (16, 24))
+    regions = target.regions.flatten(1)
+    assert (regions[0] & regions[1]).any() and regions[2].any() and not target.persons[2].any()
     g, rows = torch.Generator().manual_seed(0), []
     f_ins, k_ins = (F.normalize(torch.rand(8, *size, generator=g), dim=0) for size in ((16, 24), (40, 40)))
-    for person, region in zip(target['persons'], regions):
+    for person, region in zip(target.persons, regions):
         for cell in region.nonzero()[:, 0]:
             q, t = uniparser.correlate(k_ins.flatten(1).T[cell][None], f_ins, 'cosine')[0], person.float()
             rows.append(losses.dice_loss((q * t).sum(), q.square().sum(), t.sum()))
-    ours = losses.mean(*zip(losses.instance_dice(k_ins, f_ins, target, config)))
+    ours = make_loss(config).instance_loss(dict(k_ins=k_ins[None], f_ins=f_ins[None]), [target])
     assert abs(float(ours) - float(torch.stack(rows).mean())) < 1e-5
 
 

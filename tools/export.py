@@ -43,8 +43,9 @@ import torch.nn as nn
 
 from data import MEAN, STD
 from infer import WEIGHTS
+from correlation import correlate
 from schp import SCHP, crops
-from uniparser import INFERENCE, PRESETS, ConvTower, UniParser, correlate, get_config, keep_peaks
+from uniparser import INFERENCE, PRESETS, UniParser, get_config, keep_peaks
 from util.checkpoints import find_system, read_checkpoint
 from util.cli import CommandParser, describe, filled, start
 from util.files import user_errors, write_file
@@ -93,10 +94,6 @@ def export_onnx(model: UniParser, path: str):
     if config.fusion != 'index':
         raise ValueError(f'the ONNX file holds correlations, but the fusion {config.fusion!r} does '
                          'not use them')
-    for module in model.modules():
-        if isinstance(module, ConvTower):
-            # The coordinates' share depends on the size of the image.
-            module.cache = None
     height = 32 * torch.export.Dim('height', min=2, max=256)
     width = 32 * torch.export.Dim('width', min=2, max=256)
     settings = {name: getattr(config, name) for name in INFERENCE}

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from data import input_size, network_input, resize_sample
+from data import input_geometry, network_input, resize_sample
 from infer import add_model_flags, load_model, open_split, predict_split
-from losses import make_targets
+from losses import make_loss
 from uniparser import decode
 from util.cli import CommandParser, start
 from util.datasets import DATASETS
@@ -35,40 +35,39 @@ def predict_with_truth(model, part: str, image: np.ndarray, parsing: np.ndarray,
     """
     config = model.config
     photo = Image.fromarray(image)
-    out = model.outputs(network_input(photo, config))
+    geometry = input_geometry(photo, config)
+    out = model.outputs(network_input(photo, config, geometry))
     out = {name: tensor.cpu() for name, tensor in out.items()}
     height, width = out['f_ins'].shape[-2:]
-    truth = targets_of(photo, parsing, ignore, (height, width), config)
+    truth = targets_of(image, parsing, ignore, geometry, (height, width), config)
     if part == 'classes':
         # Eq. (3) with one-hot features and kernels gives the masks of the categories themselves.
-        out['f_cate'] = truth['categories'].view(1, -1, height, width)
+        out['f_cate'] = truth.categories.view(1, -1, height, width)
         out['k_cate'] = torch.eye(config.num_classes)
     else:
-        cells = truth['cells'][truth['exists']]
+        cells = truth.cells[truth.exists]
         heatmap = torch.full((config.grid ** 2,), -SURE)
         heatmap[cells] = SURE
         out['heatmap'] = heatmap.view(1, 1, config.grid, config.grid)
     if part == 'people':
         # Eq. (2), the same of the masks of people.
-        persons = truth['persons'][truth['exists']].float()
+        persons = truth.persons[truth.exists].float()
         k_ins = torch.zeros(1, len(cells), config.grid ** 2)
         k_ins[0, torch.arange(len(cells)), cells] = 1
         out['f_ins'] = persons[None]                                            # (1, N, h, w)
         out['k_ins'] = k_ins
-    return decode(out, 0, photo, config, model.fusion)
+    return decode(out, 0, geometry, config, model.fusion)
 
 
-def targets_of(photo, parsing, ignore, size, config):
+def targets_of(image, parsing, ignore, geometry, size, config):
     """The targets of training for the photo as the network sees it in inference: resized to its
     test size and padded. size: (h, w) of the features."""
-    padded, resized = input_size(photo, config)
-    _, parsing, ignore = resize_sample(np.asarray(photo), parsing, ignore, resized[::-1],
-                                       config.recipe)
-    below = padded[0] - resized[0]
-    right = padded[1] - resized[1]
+    _, parsing, ignore = resize_sample(image, parsing, ignore, geometry.size[::-1], config)
+    below = geometry.padded[0] - geometry.size[0]
+    right = geometry.padded[1] - geometry.size[1]
     parsing = F.pad(torch.from_numpy(np.array(parsing)), (0, right, 0, below))
     ignore = F.pad(torch.from_numpy(np.array(ignore)), (0, right, 0, below))
-    return make_targets(parsing, ignore, size, config)
+    return make_loss(config).make_targets(parsing, ignore, size)
 
 
 def parse_arguments(argv=None):

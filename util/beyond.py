@@ -80,24 +80,27 @@ def mixture(q, gate, theta, temperature=0.1, rounds=10, power=0.5):
 # Training
 
 
-def balanced_cross_entropy(maps, targets, balance=0.5, temperature=0.1):
+def balanced_cross_entropy(q_cates, targets, balance=0.5, temperature=0.1):
     """Cross-entropy of q_cate / temperature over the people's pixels: which class correlates most. Eq. (5) pulls each
     class's correlations up alone, and separates similar garments slowly. A pixel counts by the number of the batch's
-    pixels of its class, to the power -balance. maps, targets: as of `losses.make_maps` and `make_targets`."""
-    q_cate = torch.stack([m['q_cate'] for m in maps])                                     # (B, K, h, w)
-    labels = torch.stack([person_labels(t) for t in targets])                             # (B, h, w), 0 = none
+    pixels of its class, to the power -balance. q_cates: list of (K, h, w); targets: list of `losses.Targets`."""
+    q_cate = torch.stack(q_cates)                                            # (B, K, h, w)
+    labels = torch.stack([person_labels(target) for target in targets])      # (B, h, w), 0 = none
+    losses = F.cross_entropy(q_cate / temperature, (labels - 1).clamp(min=0), reduction='none')
+
+    # Pixels of each class in the batch.
     flat = labels.flatten()
     counts = q_cate.new_zeros(q_cate.shape[1] + 1).scatter_add_(0, flat, torch.ones_like(flat, dtype=q_cate.dtype))
-    losses = F.cross_entropy(q_cate / temperature, (labels - 1).clamp(min=0), reduction='none')
     weights = counts.clamp(min=1)[labels] ** -balance * (labels > 0)
     return (losses * weights).sum() / weights.sum().clamp(min=1e-6)
 
 
 def person_labels(target):
     """The classes of an image's pixels (h, w); 0 where there is no person, or the class is not known."""
-    labels = target['labels']
-    unknown = (labels == 255).any(0) | ~target['known']
-    return labels.amax(0) * ~unknown if len(labels) else unknown.long() * 0
+    unknown = (target.labels == 255).any(0) | ~target.known
+    if not len(target.labels):
+        return torch.zeros_like(unknown, dtype=torch.long)
+    return target.labels.amax(0) * ~unknown
 
 
 def degrade(image, probability, rng):

@@ -137,6 +137,11 @@ class Config:
         if self.fusion != 'index' and (self.flip_test or self.assign == 'mixture'):
             raise ValueError(f'--flip-test and --assign mixture are for --fusion index, not {self.fusion}')
 
+    def choose(self, paper, released):
+        """The switch between the recipes. Whatever differs beyond a number stands beside it: first what the paper says,
+        then what the released code does (released.py)."""
+        return released if self.recipe == 'released' else paper
+
 
 # What may change when a trained model is used.
 INFERENCE = ('theta_center', 'theta_mask', 'theta_paint', 'theta_part', 'theta_same', 'theta_score', 'peaks',

@@ -10,6 +10,7 @@ import sys
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -65,14 +66,35 @@ class EpochBatches:
         return iter(self.batches[self.start:])
 
 
+@dataclass
+class BadSample:
+    """What stands in the place of a sample that cannot be read. Raised in a worker, an error would
+    arrive as a traceback."""
+    error: str
+
+
+class Collate:
+    """collate, unless a sample is bad: then that one. An object, because workers may have to
+    unpickle it."""
+
+    def __init__(self, collate):
+        self.collate = collate
+
+    def __call__(self, samples: list):
+        for sample in samples:
+            if isinstance(sample, BadSample):
+                return sample
+        return self.collate(samples)
+
+
 def ignore_signals(worker):
     """Called in each new worker. The main process handles a stop: it saves and ends the workers."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 
 
-def loader(samples, config, batch_size: int, rank: int = 0, world: int = 1,
-           device: str | torch.device = 'cpu') -> DataLoader:
+def open_loader(samples, config, batch_size: int, rank: int = 0, world: int = 1,
+                device: str | torch.device = 'cpu') -> DataLoader:
     """DataLoader of samples such as `data.Samples`.
 
     Before each epoch call loader.batch_sampler.set_epoch(epoch, start).
@@ -85,10 +107,10 @@ def loader(samples, config, batch_size: int, rank: int = 0, world: int = 1,
     # Per worker: its process and the index of the image that it reads.
     samples.busy = torch.zeros(config.workers, 2, dtype=torch.long).share_memory_()
     sampler = EpochBatches(samples.groups(), batch_size, config.seed, rank, world)
-    made = DataLoader(
+    loader = DataLoader(
         samples,
         batch_sampler=sampler,
-        collate_fn=samples.collate,
+        collate_fn=Collate(samples.collate),
         num_workers=config.workers,
         persistent_workers=config.workers > 0,
         worker_init_fn=ignore_signals,
@@ -96,9 +118,9 @@ def loader(samples, config, batch_size: int, rank: int = 0, world: int = 1,
         # Its own, so that the global one stays as it is.
         generator=torch.Generator())
     # At exit Python would send SIGTERM to the workers, which they ignore, and wait without end.
-    reference = weakref.ref(made)
+    reference = weakref.ref(loader)
     atexit.register(lambda: end_workers(reference()))
-    return made
+    return loader
 
 
 def end_workers(loader: DataLoader | None):
@@ -111,12 +133,12 @@ def end_workers(loader: DataLoader | None):
 
 
 def read_batches(loader: DataLoader) -> Iterator[dict]:
-    """Yields the batches of a loader. A skipped image is named once; an error in place of a batch
-    is raised."""
+    """Yields the batches of a loader. A skipped image is named once; a bad one is
+    raised as ValueError."""
     named = loader.dataset.named
     for batch in loader:
-        if isinstance(batch, Exception):
-            raise batch
+        if isinstance(batch, BadSample):
+            raise ValueError(batch.error)
         for info in batch['infos']:
             for sentence in info['bad']:
                 if sentence not in named:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from data import input_size, network_input
+from data import input_geometry, network_input
 from oneshot import Config, EOPNet, UniParserByExample, episodes, evaluation
 from oneshot import __main__ as commands
 from oneshot.data import EpisodePairs, EpisodeSamples, normalize, open_photos
@@ -456,7 +456,8 @@ def test_prototypes_are_mean_features(checkpoint):
     photo = Image.fromarray(image)
     means = ours.prototypes(photo, labels)
     features = ours.outputs(network_input(photo, ours.config))['f_cate'][0]
-    padded, (h, w) = input_size(photo, ours.config)
+    geometry = input_geometry(photo, ours.config)
+    padded, (h, w) = geometry.padded, geometry.size
     canvas = np.zeros(padded, np.uint8)
     canvas[:h, :w] = np.asarray(Image.fromarray(labels).resize((w, h), Image.NEAREST))
     canvas = torch.from_numpy(canvas)[None, None].float()

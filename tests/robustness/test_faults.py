@@ -54,7 +54,7 @@ from util.files import find_photos, printable, result_names
 from util.images import read_labels, read_photo, read_prediction, stored_size, to_rgb
 from util.masks import decode_rle, flatten_people
 from util.results import describe_people
-from util.workers import loader
+from util.workers import open_loader
 
 torch.set_num_threads(1)
 pytestmark = pytest.mark.filterwarnings('ignore:::PIL')                      # data.py's own filter is not pytest's
@@ -352,10 +352,10 @@ def test_a_replacement_depends_on_seed_epoch_and_index_alone(mhp):
         config = tiny_config(short_side=(48,), workers=workers, seed=3)
         dataset = open_dataset('MHP', mhp, 'train')
         dataset.skip_bad = True
-        loaded = loader(data.Samples(dataset, config), config, 2)
+        loader = open_loader(data.Samples(dataset, config), config, 2)
         for epoch in range(3):
-            loaded.batch_sampler.set_epoch(epoch)
-            drawn.append([(info['id'], bool(info['bad'])) for batch in loaded for info in batch['infos']])
+            loader.batch_sampler.set_epoch(epoch)
+            drawn.append([(info['id'], bool(info['bad'])) for batch in loader for info in batch['infos']])
     assert drawn[:3] == drawn[3:6] == drawn[6:] and all(sum(bad for _, bad in epoch) == 1 for epoch in drawn)
     assert all(name != '2' for epoch in drawn for name, _ in epoch) and drawn[0] != drawn[1]
 
@@ -673,9 +673,9 @@ def die_at(index):
 
 def test_a_script_that_leaves_workers_behind_ends():
     code = ('import data, uniparser; from util.datasets import open_dataset;'
-            'from util.workers import loader;'
+            'from util.workers import open_loader;'
             'config = uniparser.get_config("synthetic", workers=1);'
-            'loader = loader(data.Samples(open_dataset("synthetic"), config), config, 2);'
+            'loader = open_loader(data.Samples(open_dataset("synthetic"), config), config, 2);'
             'print(next(iter(loader))["images"].shape)')
     done = subprocess.run([sys.executable, '-c', code], cwd=HERE, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and '[2, 3, 96, 128]' in done.stdout, done.stderr
