@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from data import network_input
+from data import input_geometry, network_input
 from maps import draw_maps, read_points
 from uniparser import INFERENCE, Config, UniParser, decode
 from util.classes import list_classes
@@ -242,7 +242,8 @@ class ParsingPipeline(PhotoPipeline):
 
     def decode(self, out, photo: Image.Image) -> Parsing:
         """The network's output for a photo -> all people, in the classes of the model."""
-        return decode(out, 0, photo, self.model.config, self.model.fusion)
+        geometry = input_geometry(photo, self.model.config)
+        return decode(out, 0, geometry, self.model.config, self.model.fusion)
 
     def message(self, found: Parsing) -> str:
         """What was found in a photo."""

@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 import data
 from evaluate import ParsingMetrics
-from losses import uniparser_loss
+from losses import make_loss
 from uniparser import PRESETS, Config, UniParser, get_config
 from util.checkpoints import FORMAT, PATHS, load_strictly, read_checkpoint, reading
 from util.cli import CommandParser, add_settings, describe, flag, given_settings, start
@@ -528,6 +528,7 @@ class UniParserTask(Task):
                  root: str | None = None):
         super().__init__(config, model, loader, root)
         self.val_set = val_set
+        self.criterion = make_loss(config, model.fusion)
 
     def loss(self, net, batch, run):
         images = batch['images'].to(run.device, non_blocking=True,
@@ -536,7 +537,7 @@ class UniParserTask(Task):
         ignores = batch['ignores'].to(run.device, non_blocking=True)
         with run.autocast():
             out = net(images)
-        return uniparser_loss(out, parsings, ignores, self.config, self.model.fusion)
+        return self.criterion(out, parsings, ignores)
 
     def validate(self, run):
         """AP^p, PCP and mIoU on the validation set, with pictures of the first images. Each process

@@ -8,9 +8,10 @@ import re
 import signal
 import sys
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -73,18 +74,12 @@ class BadSample:
     error: str
 
 
-class Collate:
-    """collate, unless a sample is bad: then that one. An object, because workers may have to
-    unpickle it."""
-
-    def __init__(self, collate):
-        self.collate = collate
-
-    def __call__(self, samples: list):
-        for sample in samples:
-            if isinstance(sample, BadSample):
-                return sample
-        return self.collate(samples)
+def collate_good(collate: Callable, samples: list) -> dict | BadSample:
+    """collate(samples), unless one of them is bad: then that one."""
+    for sample in samples:
+        if isinstance(sample, BadSample):
+            return sample
+    return collate(samples)
 
 
 def ignore_signals(worker):
@@ -110,7 +105,7 @@ def open_loader(samples, config, batch_size: int, rank: int = 0, world: int = 1,
     loader = DataLoader(
         samples,
         batch_sampler=sampler,
-        collate_fn=Collate(samples.collate),
+        collate_fn=partial(collate_good, samples.collate),
         num_workers=config.workers,
         persistent_workers=config.workers > 0,
         worker_init_fn=ignore_signals,
@@ -133,8 +128,8 @@ def end_workers(loader: DataLoader | None):
 
 
 def read_batches(loader: DataLoader) -> Iterator[dict]:
-    """Yields the batches of a loader. A skipped image is named once; a bad one is
-    raised as ValueError."""
+    """Yields the batches of a loader. A skipped image is named once; a bad sample is an
+    error."""
     named = loader.dataset.named
     for batch in loader:
         if isinstance(batch, BadSample):
