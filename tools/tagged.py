@@ -125,7 +125,8 @@ class LabelPipeline(PhotoPipeline):
         if found.scores[largest] < self.args.confident or lacks_a_garment(labels, allowed):
             return None
         # The same person again, painted only where the network is certain.
-        sure = decode(out, 0, photo, replace(config, theta_paint=self.args.certain))
+        certain = replace(config, theta_paint=self.args.certain)
+        sure = decode(out, 0, photo, certain)
         same = (sure.centers == found.centers[largest]).all(1)
         sure = (sure.parsing[same] == labels).any(0)
         return np.where((labels > 0) & ~sure, np.uint8(UNKNOWN), labels)
