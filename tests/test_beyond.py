@@ -87,7 +87,9 @@ def test_people_are_ranked_by_score():
     plain, ranked = (decode(out, 0, photo, tiny_config(**{**vars(config), 'score': s})) for s in ('center', 'parsing'))
     assert len(plain.scores) == len(ranked.scores) > 2
     assert (np.diff(ranked.scores) <= 0).all() and (ranked.scores > 0).all() and (ranked.scores < 1).all()
-    key = lambda people: sorted(zip(map(tuple, people.centers.tolist()), (p.tobytes() for p in people.parsing)))
+
+    def key(people):
+        return sorted(zip(map(tuple, people.centers.tolist()), (p.tobytes() for p in people.parsing)))
     assert key(plain) == key(ranked)                                           # the same people in another order
     middle = float(ranked.scores[1])
     fewer = decode(out, 0, photo, tiny_config(**{**vars(config), 'score': 'parsing', 'theta_score': middle}))
