@@ -368,7 +368,7 @@ def test_a_tagged_accessory_must_be_found(tmp_path):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(tagged, 'decode', lambda *_: found)
             allowed = np.isin(datasets.CIHP.class_names[1:], ['upper-clothes', *names, *tagged.ALWAYS])
-            return tagged.LabelPipeline(model, args, {}).label(dict(k_cate=torch.ones(19, 4)), None, allowed)
+            return tagged.LabelPipeline(model, args, {}).label(dict(k_cate=torch.ones(19, 4), geometry=None), allowed)
     assert np.array_equal(kept([]), labels) and kept(['glove']) is None and kept(['skirt']) is None
     assert np.array_equal(kept(['sunglasses']), labels)                # too small to be always seen
     labels[10:12] = 3
