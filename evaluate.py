@@ -588,8 +588,8 @@ def parse_arguments(argv: list[str] | None = None):
                         help='processes')
     parser.add_argument('--json', metavar='FILE', help='write all numbers')
     parser.add_argument('--per-class', action='store_true', help='print the numbers of each class')
-    parser.add_argument('--per-image', metavar='FILE.csv', help='write the match of every '
-                                                                'detection')
+    parser.add_argument('--per-image', metavar='FILE.csv',
+                        help='write the match of every detection')
     parser.add_argument('--plot', metavar='FILE.png',
                         help='draw the precision-recall curve and AP')
     return parser.parse_args(argv)

@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from data import input_geometry, network_input
+from data import Geometry, input_geometry, network_input
 from maps import draw_maps, read_points
 from uniparser import INFERENCE, Config, UniParser, decode
 from util.classes import list_classes
@@ -178,8 +178,8 @@ def load_model(args: argparse.Namespace, device: str) -> UniParser:
 class ParsingPipeline(PhotoPipeline):
     """Parses photos into args.out.
 
-    Another system overrides `prepare`, `decode` and `message`; its model has device, class_names
-    and outputs(input).
+    Another system overrides `prepare`, `outputs`, `decode` and `message`; its model has device and
+    class_names.
 
     args: has out, only and maps; with cutouts, also that. max_size and labels are optional.
     points: those of --at, see `maps.read_points`.
@@ -213,11 +213,13 @@ class ParsingPipeline(PhotoPipeline):
 
     # ---- the way of a photo: its input, the output for it, its people, their files
 
-    def prepare(self, photo: Image.Image):
-        return network_input(photo, self.model.config)
+    def prepare(self, photo: Image.Image) -> tuple[torch.Tensor, Geometry]:
+        geometry = input_geometry(photo, self.model.config)
+        return network_input(photo, self.model.config, geometry), geometry
 
-    def outputs(self, inputs: list) -> list:
-        return [self.model.outputs(image) for image in inputs]
+    def outputs(self, inputs: list) -> list[dict]:
+        """The network's outputs for each photo, and its geometry."""
+        return [dict(self.model.outputs(image), geometry=geometry) for image, geometry in inputs]
 
     def write(self, job: PhotoJob) -> tuple[str, int]:
         with self.turn:
@@ -242,8 +244,7 @@ class ParsingPipeline(PhotoPipeline):
 
     def decode(self, out, photo: Image.Image) -> Parsing:
         """The network's output for a photo -> all people, in the classes of the model."""
-        geometry = input_geometry(photo, self.model.config)
-        return decode(out, 0, geometry, self.model.config, self.model.fusion)
+        return decode(out, 0, out['geometry'], self.model.config, self.model.fusion)
 
     def message(self, found: Parsing) -> str:
         """What was found in a photo."""

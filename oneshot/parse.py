@@ -187,6 +187,9 @@ class ExamplePipeline(ParsingPipeline):
     def prepare(self, photo: Image.Image):
         return self.model.prepare(photo)
 
+    def outputs(self, inputs: list) -> list:
+        return [self.model.outputs(image) for image in inputs]
+
     def decode(self, out, photo: Image.Image) -> Parsing:
         return self.model.people(out, photo, self.example)
 

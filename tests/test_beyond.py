@@ -87,7 +87,9 @@ def test_people_are_ranked_by_score():
     plain, ranked = (decode(out, 0, photo, tiny_config(**{**vars(config), 'score': s})) for s in ('center', 'parsing'))
     assert len(plain.scores) == len(ranked.scores) > 2
     assert (np.diff(ranked.scores) <= 0).all() and (ranked.scores > 0).all() and (ranked.scores < 1).all()
-    key = lambda people: sorted(zip(map(tuple, people.centers.tolist()), (p.tobytes() for p in people.parsing)))
+
+    def key(people):
+        return sorted(zip(map(tuple, people.centers.tolist()), (p.tobytes() for p in people.parsing)))
     assert key(plain) == key(ranked)                                           # the same people in another order
     middle = float(ranked.scores[1])
     fewer = decode(out, 0, photo, tiny_config(**{**vars(config), 'score': 'parsing', 'theta_score': middle}))
@@ -366,7 +368,7 @@ def test_a_tagged_accessory_must_be_found(tmp_path):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(tagged, 'decode', lambda *_: found)
             allowed = np.isin(datasets.CIHP.class_names[1:], ['upper-clothes', *names, *tagged.ALWAYS])
-            return tagged.LabelPipeline(model, args, {}).label(dict(k_cate=torch.ones(19, 4)), None, allowed)
+            return tagged.LabelPipeline(model, args, {}).label(dict(k_cate=torch.ones(19, 4), geometry=None), allowed)
     assert np.array_equal(kept([]), labels) and kept(['glove']) is None and kept(['skirt']) is None
     assert np.array_equal(kept(['sunglasses']), labels)                # too small to be always seen
     labels[10:12] = 3

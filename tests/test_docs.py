@@ -7,16 +7,20 @@ import re
 import shlex
 import subprocess
 import sys
+import textwrap
 import types
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import data
 import demo
 import evaluate
 import infer
+import losses
 from oneshot import __main__ as oneshot
 from schp import __main__ as schp
 import train
@@ -168,6 +172,21 @@ def test_the_worked_example_of_a_data_set_trains_and_is_evaluated(tmp_path, monk
     assert (model.config.data, model.config.num_classes, model.config.lambda_neg) == ('MyData', 6, Config.lambda_neg)
 
 
+def test_the_worked_example_of_a_loss_term_is_a_method(monkeypatch):
+    """The sum of two people's maps exceeds 1 by 0.5 in one of three known pixels."""
+    method, call_of_it = re.findall(r'```python\n(.*?)```', section(DOCS['CONTRIBUTING.md'], '## A loss term'), re.S)
+    found = {}
+    exec(textwrap.dedent(method), vars(losses), found)
+    maps = losses.Correlations(torch.tensor([[[0.75, 1.0, 0.0, 1.0]], [[0.75, 0.0, 0.5, 1.0]]]), None)
+    known = SimpleNamespace(known=torch.tensor([[True, True, True, False]]))
+    loss = types.MethodType(found['overlap_loss'], losses.UniParserLoss(Config()))
+    assert loss([maps, maps], [known, known]).item() == pytest.approx(0.5 / 3)
+    terms, weights = {}, {}
+    exec(textwrap.dedent(call_of_it), dict(config=SimpleNamespace(lambda_overlap=2), losses=terms, weights=weights, maps=[maps],
+                                           targets=[known], self=SimpleNamespace(overlap_loss=loss)))
+    assert terms['overlap'] > 0 and weights == dict(overlap=2)
+
+
 def test_the_long_tests_of_robustness_start():
     words, = [w for w in inline_commands(DOCS['docs/robustness.md']) if '--headers' in w]
     done = subprocess.run([sys.executable, *words[1:-1], '20'], cwd=HERE, capture_output=True, text=True)
@@ -259,7 +278,7 @@ def test_names_in_the_documents_occur_in_the_code(name):
 
 def definition(name):
     """The source of a class or function of the method."""
-    source = CODE['uniparser'] + CODE['losses']
+    source = CODE['uniparser'] + CODE['losses'] + CODE['correlation']
     found = re.search(rf'^( *)(class|def) {name}\b.*?(?=^\1(class|def|@) ?|\Z)', source, re.S | re.M)
     return found and found[0]
 

@@ -164,7 +164,9 @@ def time_steps(model: UniParser, photo: Image.Image, people: int, session=None) 
     """
     device = model.device
     config = model.config
-    images = data.network_input(photo, config).to(device, memory_format=torch.channels_last)
+    geometry = data.input_geometry(photo, config)
+    images = data.network_input(photo, config, geometry)
+    images = images.to(device, memory_format=torch.channels_last)
     plain = torchvision.models.resnet50().eval().to(device)
     out = model.outputs(images)
     planted = {}
@@ -188,7 +190,7 @@ def time_steps(model: UniParser, photo: Image.Image, people: int, session=None) 
             if session:
                 clock('ONNX Runtime', session.run, None, dict(image=images.cpu().numpy()))
             for number, scene in planted.items():
-                found = clock(f'decode {number}', decode, scene, 0, photo, config)
+                found = clock(f'decode {number}', decode, scene, 0, geometry, config)
             clock('overlay', overlay, photo, found.parsing, model.class_names)
             clock('JSON', describe_people, found, model.class_names)
             clock('save', write_results, Path(folder), 'photo', file, photo, found,

@@ -41,9 +41,9 @@ import os
 import torch
 import torch.nn as nn
 
+from correlation import correlate
 from data import MEAN, STD
 from infer import WEIGHTS
-from correlation import correlate
 from schp import SCHP, crops
 from uniparser import INFERENCE, PRESETS, UniParser, get_config, keep_peaks
 from util.checkpoints import find_system, read_checkpoint

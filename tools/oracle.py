@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from data import input_geometry, network_input, resize_sample
+from data import Geometry, input_geometry, network_input, resize_sample
 from infer import add_model_flags, load_model, open_split, predict_split
-from losses import make_loss
-from uniparser import decode
+from losses import Targets, make_loss
+from uniparser import Config, decode
 from util.cli import CommandParser, start
 from util.datasets import DATASETS
 from util.files import user_errors
@@ -39,7 +39,7 @@ def predict_with_truth(model, part: str, image: np.ndarray, parsing: np.ndarray,
     out = model.outputs(network_input(photo, config, geometry))
     out = {name: tensor.cpu() for name, tensor in out.items()}
     height, width = out['f_ins'].shape[-2:]
-    truth = targets_of(image, parsing, ignore, geometry, (height, width), config)
+    truth = make_targets(image, parsing, ignore, geometry, (height, width), config)
     if part == 'classes':
         # Eq. (3) with one-hot features and kernels gives the masks of the categories themselves.
         out['f_cate'] = truth.categories.view(1, -1, height, width)
@@ -59,12 +59,14 @@ def predict_with_truth(model, part: str, image: np.ndarray, parsing: np.ndarray,
     return decode(out, 0, geometry, config, model.fusion)
 
 
-def targets_of(image, parsing, ignore, geometry, size, config):
-    """The targets of training for the photo as the network sees it in inference: resized to its
-    test size and padded. size: (h, w) of the features."""
-    _, parsing, ignore = resize_sample(image, parsing, ignore, geometry.size[::-1], config)
-    below = geometry.padded[0] - geometry.size[0]
-    right = geometry.padded[1] - geometry.size[1]
+def make_targets(image: np.ndarray, parsing: np.ndarray, ignore: np.ndarray, geometry: Geometry,
+                 size: tuple, config: Config) -> Targets:
+    """The targets of training for an image as the network sees it in inference: resized and padded
+    as its geometry says. size: (h, w) of the features."""
+    height, width = geometry.size
+    _, parsing, ignore = resize_sample(image, parsing, ignore, (width, height), config)
+    below = geometry.padded[0] - height
+    right = geometry.padded[1] - width
     parsing = F.pad(torch.from_numpy(np.array(parsing)), (0, right, 0, below))
     ignore = F.pad(torch.from_numpy(np.array(ignore)), (0, right, 0, below))
     return make_loss(config).make_targets(parsing, ignore, size)

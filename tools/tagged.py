@@ -18,10 +18,9 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from PIL import Image
 from scipy.io import loadmat
 
-from data import network_input
+from data import input_geometry, network_input
 from infer import add_model_flags, check_classes, load_model
 from uniparser import decode
 from util.cli import Between, CommandParser, start
@@ -83,10 +82,11 @@ class LabelPipeline(PhotoPipeline):
         return read_stored(path)
 
     def prepare(self, photo):
-        return network_input(photo, self.model.config)
+        geometry = input_geometry(photo, self.model.config)
+        return network_input(photo, self.model.config, geometry), geometry
 
     def outputs(self, inputs):
-        return [self.model.outputs(image) for image in inputs]
+        return [dict(self.model.outputs(image), geometry=geometry) for image, geometry in inputs]
 
     def write(self, job):
         try:
@@ -96,7 +96,7 @@ class LabelPipeline(PhotoPipeline):
         labels = None
         if allowed is not None:
             with self.turn:
-                labels = self.label(job.out, job.photo, allowed)
+                labels = self.label(job.out, allowed)
         target, = self.targets(job.name)
         if labels is not None:
             write_png(target, palette_image(labels, palette(19)))
@@ -105,7 +105,7 @@ class LabelPipeline(PhotoPipeline):
         target.unlink(missing_ok=True)
         return f'{printable(job.path)}: left out', 0
 
-    def label(self, out: dict, photo: Image.Image, allowed: np.ndarray) -> np.ndarray | None:
+    def label(self, out: dict, allowed: np.ndarray) -> np.ndarray | None:
         """The label map of the largest person, (H, W) uint8, or None where it is not certain.
 
         Args:
@@ -117,7 +117,7 @@ class LabelPipeline(PhotoPipeline):
         excluded = ~torch.from_numpy(allowed).to(self.model.device)
         k_cate = out['k_cate'].masked_fill(excluded[:, None], -1.0)
         out = dict(out, k_cate=k_cate)
-        found = decode(out, 0, photo, config)
+        found = decode(out, 0, out['geometry'], config)
         if not len(found.scores):
             return None
         largest = (found.parsing > 0).sum((1, 2)).argmax()
@@ -125,7 +125,8 @@ class LabelPipeline(PhotoPipeline):
         if found.scores[largest] < self.args.confident or lacks_a_garment(labels, allowed):
             return None
         # The same person again, painted only where the network is certain.
-        sure = decode(out, 0, photo, replace(config, theta_paint=self.args.certain))
+        certain = replace(config, theta_paint=self.args.certain)
+        sure = decode(out, 0, out['geometry'], certain)
         same = (sure.centers == found.centers[largest]).all(1)
         sure = (sure.parsing[same] == labels).any(0)
         return np.where((labels > 0) & ~sure, np.uint8(UNKNOWN), labels)

@@ -246,8 +246,7 @@ def check_stored(weights: dict[str, torch.Tensor], path: str | Path):
 
 def check_entries(weights: dict[str, torch.Tensor], own: dict[str, torch.Tensor],
                   path: str | Path):
-    """Raises a ValueError with the entries that a network lacks, that it has too, or of other
-    shapes."""
+    """Raises a ValueError with the entries that are missing, unknown or of another shape."""
     wrong = {
         'missing': [k for k in own if k not in weights],
         'unknown': [k for k in weights if k not in own],
@@ -314,8 +313,7 @@ def download_imagenet(name: str) -> dict:
 
 
 def without_paths(config) -> dict:
-    """asdict(config) without the folders of this machine: a file name stays, a folder becomes
-    ''."""
+    """asdict(config) without the folders of this machine: folders become ''."""
     config = asdict(config)
     for name in PATHS:
         if name in config:

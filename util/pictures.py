@@ -49,8 +49,7 @@ def palette(num_classes: int) -> np.ndarray:
 
 
 def palette_image(labels: np.ndarray, colors: np.ndarray) -> Image.Image:
-    """Label map (H, W) uint8 -> palette image: its values are the ids, its palette the colors
-    (256, 3)."""
+    """Label map (H, W) uint8 -> palette image: its palette has the colors (256, 3)."""
     image = Image.fromarray(np.ascontiguousarray(labels))
     image.putpalette(colors.tobytes())
     return image
@@ -146,8 +145,7 @@ def cutout(photo: Image.Image, mask: np.ndarray, box: list[int]) -> Image.Image:
 
 def compare_labels(image: np.ndarray, parsings: list[np.ndarray],
                    class_names: list[str]) -> Image.Image:
-    """Photo (H, W, 3) uint8 and parsings (N, H, W) of it -> photo and overlays in a row, one
-    legend."""
+    """Photo (H, W, 3) uint8 and parsings (N, H, W) of it -> photo, overlays, one legend."""
     panels = [Image.fromarray(image), *(overlay(image, parsing) for parsing in parsings)]
     sheet = Image.new('RGB', (sum(p.width for p in panels), panels[0].height))
     for k, panel in enumerate(panels):
@@ -161,8 +159,7 @@ def compare_labels(image: np.ndarray, parsings: list[np.ndarray],
 
 
 def titled_row(panels: list[tuple[str, Image.Image]], size: tuple[int, int]) -> Image.Image:
-    """(title, image) -> one picture of them in a row, each of size (width, height), titles
-    above."""
+    """(title, image) -> a row of pictures of size (width, height), titles above."""
     width, height = size
     sheet = Image.new('RGB', (len(panels) * (width + 6) - 6, height + 24), 'white')
     draw = ImageDraw.Draw(sheet)

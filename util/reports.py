@@ -113,8 +113,7 @@ def plot(metrics, result: dict, title: str) -> bytes:
 
 
 def mean_and_spread(values: list[float]) -> str:
-    """'31.4 +- 0.8' with one sign: mean and standard deviation of a sample; of one value, the
-    value."""
+    """'31.4 +- 0.8', with one sign: mean and standard deviation of a sample; or the one value."""
     if len(values) == 1:
         return f'{values[0]:.1f}'
     return f'{np.mean(values):.1f} \N{PLUS-MINUS SIGN} {np.std(values, ddof=1):.1f}'

@@ -69,9 +69,8 @@ class InstanceMaps:
     unknown_metrics = ()
 
     def __init__(self, path: Path, ids: list[str] = ()):
-        files = [path] if path.is_file() else [path / 'instances.json',
-                                               *sorted(path.glob('*.json'))]
-        self.source = next((file for file in files if file.is_file()), files[0])
+        files = [path, path / 'instances.json', *sorted(path.glob('*.json'))]
+        self.source = next((file for file in files if file.is_file()), files[1])
         self.rows = self.read_index(ids)          # {image: [(file, score)]}
         self.ids = set(self.rows)
         listed = [file for people in self.rows.values() for file, _ in people]
@@ -89,14 +88,14 @@ class InstanceMaps:
     def read_index(self, ids: list[str]) -> dict[str, list[tuple[str, float]]]:
         try:
             index = json.loads(self.source.read_text())
+            places = {}                           # {position: image}
             if isinstance(index, dict):
                 rows = [(image, person['file'], person['score'])
                         for image in index for person in index[image]]
             else:
                 rows = [(str(row['image_id']), row['parsing'], row['score']) for row in index]
-            by_position = not isinstance(index, dict) and not {image for image,
-                                                               *_ in rows} <= set(ids)
-            places = {str(i): image for i, image in enumerate(ids, 1)} if by_position else {}
+                if not {image for image, _, _ in rows} <= set(ids):
+                    places = {str(i): image for i, image in enumerate(ids, 1)}
             people = {image: [] for image in index} if isinstance(index, dict) else {}
             for image, file, score in rows:
                 image = places.get(image, image)
@@ -365,8 +364,7 @@ class PredictionWriter:
             self.close()
 
     def add(self, image: str, prediction):
-        """prediction: (parsing uint8 (N, H, W), scores (N,)), or an object with these
-        attributes."""
+        """prediction: (parsing uint8 (N, H, W), scores (N,)), or an object with the two."""
         check_name(str(image), 'the predictions are of the image', 'give its id')
         parsing, scores = as_pair(prediction)
         parsing = as_label_maps(parsing, np.shape(parsing)[1:])

@@ -37,7 +37,7 @@ def read_layers() -> dict[str, bytes]:
 
 
 class CCP(Photos):
-    """The splits are kinds of photos in three forms.
+    """Clothing Co-Parsing. Its splits are kinds of people in three forms.
 
     train, val             798 and 100 people
     tune, test             the two halves of val's people: one to choose with, one to report
