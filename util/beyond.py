@@ -45,8 +45,8 @@ def averaged(out: dict, mirrored: dict, flip_pairs) -> dict:
 
 
 def distinct(masks: torch.Tensor, theta: float) -> list:
-    """Indices of the people to keep. Two peaks of the heat map may lie in one person: a mask is left
-    out if its IoU with a better one that is kept is above theta.
+    """Indices of the people to keep. Two peaks of the heat map may lie in one person: a mask is
+    left out if its IoU with a better one that is kept is above theta.
 
     masks (N, h, w) bool, best first.
     """
