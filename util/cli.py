@@ -107,6 +107,7 @@ def add_settings(parser: argparse.ArgumentParser, config_class: type, skip=(), o
             continue
         choices = field.metadata['choices']
         kind = type(field.default)
+        # argparse formats help with %, so a bare % in it would be an error.
         text = f'{field.metadata["help"]} [{as_text(field.default)}]'
         options = dict(default=argparse.SUPPRESS, help=text)
         if kind is bool:
