@@ -42,7 +42,8 @@ from data import Geometry, input_geometry, network_input, to_photo
 from util.beyond import averaged, distinct, mixture, parsing_quality
 from util.checkpoints import (FORMAT, check_settings, load_pretrained, load_strictly, name_command,
                               read_checkpoint, reading, write_checkpoint)
-from util.config import INFERENCE, PRESETS, Config, get_config  # noqa: F401  part of this module's interface
+# Settings are part of this module's interface.
+from util.config import INFERENCE, PRESETS, Config, get_config  # noqa: F401
 from util.fast import convolve_with_coordinates, paint
 from util.results import Parsing
 from util.run import find_device
