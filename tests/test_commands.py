@@ -1,4 +1,5 @@
 """How every command starts and ends: Ctrl-C, flags in and out of range."""
+import argparse
 import math
 import os
 import signal
@@ -161,6 +162,30 @@ def test_every_number_among_the_flags_of_all_commands_has_a_range():
             assert not plain, (program.__name__, plain)
             found += len(numbers(parser))
     assert found > 200
+
+
+def unexplained(parser):
+    """The flags whose help is missing, or lacks their default."""
+    without = None, False, [], argparse.SUPPRESS
+    lacking = []
+    for action in parser._actions:
+        text = action.help or ''
+        has_default = action.default not in without
+        if not text or has_default and 'default' not in text and not text.endswith(']'):
+            lacking.append(action.dest)
+    return lacking
+
+
+def test_help_explains_every_flag_of_all_commands():
+    for program, arguments in BASES.values():
+        for parser in parsers(program, arguments):
+            assert parser.description, parser.prog
+            assert not unexplained(parser), (parser.prog, unexplained(parser))
+            # A bare % in a help text would raise.
+            parser.format_help()
+    parser.add_argument('--planted')
+    parser.add_argument('--silent', default='a', help='a letter')
+    assert unexplained(parser) == ['planted', 'silent']
 
 
 NUMBERS = st.one_of(

@@ -74,7 +74,7 @@ def parse_arguments(argv=None):
     parser.add_argument('photos', help='folder of photos')
     parser.add_argument('--instances', help='folder of ID.png; without it, the photos show nobody')
     parser.add_argument('--iou', type=Between(0, 1, float), default=0.5,
-                        help='of masks; default 0.5')
+                        help='smallest IoU of two masks of one person (default: %(default)s)')
     add_model_flags(parser)
     return parser.parse_args(argv)
 
