@@ -30,7 +30,7 @@ from evaluate import ParsingMetrics
 from losses import uniparser_loss
 from uniparser import CHOICES, PRESETS, RANGES, Config, UniParser, get_config
 from util.checkpoints import FORMAT, PATHS, load_strictly, read_checkpoint, reading
-from util.datasets import DATASETS, DRAWN, open_dataset
+from util.datasets import DATASETS, DRAWN, Mixed, open_dataset
 from util.files import explain as explain_error, is_exhausted, write_png
 from util.pictures import compare_labels
 from util.run import (Run, add_run_flags, add_settings, catching_signals, describe, given_settings, memory,
@@ -424,13 +424,30 @@ def preset_of(name, recipe):
     return f'{name}_released' if name in PRESETS else 'mhp_released'
 
 
+def count_images(config):
+    """Numbers of training images per epoch: of the data set (0 = its default), and of COCO's photos beside CCP."""
+    if not config.coco:
+        return config.samples, 0
+    if config.data != 'CCP' or not config.samples:
+        raise ValueError('--coco adds photos to the scenes of --data CCP; give that, and --samples')
+    coco = round(config.coco_share * config.samples)
+    return max(1, config.samples - coco), coco
+
+
 def open_sets(config, root, skip_bad):
     """Training and validation set of a config."""
-    drawn = dict(long_side=config.long_side, samples=config.samples) if config.data in ('CCP', *DRAWN) else {}
+    samples, coco = count_images(config)
+    drawn = dict(long_side=config.long_side, samples=samples) if config.data in ('CCP', *DRAWN) else {}
+    options = dict(licenses=config.licenses, parts=config.parts)
+    if config.data == 'COCO':
+        drawn = dict(options, samples=samples)
     if config.data == 'CCP':
         drawn.update(backgrounds=config.backgrounds, people=config.people, tagged=config.tagged, rare=config.rare,
                      things=config.things)
     train_set = open_dataset(config.data, root, 'train', **drawn)
+    if coco:
+        others = open_dataset('COCO', config.coco, 'fit', samples=coco, **options)
+        train_set = Mixed([train_set, others])
     val_set = open_dataset(config.data, root, 'val')
     train_set.skip_bad = val_set.skip_bad = skip_bad
     return train_set, val_set

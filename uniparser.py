@@ -122,6 +122,10 @@ class Config:
     tagged: str = ''                    # CCP: folder of label maps of further photos, see util/tagged.py
     rare: float = 0.0                   # CCP: people with classes of a smaller share are drawn more often; 0 = off
     things: float = 0.0                 # CCP: share of scenes with blobs, mostly of clothes, that are nobody
+    coco: str = ''                      # CCP: folder of COCO, whose photos of people are a share of the images
+    coco_share: float = 0.5             # that share
+    licenses: str = ''                  # of COCO's photos: free, or ids such as 4,5; '' = all
+    parts: str = ''                     # folder of label maps of COCO's people, see util/keypoints.py
     val_every: int = 1                  # epochs
     val_images: int = 0                 # 0 = all
     workers: int = 4
@@ -149,7 +153,8 @@ RANGES = dict(
     epochs=(1, 10 ** 6), milestones=(0, 10 ** 6), lr=(0, 1000), backbone_lr=(0, 1000), warmup=(0, 10 ** 9),
     weight_decay=(0, 1000), clip=(0, 10 ** 9), samples=(0, 10 ** 9), val_every=(1, 10 ** 6), val_images=(0, 10 ** 9),
     workers=(0, 1000), seed=(0, 2 ** 32), **{f.name: (0, 10 ** 6) for f in fields(Config) if f.name[:6] == 'lambda'},
-    **dict.fromkeys((*THETAS, 'flip', 'crop', 'crop_min', 'color_jitter', 'degrade', 'rare', 'things'), (0, 1)))
+    **dict.fromkeys((*THETAS, 'flip', 'crop', 'crop_min', 'color_jitter', 'degrade', 'rare', 'things',
+                     'coco_share'), (0, 1)))
 RELEASED = dict(recipe='released', short_side=(640, 672, 704, 736, 768, 800), compress_kernel=3, depth=4,
                 share_compression=False, category_coords=True, center_radius=1, lambda_neg=2.0, theta_same=1.0)
 SYNTHETIC = dict(data='synthetic', num_classes=6, short_side=(96,), long_side=128, test_short_side=96, workers=0,
@@ -157,16 +162,17 @@ SYNTHETIC = dict(data='synthetic', num_classes=6, short_side=(96,), long_side=12
                  center_radius=1, epochs=2, optimizer='adamw', lr=3.75e-4, schedule='cosine', warmup=50, samples=1600)
 CROWD = dict(SYNTHETIC, data='crowd', num_classes=12, center_radius=0, epochs=1, batch_size=4, lr=7.5e-4, samples=1600)
 CIHP = dict(data='CIHP', num_classes=19, epochs=75, milestones=(50, 65), lambda_neg=0.0, lambda_pull=1.0)   # Sec. 6.5
+CCP = dict(data='CCP', num_classes=19, short_side=(240, 320), long_side=320, test_short_side=320, color_jitter=0.3,
+           crop=0.4, crop_min=0.35, degrade=0.05, backbone='resnet18', dcn=False, neck_channels=128, channels=64,
+           depth=3, center_depth=3, center_radius=1, lambda_cross=1.0, score='parsing', theta_score=0.25,
+           assign='mixture', theta_paint=0.45, theta_part=0.65, epochs=20, optimizer='adamw', lr=1.25e-4,
+           backbone_lr=0.3, schedule='cosine', warmup=100, val_every=5, workers=1)
 PRESETS = {
     'mhp': {}, 'cihp': CIHP, 'synthetic': SYNTHETIC, 'crowd': CROWD,
     'densepose': dict(data='DensePose', num_classes=14), 'mhp_released': dict(RELEASED, epochs=36, theta_center=0.2),
     'cihp_released': dict(CIHP, **dict(RELEASED, lambda_neg=0.0), backbone='resnet101', light=True, lambda_center=0.2,
                           lr=2.25e-4, warmup=0, theta_part=0.275),
-    'ccp': dict(data='CCP', num_classes=19, short_side=(240, 320), long_side=320, test_short_side=320, color_jitter=0.3,
-                crop=0.4, crop_min=0.35, degrade=0.05, backbone='resnet18', dcn=False, neck_channels=128, channels=64,
-                depth=3, center_depth=3, center_radius=1, lambda_cross=1.0, score='parsing', theta_score=0.25,
-                assign='mixture', theta_paint=0.45, theta_part=0.65, epochs=20, optimizer='adamw', lr=1.25e-4,
-                backbone_lr=0.3, schedule='cosine', warmup=100, val_every=5, workers=1),
+    'ccp': CCP, 'coco': dict(CCP, data='COCO'),
     'crowd_released': dict(CROWD, **dict(RELEASED, short_side=(96,), depth=3))}
 
 

@@ -6,6 +6,7 @@
     DensePose  annotations/DensePose_COCO/densepose_coco_2014_*.json, train2014, val2014
     CCP        photos, annotations/pixel-level of github.com/bearpaw/clothing-co-parsing: single people, which
                are composed into scenes of several
+    COCO       train2017, val2017, annotations/person_keypoints_*.json or instances_*.json: people without parts
     synthetic  drawn people, no files
 """
 import io
@@ -21,6 +22,7 @@ from PIL import Image
 from scipy.io import loadmat
 
 from util import scenes
+from util.coco import CocoPhotos, MixedPhotos
 from util.files import (UNKNOWN, check_name, index_folder, inside, naming, pick_all, pick_files, read_labels,
                         read_list, read_stored, stored_size)
 from util.masks import box_of, coco_mask, paste_masks, split_map, stack_people
@@ -395,6 +397,15 @@ class CCP(Photos):
         return image, stack_people(people, ignore.shape[::-1]), ignore
 
 
+class COCO(CocoPhotos, Photos):
+    """COCO 2017's people (Lin et al. 2014), whose parts are unknown, in the 19 classes of CIHP; see util/coco.py."""
+    class_names, flip_pairs = CIHP.class_names, CIHP.flip_pairs
+
+
+class Mixed(MixedPhotos, Photos):
+    """Several data sets of the same classes as one."""
+
+
 class Synthetic(Photos):
     """Drawn people of six parts on textured backgrounds. They face the camera: left arms are on the right.
 
@@ -438,7 +449,8 @@ def swap_sides(parsing, flip_pairs):
     return table.take(parsing)
 
 
-DATASETS = {'MHP': MHP, 'CIHP': CIHP, 'DensePose': DensePose, 'CCP': CCP, 'synthetic': Synthetic, 'crowd': Crowd}
+DATASETS = {'MHP': MHP, 'CIHP': CIHP, 'DensePose': DensePose, 'CCP': CCP, 'COCO': COCO, 'synthetic': Synthetic,
+            'crowd': Crowd}
 DRAWN = 'synthetic', 'crowd'                      # need no files
 
 
