@@ -3,8 +3,12 @@
     python -m util.count_people coco_people/images --instances coco_people/instances
     python -m util.count_people coco_backgrounds/images             # photos of nobody
 
+    python -m util.count_people --data COCO --root coco --split held                  # with keypoints, and --curve
+
 --instances: a folder of ID.png (0 = nobody, 255 = crowd, else a person). A person counts as found where a detection's
 mask has an IoU of at least --iou with the person's. A detection that lies mostly in a crowd is not counted as false.
+--data COCO counts as util/person_counts.py says; --curve prints found people against false ones for values of
+--theta-score from the given one up.
 """
 import preflight
 preflight.require('data', 'infer', 'uniparser', 'util')
@@ -13,7 +17,9 @@ import numpy as np
 from tqdm import tqdm
 
 from infer import add_model_flags, load_model
+from util.datasets import COCO, open_dataset
 from util.files import pick_all, pick_files, read_labels, read_stored, user_errors
+from util.person_counts import score_curve
 
 
 def match(masks, ids, iou):
@@ -44,9 +50,29 @@ def count(model, photos, instances, iou):
     return np.array(rows)
 
 
+def count_dataset(model, dataset):
+    """Detections and truth of each photo of a split of COCO: list of (parsing, scores, people, ignore)."""
+    results = []
+    for k in tqdm(range(len(dataset)), unit='photo'):
+        found = model.predict(read_stored(dataset.photos[k]))[0]
+        results.append((found.parsing, found.scores, *dataset.persons(k)))
+    return results
+
+
+def print_counts(results, theta_score, curve):
+    """Prints the counts of a split; curve: also for higher thresholds of the score."""
+    higher = [step / 100 for step in range(5, 100, 5) if step / 100 > theta_score]
+    for threshold, counts in score_curve(results, [theta_score, *higher] if curve else [theta_score]):
+        print(f'--theta-score {threshold:.2f}: {counts.summary()}' if curve else counts.summary())
+
+
 def parse_arguments(argv=None):
     parser = preflight.CommandParser(__doc__)
-    parser.add_argument('photos', help='folder of photos')
+    parser.add_argument('photos', nargs='?', help='folder of photos')
+    parser.add_argument('--data', choices=['COCO'], help='count on a split of this data set instead')
+    parser.add_argument('--root', help='with --data: its folder, as downloaded')
+    parser.add_argument('--split', default='held', choices=COCO.splits, help='with --data: default held')
+    parser.add_argument('--curve', action='store_true', help='with --data: also for higher thresholds of the score')
     parser.add_argument('--instances', help='folder of ID.png; without it, the photos show nobody')
     parser.add_argument('--iou', type=preflight.Between(0, 1, float), default=0.5, help='of masks; default 0.5')
     add_model_flags(parser)
@@ -56,6 +82,12 @@ def parse_arguments(argv=None):
 def main(argv=None):
     args = parse_arguments(argv)
     with user_errors():
+        if bool(args.photos) == bool(args.data):
+            raise ValueError('give a folder of photos, or --data COCO with --root')
+        if args.data:
+            dataset = open_dataset(args.data, args.root, args.split)
+            model = load_model(args, args.device)
+            return print_counts(count_dataset(model, dataset), model.config.theta_score, args.curve)
         photos = pick_all(args.photos)
         instances = pick_files(args.instances, list(photos), ('.png',)) if args.instances else [None] * len(photos)
         rows = count(load_model(args, args.device), list(photos.values()), instances, args.iou)
