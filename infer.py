@@ -162,7 +162,7 @@ def predict_split(args, dataset, predict):
     """Writes the predictions of a split. predict(image, parsing, ignore) -> Parsing."""
     with PredictionWriter(args.out, args.format) as writer:
         for i in tqdm(range(len(dataset)), unit='photo'):
-            writer.add(dataset.ids[i], predict(*dataset.read(i)))
+            writer.add(dataset.ids[i], predict(*dataset.read(i)).labelled())
     root, labels = (f'--{flag} {value} ' if (value := getattr(args, flag, None)) else '' for flag in ('root', 'labels'))
     print(f'{len(dataset)} images -> {args.out}/; next: python evaluate.py --data {args.data} {root}{labels}--split '
           f'{args.split} --predictions {args.out}')

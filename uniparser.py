@@ -44,6 +44,7 @@ from util.checkpoints import (FORMAT, check_settings, load_pretrained, load_stri
 from util.results import Parsing
 from util.run import check_ranges, find_device
 from util.tensors import bilinear_taps, resize_map
+from util.whole import keep_whole
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -103,6 +104,7 @@ class Config:
     score: str = 'center'               # center | parsing: of a person, see `parsing_quality`
     theta_score: float = 0.0            # --score parsing: people below it are left out
     assign: str = 'correlation'         # correlation | mixture: of classes to a person's pixels, see `mixture`
+    whole: bool = False                 # pixels of a person that no class claims are 255, not 0
     flip_test: bool = False             # average the photo with its mirror image: twice the time
     # training (Secs. 4.1, 6.2)
     batch_size: int = 8                 # images per step, over all processes
@@ -141,7 +143,7 @@ class Config:
 
 
 THETAS = 'theta_center', 'theta_mask', 'theta_paint', 'theta_part', 'theta_same', 'theta_score'
-INFERENCE = *THETAS, 'peaks', 'max_people', 'score', 'assign', 'flip_test', 'test_short_side', 'long_side'
+INFERENCE = *THETAS, 'peaks', 'max_people', 'score', 'assign', 'whole', 'flip_test', 'test_short_side', 'long_side'
 CHOICES = dict(recipe=('paper', 'released'), space=('cosine', 'inner', 'sigmoid_after', 'sigmoid_before'),
                fusion=('index', 'convs', 'multi'), optimizer=('sgd', 'adamw'), score=('center', 'parsing'),
                assign=('correlation', 'mixture'), schedule=('step', 'cosine'),
@@ -551,6 +553,10 @@ def decode(out, i, photo, config, fusion=None):
         if len(classes):
             (paint if config.recipe == 'paper' else released.paint)(
                 parsing[n], inside[n] * maps[classes], classes, size, theta_paint)   # Sec. 3.4
+        if config.whole:
+            person = np.zeros_like(parsing[n])
+            paint(person, q_ins[n:n + 1], torch.zeros(1), size, config.theta_mask)
+            keep_whole(parsing[n], person)
     x, y = ((2 * cell + 1) / (2 * config.grid) for cell in (cells % config.grid, cells // config.grid))
     centers = torch.stack([x * padded[1] / size[1] * photo.width, y * padded[0] / size[0] * photo.height], 1)
     people = Parsing(parsing, scores.cpu().numpy(), centers.cpu().numpy())

@@ -33,9 +33,9 @@ from util.pictures import add_legend, overlay, palette, palette_image
 from util.skeleton import CLASSES, VISIBLE, can_be, class_ids, labels_at
 
 MARGIN = 0.15                                     # of the box around a person, on each side
-SIDE = 384                                        # long side of the network's input, in pixels
+SIDE = 320                                        # long side of the network's input, in pixels
 PAIRS = COCO.flip_pairs
-DRESS, PANTS = CLASSES.index('dress'), CLASSES.index('pants')
+DRESS, COAT, PANTS = (CLASSES.index(name) for name in ('dress', 'coat', 'pants'))
 
 
 # ---- one person --------------------------------------------------------------------------------------------
@@ -121,17 +121,20 @@ def label_person(model, image, mask, points, certain, mass):
     second, also = choose(other, allowed, mass)
     kept = (first == second) & (np.minimum(sure, also) >= certain) & mask
     labels = (first * kept).astype(np.uint8)
-    return without_half_dresses(labels, allowed)
+    return without_halves(labels, allowed)
 
 
-def without_half_dresses(labels, allowed, least=0.15):
-    """The label map without a dress of which less than a share `least` lies where only tops can be, or where trousers
-    can be, too: it is a shirt or a pair of shorts. labels (h, w), allowed (K, h, w) bool."""
-    dress = labels == DRESS
+def without_halves(labels, allowed, least=0.15):
+    """The label map without half garments. A dress or coat of which less than a share `least` lies where only tops can
+    be is a pair of trousers or a skirt, or a leg; a dress of which so little lies where trousers can be is a shirt.
+    labels (h, w), allowed (K, h, w) bool."""
     below = allowed[PANTS - 1]
-    area = max(np.count_nonzero(dress), 1)
-    shares = np.count_nonzero(dress & below) / area, np.count_nonzero(dress & ~below) / area
-    return labels if min(shares) >= least else np.where(dress, np.uint8(0), labels)
+    for garment, both in ((DRESS, True), (COAT, False)):
+        pixels = labels == garment
+        share = np.count_nonzero(pixels & below) / max(np.count_nonzero(pixels), 1)
+        if share > 1 - least or both and share < least:
+            labels = np.where(pixels, np.uint8(0), labels)
+    return labels
 
 
 # ---- many people -------------------------------------------------------------------------------------------
@@ -152,9 +155,10 @@ def check_keypoints(labels, points):
 
 
 def label_photo(model, dataset, k, args):
-    """(name, label map, keypoints) of each person of photo k that has keypoints."""
+    """(name, label map (H, W), Person) of each person of photo k that has keypoints and is not too small."""
     people, _ = dataset.persons(k)
-    people = [person for person in people if person.keypoints is not None]
+    people = [person for person in people
+              if person.keypoints is not None and np.count_nonzero(person.mask) >= args.smallest]
     image = np.array(read_stored(dataset.photos[k])) if people else None
     for person in people:
         window = person_window(person.mask)
@@ -227,10 +231,12 @@ def parse_arguments(argv=None):
     parser.add_argument('--split', default='fit', choices=COCO.splits, help='default: fit, see docs/data.md')
     parser.add_argument('--licenses', default='', help="keep photos with these licenses: free, or ids such as 4,5")
     parser.add_argument('--out', required=True, help='folder for the label maps')
-    parser.add_argument('--certain', type=preflight.Between(0.01, 1, float), default=0.7, metavar='VALUE',
-                        help="smallest posterior of a pixel's class; default 0.7")
-    parser.add_argument('--mass', type=preflight.Between(0, 1, float), default=0.4, metavar='VALUE',
-                        help='smallest posterior of all classes that can be there; default 0.4')
+    parser.add_argument('--certain', type=preflight.Between(0.01, 1, float), default=0.6, metavar='VALUE',
+                        help="smallest posterior of a pixel's class; default 0.6")
+    parser.add_argument('--mass', type=preflight.Between(0, 1, float), default=0.3, metavar='VALUE',
+                        help='smallest posterior of all classes that can be there; default 0.3')
+    parser.add_argument('--smallest', type=preflight.Between(0, 10 ** 9), default=1500, metavar='PIXELS',
+                        help='leave out smaller people; default 1500')
     parser.add_argument('--sheet', metavar='PNG', help='also draw a sheet of people')
     parser.add_argument('--sheet-people', type=preflight.Between(1, 1000), default=40, help='default 40')
     parser.add_argument('--sheet-only', action='store_true', help='draw the sheet of labels written before')

@@ -19,11 +19,12 @@ import numpy as np
 from scipy import ndimage
 
 from util import pictures
-from util.files import MARK, check_name, is_ours, result_names, write_png, write_result
+from util.files import MARK, UNKNOWN, check_name, is_ours, result_names, write_png, write_result
 from util.labelmaps import SETS, convert, find_set, names_of
 from util.labels import voc_palette
 from util.masks import box_of, encode_rle, flatten_people
 from util.pictures import cutout, palette, palette_image
+from util.whole import without_unknown
 
 
 # ---- people and parts --------------------------------------------------------------------------------------
@@ -66,7 +67,13 @@ class Person:
 
     @property
     def area(self):
-        return sum(part.area for part in self.part_list)
+        return int(np.count_nonzero(self.labels))
+
+    @property
+    def rle(self):
+        """The person's mask in COCO's compressed run lengths, pixels of unknown parts included: {size, counts}."""
+        x, y, w, h = self.box
+        return encode_rle(self.labels[y:y + h, x:x + w] > 0, x, y, self.labels.shape)
 
     @cached_property
     def box(self):
@@ -80,7 +87,7 @@ class Person:
         crop, parts = self.labels[y:y + h, x:x + w], []
         areas = np.bincount(crop.ravel()).tolist()
         for c, place in enumerate(ndimage.find_objects(crop) if crop.size else (), 1):
-            if place:
+            if place and c != UNKNOWN:
                 (top, bottom), (left, right) = ((side.start, side.stop) for side in place)
                 name = self.class_names[c] if c < len(self.class_names) else 'part unknown'
                 parts.append(Part(c, name, areas[c], [x + left, y + top, right - left, bottom - top], self.labels))
@@ -112,6 +119,12 @@ class Parsing(namedtuple('Parsing', 'parsing scores centers')):
         """The people of an index array or a bool array (N,)."""
         return self._replace(parsing=self.parsing[keep], scores=self.scores[keep], centers=self.centers[keep])
 
+    def labelled(self):
+        """The same people without pixels of unknown parts (255), and without people who have no others: for evaluators."""
+        if not (self.parsing == UNKNOWN).any():
+            return self
+        return self._replace(parsing=without_unknown(self.parsing)).visible()
+
     def visible(self):
         """The people with visible pixels."""
         some = self.parsing.any((1, 2))
@@ -132,7 +145,7 @@ class Parsing(namedtuple('Parsing', 'parsing scores centers')):
 
     def overlay(self):
         """Pillow picture: the photo with colored parts, outlines and a legend."""
-        return pictures.overlay(self.photo, self.parsing, self.class_names, colors=self.colors)
+        return pictures.overlay(self.photo, self.parsing, self.class_names, colors=self.colors, unknown=False)
 
     def save(self, folder, name=None, cutouts=False):
         """Writes the files of infer.py to the folder, called after the photo or `name`; see `write_results`."""
@@ -168,7 +181,7 @@ def keep_parts(parsing, class_names, only):
 def describe_people(found, class_names):
     """Parsing -> list of dictionaries for the JSON file, best person first; ids from 1."""
     return [{'id': person.id, 'score': round(person.score, 4), 'center': [round(v, 1) for v in person.center],
-             'box': person.box, 'area': person.area,
+             'box': person.box, 'area': person.area, 'rle': person.rle,
              'parts': [{'id': part.id, 'name': part.name, 'area': part.area, 'box': part.box, 'rle': part.rle}
                        for part in person.part_list]}
             for person in list_people(found, class_names)]
@@ -178,9 +191,10 @@ def write_results(folder, name, path, photo, found, class_names, cutouts, colors
     """Writes the files of one photo. found: its Parsing, of visible people; colors (256, 3): default `palette`. Files
     that this program did not write are not replaced: ValueError."""
     colors, (parts, people) = palette(256) if colors is None else colors, flatten_people(found.parsing)
-    write_png(folder / f'{name}_parts.png', palette_image(parts, colors))
+    write_png(folder / f'{name}_parts.png', palette_image(without_unknown(parts), colors))
     write_png(folder / f'{name}_people.png', palette_image(people, palette(256)))
-    write_png(folder / f'{name}_overlay.png', pictures.overlay(photo, found.parsing, class_names, colors=colors))
+    picture = pictures.overlay(photo, found.parsing, class_names, colors=colors, unknown=False)
+    write_png(folder / f'{name}_overlay.png', picture)
     record = {'software': MARK, 'photo': str(path), 'width': photo.width, 'height': photo.height,
               'people': describe_people(found, class_names)}
     remove_cutouts(folder, name, class_names)

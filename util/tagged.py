@@ -36,7 +36,7 @@ ALWAYS = 'hair', 'face', 'left-arm', 'right-arm', 'left-leg', 'right-leg'
 FOREIGN = 'tights', 'bodysuit'                     # clothes without a class of CIHP
 SMALLEST = {**dict.fromkeys(('upper-clothes', 'dress', 'coat', 'pants', 'skirt'), 0.02),      # share in the person
             **dict.fromkeys(('hat', 'glove', 'socks', 'scarf'), 0.001)}
-DEFAULTS = dict(score='parsing', theta_score=0.0, assign='correlation', theta_paint=0.2, theta_part=0.1)
+DEFAULTS = dict(score='parsing', theta_score=0.0, assign='correlation', theta_paint=0.2, theta_part=0.1, whole=False)
 
 
 class Tags:
