@@ -38,7 +38,7 @@ from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastL
 from data import input_size, network_input, to_photo
 from util import released
 from util.backbone import Backbone
-from util.beyond import averaged, distinct, fitting, mixture, parsing_quality
+from util.beyond import averaged, distinct, fitting, map_quality, mixture, parsing_quality
 from util.checkpoints import (FORMAT, check_settings, load_pretrained, load_strictly, name_command, read_checkpoint,
                               reading, write_checkpoint)
 from util.results import Parsing
@@ -101,8 +101,8 @@ class Config:
     theta_same: float = 0.6             # mask IoU above which two detections are the same person; 1 = never
     peaks: int = 5                      # a center is the maximum of this many cells squared; 1 = every cell
     max_people: int = 100
-    score: str = 'center'               # center | parsing: of a person, see `parsing_quality`
-    theta_score: float = 0.0            # --score parsing: people below it are left out
+    score: str = 'center'               # center | parsing | map: of a person, see util/beyond.py
+    theta_score: float = 0.0            # --score parsing or map: people below it are left out
     assign: str = 'correlation'         # correlation | mixture: of classes to a person's pixels, see `mixture`
     whole: bool = False                 # pixels of a person that no class claims are 255, not 0
     flip_test: bool = False             # average the photo with its mirror image: twice the time
@@ -145,7 +145,7 @@ class Config:
 THETAS = 'theta_center', 'theta_mask', 'theta_paint', 'theta_part', 'theta_same', 'theta_score'
 INFERENCE = *THETAS, 'peaks', 'max_people', 'score', 'assign', 'whole', 'flip_test', 'test_short_side', 'long_side'
 CHOICES = dict(recipe=('paper', 'released'), space=('cosine', 'inner', 'sigmoid_after', 'sigmoid_before'),
-               fusion=('index', 'convs', 'multi'), optimizer=('sgd', 'adamw'), score=('center', 'parsing'),
+               fusion=('index', 'convs', 'multi'), optimizer=('sgd', 'adamw'), score=('center', 'parsing', 'map'),
                assign=('correlation', 'mixture'), schedule=('step', 'cosine'),
                **dict.fromkeys(('compress_kernel', 'peaks'), (1, 3, 5, 7)))
 RANGES = dict(
@@ -532,8 +532,10 @@ def decode(out, i, photo, config, fusion=None):
     q_cate = correlate(out['k_cate'], out['f_cate'][i], config.space)                      # (K, h, w)  Eq. (3)
     kept = distinct(q_ins > config.theta_mask, config.theta_same)
     cells, scores, q_ins = cells[kept], scores[kept], q_ins[kept]
-    if config.score == 'parsing':
-        scores = parsing_quality(q_ins > config.theta_mask, q_ins, q_cate)
+    if config.score != 'center':
+        gate = q_ins > config.theta_mask
+        parsing = config.score == 'parsing'
+        scores = parsing_quality(gate, q_ins, q_cate) if parsing else map_quality(gate, q_ins, scores)
         best = scores.argsort(descending=True, stable=True)[:(scores > config.theta_score).sum()]
         cells, scores, q_ins = cells[best], scores[best], q_ins[best]
     theta_paint = config.theta_paint or config.theta_mask

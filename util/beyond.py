@@ -2,6 +2,8 @@
 
     theta_same          `distinct`                  two detections of one person
     score               `parsing_quality`           people are ranked by their parts
+                        `map_quality`               people are ranked by their center and their map
+    whole               `whole.keep_whole`          a person's pixels without a class are kept
     assign              `mixture`                   a pixel's class depends on the person's other pixels
     flip_test           `averaged`                  the photo and its mirror image
     lambda_cross        `balanced_cross_entropy`    tells similar classes apart
@@ -51,6 +53,14 @@ def parsing_quality(gate, q_ins, q_cate):
     clear parts ranks before one without. gate, q_ins (N, h, w), q_cate (K, h, w)."""
     gate, quality = gate.flatten(1), (q_ins * q_cate.amax(0)).flatten(1)
     return (gate * quality).sum(1).clamp(min=0) / gate.sum(1).clamp(min=1)
+
+
+def map_quality(gate, q_ins, centers):
+    """Mean correlation of each person's pixels times the root of the center's score -> (N,), a score that does not ask
+    what the person wears. gate, q_ins (N, h, w), centers (N,) in 0..1."""
+    gate, q_ins = gate.flatten(1), q_ins.flatten(1)
+    mean = (gate * q_ins).sum(1) / gate.sum(1).clamp(min=1)
+    return mean * centers.sqrt()
 
 
 def mixture(q, gate, theta, temperature=0.1, rounds=10, power=0.5):
