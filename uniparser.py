@@ -101,8 +101,9 @@ class Config:
     theta_same: float = 0.6             # mask IoU above which two detections are the same person; 1 = never
     peaks: int = 5                      # a center is the maximum of this many cells squared; 1 = every cell
     max_people: int = 100
-    score: str = 'center'               # center | parsing | map: of a person, see util/beyond.py
-    theta_score: float = 0.0            # --score parsing or map: people below it are left out
+    score: str = 'center'               # center | parsing: of a person, see `parsing_quality`
+    theta_score: float = 0.0            # --score parsing: people below it are left out
+    theta_person: float = 0.0           # people whose `map_quality` is below it are left out
     assign: str = 'correlation'         # correlation | mixture: of classes to a person's pixels, see `mixture`
     whole: bool = False                 # pixels of a person that no class claims are 255, not 0
     flip_test: bool = False             # average the photo with its mirror image: twice the time
@@ -142,10 +143,10 @@ class Config:
             raise ValueError(f'--flip-test and --assign mixture are for --fusion index, not {self.fusion}')
 
 
-THETAS = 'theta_center', 'theta_mask', 'theta_paint', 'theta_part', 'theta_same', 'theta_score'
+THETAS = 'theta_center', 'theta_mask', 'theta_paint', 'theta_part', 'theta_same', 'theta_score', 'theta_person'
 INFERENCE = *THETAS, 'peaks', 'max_people', 'score', 'assign', 'whole', 'flip_test', 'test_short_side', 'long_side'
 CHOICES = dict(recipe=('paper', 'released'), space=('cosine', 'inner', 'sigmoid_after', 'sigmoid_before'),
-               fusion=('index', 'convs', 'multi'), optimizer=('sgd', 'adamw'), score=('center', 'parsing', 'map'),
+               fusion=('index', 'convs', 'multi'), optimizer=('sgd', 'adamw'), score=('center', 'parsing'),
                assign=('correlation', 'mixture'), schedule=('step', 'cosine'),
                **dict.fromkeys(('compress_kernel', 'peaks'), (1, 3, 5, 7)))
 RANGES = dict(
@@ -532,10 +533,11 @@ def decode(out, i, photo, config, fusion=None):
     q_cate = correlate(out['k_cate'], out['f_cate'][i], config.space)                      # (K, h, w)  Eq. (3)
     kept = distinct(q_ins > config.theta_mask, config.theta_same)
     cells, scores, q_ins = cells[kept], scores[kept], q_ins[kept]
-    if config.score != 'center':
-        gate = q_ins > config.theta_mask
-        parsing = config.score == 'parsing'
-        scores = parsing_quality(gate, q_ins, q_cate) if parsing else map_quality(gate, q_ins, scores)
+    if config.theta_person:
+        sure = map_quality(q_ins > config.theta_mask, q_ins, scores) > config.theta_person
+        cells, scores, q_ins = cells[sure], scores[sure], q_ins[sure]
+    if config.score == 'parsing':
+        scores = parsing_quality(q_ins > config.theta_mask, q_ins, q_cate)
         best = scores.argsort(descending=True, stable=True)[:(scores > config.theta_score).sum()]
         cells, scores, q_ins = cells[best], scores[best], q_ins[best]
     theta_paint = config.theta_paint or config.theta_mask
@@ -556,13 +558,18 @@ def decode(out, i, photo, config, fusion=None):
             (paint if config.recipe == 'paper' else released.paint)(
                 parsing[n], inside[n] * maps[classes], classes, size, theta_paint)   # Sec. 3.4
         if config.whole:
-            person = np.zeros_like(parsing[n])
-            paint(person, q_ins[n:n + 1], torch.zeros(1), size, config.theta_mask)
-            keep_whole(parsing[n], person)
+            keep_whole(parsing[n], paint_person(q_ins[n], photo, size, config.theta_mask))
     x, y = ((2 * cell + 1) / (2 * config.grid) for cell in (cells % config.grid, cells // config.grid))
     centers = torch.stack([x * padded[1] / size[1] * photo.width, y * padded[0] / size[0] * photo.height], 1)
     people = Parsing(parsing, scores.cpu().numpy(), centers.cpu().numpy())
     return people if config.recipe == 'released' else people.visible()      # the released code returns empty people
+
+
+def paint_person(q_ins, photo, size, theta):
+    """Mask (H0, W0) uint8 of the person with the map q_ins (h, w). size: as of `paint`."""
+    mask = np.zeros((photo.height, photo.width), np.uint8)
+    paint(mask, q_ins[None], torch.zeros(1), size, theta)
+    return mask
 
 
 def find_centers(heatmap, config):

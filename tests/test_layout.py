@@ -7,7 +7,7 @@ import pytest
 
 from tests.helpers import HERE
 
-LONGEST = {'uniparser.py': 600, 'losses.py': 260}        # lines; any other file has at most 500
+LONGEST = {'uniparser.py': 625, 'losses.py': 260}        # lines; any other file has at most 500
 SOURCES = sorted(p for p in [*HERE.glob('*.py'), *HERE.glob('util/*.py')] if not p.name.startswith('test_'))
 MODULES = {'.'.join(p.relative_to(HERE).with_suffix('').parts): p for p in SOURCES}
 TREES = {name: ast.parse(path.read_text()) for name, path in MODULES.items()}

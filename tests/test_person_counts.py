@@ -2,7 +2,7 @@
 import numpy as np
 
 from util.coco import KEYPOINTS, Person
-from util.person_counts import Counts, count_photo, mask_ious, score_curve
+from util.person_counts import Counts, count_photo, mask_ious
 from util.skeleton import CLASSES, labels_at
 
 SHAPE = 50, 100
@@ -99,10 +99,8 @@ def test_ious_agree_with_a_loop():
     assert mask_ious(a[:0], b).shape == (0, 4) and mask_ious(a, b[:0]).shape == (3, 0)
 
 
-def test_the_curve_drops_people_below_each_threshold():
-    known = [person((0, 40), (0, 20))]
-    maps = np.array([label_map('dress', (0, 40), (0, 20)), label_map('dress', (0, 40), (50, 70))])
-    results = [(maps, np.array([0.8, 0.4]), known, NOTHING)] * 2
-    curve = dict(score_curve(results, [0.0, 0.5, 0.9]))
-    assert curve[0.0] == Counts(2, 2, 2, 4, 2) and curve[0.5] == Counts(2, 2, 2, 2, 0)
-    assert curve[0.9] == Counts(2, 2, 0, 0, 0) and '2 photos: found 0.0 % of 2 people' in curve[0.9].summary()
+def test_counts_add_up_and_read_well():
+    both = Counts(1, 2, 1, 3, 1, 10, 5, 4, 3) + Counts(1, 2, 1, 1, 0, 10, 1, 0, 0)
+    assert both.summary() == ('2 photos: found 50.0 % of 4 people, 1 of 4 detections false (90 per 180 photos), keypoints '
+                              'right 30.0 % of 20, side right 75.0 % of 4')
+    assert 'found none of 0 people' in Counts(photos=1).summary()

@@ -2,7 +2,7 @@
 
     theta_same          `distinct`                  two detections of one person
     score               `parsing_quality`           people are ranked by their parts
-                        `map_quality`               people are ranked by their center and their map
+    theta_person        `map_quality`               people without a clear center and map are left out
     whole               `whole.keep_whole`          a person's pixels without a class are kept
     assign              `mixture`                   a pixel's class depends on the person's other pixels
     flip_test           `averaged`                  the photo and its mirror image

@@ -3,23 +3,27 @@
     python -m util.count_people coco_people/images --instances coco_people/instances
     python -m util.count_people coco_backgrounds/images             # photos of nobody
 
-    python -m util.count_people --data COCO --root coco --split held                  # with keypoints, and --curve
+    python -m util.count_people --data COCO --root coco --split held                  # with keypoints
 
 --instances: a folder of ID.png (0 = nobody, 255 = crowd, else a person). A person counts as found where a detection's
 mask has an IoU of at least --iou with the person's. A detection that lies mostly in a crowd is not counted as false.
---data COCO counts as util/person_counts.py says; --curve prints found people against false ones for values of
---theta-score from the given one up.
+--data COCO counts as util/person_counts.py says; --curve prints found people against false ones for many values of a
+threshold.
 """
 import preflight
 preflight.require('data', 'infer', 'uniparser', 'util')
 
+from dataclasses import replace
+
 import numpy as np
 from tqdm import tqdm
 
+from data import network_input
 from infer import add_model_flags, load_model
+from uniparser import decode
 from util.datasets import COCO, open_dataset
 from util.files import pick_all, pick_files, read_labels, read_stored, user_errors
-from util.person_counts import score_curve
+from util.person_counts import Counts, count_photo
 
 
 def match(masks, ids, iou):
@@ -50,20 +54,27 @@ def count(model, photos, instances, iou):
     return np.array(rows)
 
 
-def count_dataset(model, dataset):
-    """Detections and truth of each photo of a split of COCO: list of (parsing, scores, people, ignore)."""
-    results = []
+def count_dataset(model, dataset, configs):
+    """Counts over a split of COCO, one for each of the configs, which differ in their thresholds."""
+    totals = [Counts() for _ in configs]
     for k in tqdm(range(len(dataset)), unit='photo'):
-        found = model.predict(read_stored(dataset.photos[k]))[0]
-        results.append((found.parsing, found.scores, *dataset.persons(k)))
-    return results
+        photo = read_stored(dataset.photos[k])
+        people, ignore = dataset.persons(k)
+        out = model.outputs(network_input(photo, model.config))
+        for n, config in enumerate(configs):
+            found = decode(out, 0, photo, config, model.fusion)
+            totals[n] += count_photo(found.parsing, people, ignore)
+    return totals
 
 
-def print_counts(results, theta_score, curve):
-    """Prints the counts of a split; curve: also for higher thresholds of the score."""
-    higher = [step / 100 for step in range(5, 100, 5) if step / 100 > theta_score]
-    for threshold, counts in score_curve(results, [theta_score, *higher] if curve else [theta_score]):
-        print(f'--theta-score {threshold:.2f}: {counts.summary()}' if curve else counts.summary())
+def print_counts(model, dataset, curve):
+    """Prints the counts of a split. curve: None, or the name of a threshold, which then takes many values."""
+    if not curve:
+        return print(*(total.summary() for total in count_dataset(model, dataset, [model.config])))
+    values = [step / 20 for step in range(1, 20)]
+    totals = count_dataset(model, dataset, [replace(model.config, **{curve: value}) for value in values])
+    for value, total in zip(values, totals):
+        print(f'{preflight.flag(curve)} {value:.2f}: {total.summary()}')
 
 
 def parse_arguments(argv=None):
@@ -72,9 +83,9 @@ def parse_arguments(argv=None):
     parser.add_argument('--data', choices=['COCO'], help='count on a split of this data set instead')
     parser.add_argument('--root', help='with --data: its folder, as downloaded')
     parser.add_argument('--split', default='held', choices=COCO.splits, help='with --data: default held')
-    parser.add_argument('--curve', action='store_true', help='with --data: also for higher thresholds of the score')
+    parser.add_argument('--curve', choices=['theta_score', 'theta_person'], help='with --data: for values of this setting')
     parser.add_argument('--instances', help='folder of ID.png; without it, the photos show nobody')
-    parser.add_argument('--iou', type=preflight.Between(0, 1, float), default=0.5, help='of masks; default 0.5')
+    parser.add_argument('--iou', type=preflight.Between(0, 1, float), default=0.5, help='without --data: of masks; default 0.5')
     add_model_flags(parser)
     return parser.parse_args(argv)
 
@@ -86,8 +97,7 @@ def main(argv=None):
             raise ValueError('give a folder of photos, or --data COCO with --root')
         if args.data:
             dataset = open_dataset(args.data, args.root, args.split)
-            model = load_model(args, args.device)
-            return print_counts(count_dataset(model, dataset), model.config.theta_score, args.curve)
+            return print_counts(load_model(args, args.device), dataset, args.curve)
         photos = pick_all(args.photos)
         instances = pick_files(args.instances, list(photos), ('.png',)) if args.instances else [None] * len(photos)
         rows = count(load_model(args, args.device), list(photos.values()), instances, args.iou)

@@ -1,6 +1,7 @@
 """Predicts a split with the ground truth in place of a part of the network, which shows what the other parts cost.
 
     python -m util.oracle people --data CCP --root DIR --out results/        # then evaluate.py as usual
+    python -m util.oracle where --data COCO --root coco --split held         # where people are lost, a table
 """
 import preflight
 preflight.require('data', 'infer', 'losses', 'uniparser', 'util')
@@ -18,6 +19,7 @@ from uniparser import decode
 from util.datasets import DATASETS
 from util.files import user_errors
 from util.submissions import FORMS
+from util.where import print_where
 
 
 @torch.no_grad()
@@ -46,11 +48,12 @@ def predict_with_truth(model, kind, image, parsing, ignore):
 
 def parse_arguments(argv=None):
     parser = preflight.CommandParser(__doc__)
-    parser.add_argument('part', choices=['centers', 'people', 'classes'], help='what the ground truth replaces')
+    parser.add_argument('part', choices=['centers', 'people', 'classes', 'where'],
+                        help='what the ground truth replaces; where: nothing, see util/where.py')
     parser.add_argument('--data', choices=list(DATASETS), required=True)
     parser.add_argument('--root', help='folder of the data set, as downloaded')
     parser.add_argument('--split', default='val')
-    parser.add_argument('--out', required=True, help='folder for the predictions')
+    parser.add_argument('--out', help='folder for the predictions')
     parser.add_argument('--format', choices=FORMS, default=FORMS[0], help='form of the predictions')
     add_model_flags(parser)
     return parser.parse_args(argv)
@@ -59,8 +62,12 @@ def parse_arguments(argv=None):
 def main(argv=None):
     args = parse_arguments(argv)
     with user_errors():
+        if args.part == 'where' and args.data != 'COCO' or args.part != 'where' and not args.out:
+            raise ValueError('where is for --data COCO; the others write predictions to the folder --out')
         model = load_model(args, args.device)
         dataset = open_split(args, model)
+        if args.part == 'where':
+            return print_where(model, dataset)
         predict_split(args, dataset, lambda *sample: predict_with_truth(model, args.part, *sample))
 
 

@@ -97,14 +97,3 @@ def count_keypoints(counts, labels, points):
             counts.sided += 1
             counts.own_side += side_of(label) == side
 
-
-def score_curve(results, thresholds):
-    """[(threshold, Counts)] of the people that score more than each threshold. results: list of (parsing, scores (N,),
-    people, ignore) of photos."""
-    curve = []
-    for threshold in thresholds:
-        total = Counts()
-        for parsing, scores, people, ignore in results:
-            total = total + count_photo(parsing[scores > threshold], people, ignore)
-        curve.append((threshold, total))
-    return curve
