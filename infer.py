@@ -34,6 +34,7 @@ from util.files import find_photos, printable, read_photo, short, user_errors, w
 from util.labelmaps import TARGETS, find_set, find_tables, names_of
 from util.labels import choose_labels, voc_palette
 from util.maps import draw_maps, read_points
+from util.nobody import advice
 from util.photos import PhotoPipeline, check_failures, name_jobs, share_of_process
 from util.pictures import palette
 from util.results import keep_parts
@@ -135,16 +136,22 @@ class PhotoParser(PhotoPipeline):
             if args.maps:
                 write_png(self.folder / f'{name}_maps.png', draw_maps(self.model, out, photo, found, self.points))
         found.save(self.folder, name, args.cutouts)
-        return f'{printable(path)}: {self.message(found)}', len(found.scores)
+        return f'{printable(path)}: {self.message(found)}{self.reason(found, out)}', len(found.scores)
 
     def message(self, found):
         """What was found in a photo, as text."""
-        number, config = len(found.scores), self.model.config
+        number = len(found.scores)
         if number:
             return f'{number} {"person" if number == 1 else "people"}'
         if self.args.only:
             return f'found no person with {" or ".join(self.args.only.split(","))}'
-        return f'found no person; lower --theta-center ({config.theta_center}) or --theta-part ({config.theta_part})'
+        return 'found no person'
+
+    def reason(self, found, out):
+        """Why a UniParser found nobody, as text; '' where there are people, or --only left them out."""
+        if len(found.scores) or self.args.only or not isinstance(self.model, UniParser):
+            return ''
+        return advice(out, 0, self.model.config)
 
     def run(self, jobs):
         """-> the number of photos that were not parsed."""
