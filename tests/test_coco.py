@@ -1,5 +1,6 @@
-"""COCO's people are read from the official folders: outlines of all three kinds, crowds, splits, licences, windows, and
-label maps of parts; what is broken is named. python -m pytest"""
+"""COCO's people are read from the official folders: outlines of all three kinds, crowds, splits,
+licences, windows, and label maps of parts; what is broken is named. python -m pytest"""
+
 import json
 
 import numpy as np
@@ -14,12 +15,12 @@ from util import coco
 from util.datasets import Mixed, open_dataset
 from util.masks import encode_rle
 
-SIZE = 60, 40                                     # width, height of every photo
+SIZE = 60, 40  # width, height of every photo
 
 
 def rectangle(x, y, w, h):
     mask = np.zeros(SIZE[::-1], bool)
-    mask[y:y + h, x:x + w] = True
+    mask[y : y + h, x : x + w] = True
     return mask
 
 
@@ -39,7 +40,14 @@ def polygon(x, y, w, h):
 
 
 def annotation(number, image, segmentation, **more):
-    return {'id': number, 'image_id': image, 'category_id': 1, 'iscrowd': 0, 'segmentation': segmentation, **more}
+    return {
+        'id': number,
+        'image_id': image,
+        'category_id': 1,
+        'iscrowd': 0,
+        'segmentation': segmentation,
+        **more,
+    }
 
 
 def write_coco(root, images, folder='val2017', kind='person_keypoints'):
@@ -48,9 +56,20 @@ def write_coco(root, images, folder='val2017', kind='person_keypoints'):
     for number, (license, _) in images.items():
         name = f'{number:012d}.jpg'
         write_photo(root / folder / name, number, SIZE)
-        records.append({'id': number, 'file_name': name, 'width': SIZE[0], 'height': SIZE[1], 'license': license})
-    content = {'images': records, 'annotations': [a for _, found in images.values() for a in found],
-               'categories': [{'id': 1, 'name': 'person'}, {'id': 2, 'name': 'bicycle'}]}
+        records.append(
+            {
+                'id': number,
+                'file_name': name,
+                'width': SIZE[0],
+                'height': SIZE[1],
+                'license': license,
+            }
+        )
+    content = {
+        'images': records,
+        'annotations': [a for _, found in images.values() for a in found],
+        'categories': [{'id': 1, 'name': 'person'}, {'id': 2, 'name': 'bicycle'}],
+    }
     path = root / 'annotations' / f'{kind}_{folder}.json'
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content))
@@ -64,9 +83,12 @@ def three_outlines():
     """One photo with a polygon, a compressed string and plain counts."""
     masks = {n: rectangle(*box) for n, box in BOXES.items()}
     x, y, w, h = BOXES[2]
-    compressed = encode_rle(masks[2][y:y + h, x:x + w], x, y, SIZE[::-1])
-    return masks, [annotation(1, 7, polygon(*BOXES[1])), annotation(2, 7, compressed),
-                   annotation(3, 7, plain_counts(masks[3]))]
+    compressed = encode_rle(masks[2][y : y + h, x : x + w], x, y, SIZE[::-1])
+    return masks, [
+        annotation(1, 7, polygon(*BOXES[1])),
+        annotation(2, 7, compressed),
+        annotation(3, 7, plain_counts(masks[3])),
+    ]
 
 
 def test_polygons_and_both_kinds_of_run_lengths_give_the_same_masks(tmp_path):
@@ -80,8 +102,19 @@ def test_polygons_and_both_kinds_of_run_lengths_give_the_same_masks(tmp_path):
 def test_people_without_parts_are_unknown_and_crowds_and_tiny_people_are_ignored(tmp_path):
     crowd, tiny = rectangle(0, 0, 30, 10), rectangle(50, 30, 9, 9)
     person = rectangle(*BOXES[1])
-    write_coco(tmp_path, {7: (4, [annotation(1, 7, polygon(*BOXES[1])), annotation(2, 7, plain_counts(crowd), iscrowd=1),
-                                  annotation(3, 7, plain_counts(tiny))])})
+    write_coco(
+        tmp_path,
+        {
+            7: (
+                4,
+                [
+                    annotation(1, 7, polygon(*BOXES[1])),
+                    annotation(2, 7, plain_counts(crowd), iscrowd=1),
+                    annotation(3, 7, plain_counts(tiny)),
+                ],
+            )
+        },
+    )
     _, parsing, ignore = open_dataset('COCO', tmp_path, 'val').read(0)
     assert len(parsing) == 1 and set(np.unique(parsing)) == {0, 255}
     # A crowd's region does not take away the pixels of a person.
@@ -90,9 +123,22 @@ def test_people_without_parts_are_unknown_and_crowds_and_tiny_people_are_ignored
 
 def test_pseudo_masks_teach_with_an_open_edge_and_are_not_measured(tmp_path):
     mask = rectangle(10, 5, 30, 30)
-    write_coco(tmp_path, {5: (4, [annotation(1, 5, plain_counts(mask), pseudo_mask=True),
-                                  annotation(2, 5, polygon(*BOXES[3]))])})
-    person, ignore = (x[0] if x.ndim == 3 else x for x in open_dataset('COCO', tmp_path, 'val', pseudo=True).read(0)[1:])
+    write_coco(
+        tmp_path,
+        {
+            5: (
+                4,
+                [
+                    annotation(1, 5, plain_counts(mask), pseudo_mask=True),
+                    annotation(2, 5, polygon(*BOXES[3])),
+                ],
+            )
+        },
+    )
+    person, ignore = (
+        x[0] if x.ndim == 3 else x
+        for x in open_dataset('COCO', tmp_path, 'val', pseudo=True).read(0)[1:]
+    )
     assert ((person == 255) == mask).all()
     assert ignore[5, 20] and ignore[4, 20] and not ignore[20, 25] and not ignore[0, 0]
     _, parsing, ignore = open_dataset('COCO', tmp_path, 'val').read(0)
@@ -112,7 +158,10 @@ def twelve(tmp_path):
 
 
 def test_the_splits_set_every_fifth_id_aside(twelve):
-    ids = {split: [int(i) for i in open_dataset('COCO', twelve, split).ids] for split in coco.CocoPhotos.splits}
+    ids = {
+        split: [int(i) for i in open_dataset('COCO', twelve, split).ids]
+        for split in coco.CocoPhotos.splits
+    }
     assert ids['train'] == [20, 21, 22] and ids['val'] == [*range(1, 10)]
     assert sorted(ids['held']) == [5, 20] and sorted(ids['tune'] + ids['test']) == [5, 20]
     assert sorted(ids['fit']) == [1, 2, 3, 4, 6, 7, 8, 9, 21, 22]
@@ -138,7 +187,7 @@ def test_instances_are_read_where_there_are_no_keypoints_and_other_things_are_le
 def test_labels_of_parts_are_read_back(tmp_path):
     write_coco(tmp_path / 'coco', {7: (4, person_of(7))})
     labels = np.zeros(SIZE[::-1], np.uint8)
-    labels[3:8, 2:22], labels[30:, 30:] = 13, 9              # a face, and trousers outside of the person
+    labels[3:8, 2:22], labels[30:, 30:] = 13, 9  # a face, and trousers outside of the person
     (tmp_path / 'parts').mkdir()
     Image.fromarray(labels).save(tmp_path / 'parts' / '000000000007_7.png')
     _, parsing, _ = open_dataset('COCO', tmp_path / 'coco', 'val', parts=tmp_path / 'parts').read(0)
@@ -147,11 +196,24 @@ def test_labels_of_parts_are_read_back(tmp_path):
     assert (parsing[0][8:18, 2:22] == 255).all() and not parsing[0][~person].any()
 
 
-@pytest.mark.parametrize('harm, sentence', [
-    (lambda root: (root / 'val2017' / '000000000007.jpg').unlink(), 'lacks 1 of 1 photos'),
-    (lambda root: (root / 'annotations' / 'person_keypoints_val2017.json').unlink(), 'has neither annotations/person'),
-    (lambda root: (root / 'annotations' / 'person_keypoints_val2017.json').write_text('{'), 'cannot be read'),
-    (lambda root: (root / 'annotations' / 'person_keypoints_val2017.json').write_text('{}'), 'cannot be read')])
+@pytest.mark.parametrize(
+    'harm, sentence',
+    [
+        (lambda root: (root / 'val2017' / '000000000007.jpg').unlink(), 'lacks 1 of 1 photos'),
+        (
+            lambda root: (root / 'annotations' / 'person_keypoints_val2017.json').unlink(),
+            'has neither annotations/person',
+        ),
+        (
+            lambda root: (root / 'annotations' / 'person_keypoints_val2017.json').write_text('{'),
+            'cannot be read',
+        ),
+        (
+            lambda root: (root / 'annotations' / 'person_keypoints_val2017.json').write_text('{}'),
+            'cannot be read',
+        ),
+    ],
+)
 def test_a_broken_download_is_one_sentence(tmp_path, harm, sentence):
     write_coco(tmp_path, {7: (4, person_of(7))})
     harm(tmp_path)
@@ -160,7 +222,9 @@ def test_a_broken_download_is_one_sentence(tmp_path, harm, sentence):
     assert len(done.stderr.strip().splitlines()) == 1
 
 
-@pytest.mark.parametrize('outline', [{'size': [40, 60], 'counts': [1, 2]}, {'size': [10, 10], 'counts': [100]}, [[1, 2]]])
+@pytest.mark.parametrize(
+    'outline', [{'size': [40, 60], 'counts': [1, 2]}, {'size': [10, 10], 'counts': [100]}, [[1, 2]]]
+)
 def test_a_broken_outline_names_the_annotation(tmp_path, outline):
     write_coco(tmp_path, {7: (4, [annotation(31, 7, outline)])})
     with pytest.raises(ValueError, match='annotation 31 of .*000000000007.jpg'):
@@ -184,7 +248,10 @@ def test_windows_are_a_function_of_seed_epoch_and_index_and_hold_people(twelve):
         assert all((a == b).all() for a, b in zip((image, parsing, ignore), again))
         assert image.shape[:2] == ignore.shape == parsing.shape[1:]
     assert len({image.tobytes() for image, _, _ in first}) > 15
-    assert any((a[0].shape != b[0].shape) for a, b in zip(first, (dataset.read(i, 1, 3) for i in range(30))))
+    assert any(
+        (a[0].shape != b[0].shape)
+        for a, b in zip(first, (dataset.read(i, 1, 3) for i in range(30)))
+    )
     assert sum(len(parsing) for _, parsing, _ in first) > 20
 
 
@@ -206,15 +273,43 @@ def test_a_mixture_reads_its_parts(twelve):
 
 
 def test_a_model_trains_on_people_without_parts(twelve, tmp_path):
-    done = call(train, '--data', 'COCO', '--root', twelve, *SHORT, '--pretrained', '', '--epochs', '1', '--grid', '8',
-                '--short-side', '64', '--test-short-side', '64', '--workers', '0', '--out', tmp_path / 'run', cwd=tmp_path)
+    done = call(
+        train,
+        '--data',
+        'COCO',
+        '--root',
+        twelve,
+        *SHORT,
+        '--pretrained',
+        '',
+        '--epochs',
+        '1',
+        '--grid',
+        '8',
+        '--short-side',
+        '64',
+        '--test-short-side',
+        '64',
+        '--workers',
+        '0',
+        '--out',
+        tmp_path / 'run',
+        cwd=tmp_path,
+    )
     assert done.returncode == 0, done.stderr
-    last = [json.loads(line) for line in (tmp_path / 'run' / 'log.jsonl').read_text().splitlines() if '"aux_ins"' in line][-1]
+    last = [
+        json.loads(line)
+        for line in (tmp_path / 'run' / 'log.jsonl').read_text().splitlines()
+        if '"aux_ins"' in line
+    ][-1]
     assert last['aux_ins'] > 0 and last['center'] > 0 and last['parsing'] == 0
 
 
 def test_the_share_of_coco_beside_ccp():
     assert train.count_images(get_config('ccp', samples=200)) == (200, 0)
-    assert train.count_images(get_config('ccp', samples=200, coco='x', coco_share=0.75)) == (50, 150)
+    assert train.count_images(get_config('ccp', samples=200, coco='x', coco_share=0.75)) == (
+        50,
+        150,
+    )
     with pytest.raises(ValueError, match='--coco adds photos to the scenes of --data CCP'):
         train.count_images(get_config('mhp', samples=200, coco='x'))

@@ -1,5 +1,7 @@
-"""Labels from keypoints: what can be where, on a drawn figure; left and right; what the model decides and what stays
-unknown; and the program, whose label maps the data set reads back. python -m pytest"""
+"""Labels from keypoints: what can be where, on a drawn figure; left and right; what the model
+decides and what stays unknown; and the program, whose label maps the data set reads back. python -m
+pytest"""
+
 import numpy as np
 import pytest
 
@@ -11,19 +13,35 @@ from util.datasets import CIHP, open_dataset
 from util.files import read_labels
 from util.skeleton import CLASSES, Body, can_be, side_of
 
-HEIGHT = 240                                      # of the figure, which stands in the middle of 160 x 260 pixels
+HEIGHT = 240  # of the figure, which stands in the middle of 160 x 260 pixels
 SHAPE = 260, 160
-# A figure that faces the camera: its left is on the right. x from the middle and y, in heights of the figure.
-FIGURE = {'nose': (0, 0.09), 'left_eye': (0.022, 0.07), 'right_eye': (-0.022, 0.07), 'left_ear': (0.045, 0.08),
-          'right_ear': (-0.045, 0.08), 'left_shoulder': (0.11, 0.19), 'right_shoulder': (-0.11, 0.19),
-          'left_elbow': (0.17, 0.35), 'right_elbow': (-0.17, 0.35), 'left_wrist': (0.2, 0.49), 'right_wrist': (-0.2, 0.49),
-          'left_hip': (0.06, 0.49), 'right_hip': (-0.06, 0.49), 'left_knee': (0.07, 0.73), 'right_knee': (-0.07, 0.73),
-          'left_ankle': (0.08, 0.94), 'right_ankle': (-0.08, 0.94)}
+# A figure that faces the camera: its left is on the right. x from the middle and y, in heights of
+# the figure.
+FIGURE = {
+    'nose': (0, 0.09),
+    'left_eye': (0.022, 0.07),
+    'right_eye': (-0.022, 0.07),
+    'left_ear': (0.045, 0.08),
+    'right_ear': (-0.045, 0.08),
+    'left_shoulder': (0.11, 0.19),
+    'right_shoulder': (-0.11, 0.19),
+    'left_elbow': (0.17, 0.35),
+    'right_elbow': (-0.17, 0.35),
+    'left_wrist': (0.2, 0.49),
+    'right_wrist': (-0.2, 0.49),
+    'left_hip': (0.06, 0.49),
+    'right_hip': (-0.06, 0.49),
+    'left_knee': (0.07, 0.73),
+    'right_knee': (-0.07, 0.73),
+    'left_ankle': (0.08, 0.94),
+    'right_ankle': (-0.08, 0.94),
+}
 MASK = np.ones(SHAPE, bool)
 
 
 def figure(**changes):
-    """Keypoints (17, 3) of the figure, all visible. changes: {keypoint: (x, y), or None = not given}."""
+    """Keypoints (17, 3) of the figure, all visible. changes: {keypoint: (x, y), or None = not
+    given}."""
     places = {**FIGURE, **changes}
     points = np.zeros((17, 3), np.float32)
     for name, place in places.items():
@@ -35,7 +53,10 @@ def figure(**changes):
 def turned(points):
     """The same figure seen from behind: left and right change places, and no face."""
     points = points.copy()
-    order = [KEYPOINTS.index(name.replace('left', 'x').replace('right', 'left').replace('x', 'right')) for name in KEYPOINTS]
+    order = [
+        KEYPOINTS.index(name.replace('left', 'x').replace('right', 'left').replace('x', 'right'))
+        for name in KEYPOINTS
+    ]
     points = points[order]
     points[:3] = 0
     return points
@@ -50,12 +71,24 @@ def classes_at(allowed, points, name, down=0.0):
 
 def test_the_classes_are_those_of_cihp():
     assert tuple(CLASSES) == CIHP.class_names
-    assert [side_of(c) for c in (14, 15, 16, 19, 13, 255)] == ['left', 'right', 'left', 'right', None, None]
+    assert [side_of(c) for c in (14, 15, 16, 19, 13, 255)] == [
+        'left',
+        'right',
+        'left',
+        'right',
+        None,
+        None,
+    ]
 
 
 def test_the_height_of_a_figure_is_found_also_when_it_sits():
     assert Body(figure()).height == pytest.approx(HEIGHT, rel=0.12)
-    sitting = figure(left_knee=(0.07, 0.55), right_knee=(-0.07, 0.55), left_ankle=(0.07, 0.8), right_ankle=(-0.07, 0.8))
+    sitting = figure(
+        left_knee=(0.07, 0.55),
+        right_knee=(-0.07, 0.55),
+        left_ankle=(0.07, 0.8),
+        right_ankle=(-0.07, 0.8),
+    )
     assert Body(sitting).height == pytest.approx(HEIGHT, rel=0.12)
     assert Body(np.zeros((17, 3))).height == 0 and not can_be(np.zeros((17, 3)), MASK).any()
 
@@ -66,13 +99,31 @@ def test_what_can_be_where_on_a_figure():
     assert classes_at(allowed, points, 'nose') == {'face', 'sunglasses'}
     assert classes_at(allowed, points, 'left_eye', -0.09) == {'hair', 'hat'}
     assert {'hair', 'face'} <= classes_at(allowed, points, 'left_ear')
-    assert classes_at(allowed, points, 'left_elbow') == {'left-arm', 'upper-clothes', 'dress', 'coat'}
-    assert classes_at(allowed, points, 'right_knee') == {'right-leg', 'pants', 'skirt', 'dress', 'coat'}
+    assert classes_at(allowed, points, 'left_elbow') == {
+        'left-arm',
+        'upper-clothes',
+        'dress',
+        'coat',
+    }
+    assert classes_at(allowed, points, 'right_knee') == {
+        'right-leg',
+        'pants',
+        'skirt',
+        'dress',
+        'coat',
+    }
     assert classes_at(allowed, points, 'right_ankle', -0.04) == {'right-leg', 'pants'}
     assert classes_at(allowed, points, 'right_ankle', 0.04) == {'right-leg', 'right-shoe', 'socks'}
     chest = allowed[:, 10 + int(0.3 * HEIGHT), 80]
-    assert {CLASSES[c] for c in np.flatnonzero(chest)} == {'upper-clothes', 'dress', 'coat', 'torso-skin', 'scarf', 'hair'}
-    assert not allowed[:, 100, 2].any()                              # far from every joint
+    assert {CLASSES[c] for c in np.flatnonzero(chest)} == {
+        'upper-clothes',
+        'dress',
+        'coat',
+        'torso-skin',
+        'scarf',
+        'hair',
+    }
+    assert not allowed[:, 100, 2].any()  # far from every joint
 
 
 def test_left_is_the_persons_own_left_also_from_behind():
@@ -104,7 +155,7 @@ def test_labels_stay_inside_the_mask():
     assert allowed.any() and not allowed[:, :, :80].any()
 
 
-# ---- the model's share -----------------------------------------------------------------------------------------
+# ---- the model's share ---------------------------------------------------------------------------
 
 
 def posterior(**shares):
@@ -132,7 +183,7 @@ def test_the_model_chooses_among_what_can_be_there():
 
 
 def test_the_keypoints_decide_the_side():
-    values = posterior(left_arm=0.6, upper_clothes=0.4)              # the model has the sides wrong
+    values = posterior(left_arm=0.6, upper_clothes=0.4)  # the model has the sides wrong
     assert chosen(values, allow('right-arm', 'upper-clothes'))[0] == 'right-arm'
 
 
@@ -179,8 +230,14 @@ def test_a_photo_and_its_mirror_image_get_mirrored_labels(model):
     other = turned(points)
     other[:3] = points[[0, 2, 1]]
     other[:, 0] = np.where(other[:, 2] > 0, SHAPE[1] - 1 - other[:, 0], 0)
-    flipped = keypoints.label_person(model, np.ascontiguousarray(image[:, ::-1]), np.ascontiguousarray(mask[:, ::-1]),
-                                     other, 0.1, 0.05)
+    flipped = keypoints.label_person(
+        model,
+        np.ascontiguousarray(image[:, ::-1]),
+        np.ascontiguousarray(mask[:, ::-1]),
+        other,
+        0.1,
+        0.05,
+    )
     swapped = keypoints.mirrored(np.array([flipped == c for c in range(1, 20)]))
     again = np.where(swapped.any(0), swapped.argmax(0) + 1, 0)
     assert np.count_nonzero(labels) > 500
@@ -192,21 +249,47 @@ def test_the_program_writes_what_the_data_set_reads(model, tmp_path):
     mask = np.zeros((40, 60), bool)
     mask[2:38, 20:44] = True
     points = figure() * [0.15, 0.15, 1] + [20, 0, 0]
-    with_points = {**person, 'segmentation': plain_counts(mask), 'keypoints': points.ravel().tolist()}
+    with_points = {
+        **person,
+        'segmentation': plain_counts(mask),
+        'keypoints': points.ravel().tolist(),
+    }
     without = {**person, 'id': 4, 'segmentation': plain_counts(~mask)}
     write_coco(tmp_path / 'coco', {8: (4, [with_points, without])}, 'train2017')
     write_coco(tmp_path / 'coco', {9: (4, [])})
     model.save(tmp_path / 'tiny.pt')
-    done = call(keypoints, '--root', tmp_path / 'coco', '--split', 'train', '--weights', tmp_path / 'tiny.pt', '--device', 'cpu',
-                '--out', tmp_path / 'parts', '--smallest', '100', '--certain', '0.05', '--mass', '0', '--sheet',
-                tmp_path / 'sheet.png')
+    done = call(
+        keypoints,
+        '--root',
+        tmp_path / 'coco',
+        '--split',
+        'train',
+        '--weights',
+        tmp_path / 'tiny.pt',
+        '--device',
+        'cpu',
+        '--out',
+        tmp_path / 'parts',
+        '--smallest',
+        '100',
+        '--certain',
+        '0.05',
+        '--mass',
+        '0',
+        '--sheet',
+        tmp_path / 'sheet.png',
+    )
     assert done.returncode == 0, done.stderr
     assert [path.name for path in (tmp_path / 'parts').iterdir()] == ['000000000008_3.png']
     assert '1 people -> ' in done.stdout and (tmp_path / 'sheet.png').exists()
     labels = read_labels(tmp_path / 'parts' / '000000000008_3.png', 19)
     assert labels.shape == (40, 60) and labels.any() and not labels[~mask].any()
-    _, parsing, _ = open_dataset('COCO', tmp_path / 'coco', 'train', parts=tmp_path / 'parts').read(0)
-    assert (parsing[0] == np.where(labels > 0, labels, 255 * mask)).all() and set(np.unique(parsing[1])) == {0, 255}
+    _, parsing, _ = open_dataset('COCO', tmp_path / 'coco', 'train', parts=tmp_path / 'parts').read(
+        0
+    )
+    assert (parsing[0] == np.where(labels > 0, labels, 255 * mask)).all() and set(
+        np.unique(parsing[1])
+    ) == {0, 255}
 
 
 def test_keypoints_are_checked_against_labels():
@@ -216,4 +299,7 @@ def test_keypoints_are_checked_against_labels():
     labels[y, x] = CLASSES.index('pants')
     x, y = points[KEYPOINTS.index('left_ankle'), :2].astype(int)
     labels[y, x] = CLASSES.index('left-shoe')
-    assert keypoints.check_keypoints(labels, points) == [('nose', 9, False), ('left_ankle', 18, True)]
+    assert keypoints.check_keypoints(labels, points) == [
+        ('nose', 9, False),
+        ('left_ankle', 18, True),
+    ]

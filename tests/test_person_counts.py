@@ -1,4 +1,6 @@
-"""The counts of people, keypoints and sides follow their definitions on drawn cases. python -m pytest"""
+"""The counts of people, keypoints and sides follow their definitions on drawn cases. python -m
+pytest"""
+
 import numpy as np
 
 from util.coco import KEYPOINTS, Person
@@ -30,7 +32,7 @@ NOTHING = np.zeros(SHAPE, bool)
 def test_a_person_is_found_above_half_an_iou_and_a_detection_is_false_up_to_it():
     known = [person((0, 40), (0, 20))]
     exact = label_map('dress', (0, 40), (0, 20))[None]
-    half = label_map('dress', (0, 20), (0, 20))[None]                # an IoU of exactly 0.5
+    half = label_map('dress', (0, 20), (0, 20))[None]  # an IoU of exactly 0.5
     assert count_photo(exact, known, NOTHING) == Counts(1, 1, 1, 1, 0)
     assert count_photo(half, known, NOTHING) == Counts(1, 1, 0, 1, 1)
     assert count_photo(half[:0], known, NOTHING) == Counts(1, 1, 0, 0, 0)
@@ -47,7 +49,7 @@ def test_a_detection_that_is_half_ignored_is_not_false():
 
 
 def test_small_people_are_not_counted_but_make_no_detection_false():
-    small = [person((0, 7), (0, 7))]                                 # 49 of 5000 pixels
+    small = [person((0, 7), (0, 7))]  # 49 of 5000 pixels
     found = label_map('dress', (0, 7), (0, 7))[None]
     assert count_photo(found, small, NOTHING) == Counts(1, 0, 0, 1, 0)
 
@@ -63,7 +65,7 @@ def test_keypoints_are_right_where_the_label_can_be_there():
     labels = label_map('pants', (0, 40), (0, 20))
     labels[:10] = CLASSES.index('face') * (labels[:10] > 0)
     counts = count_photo(labels[None], known, NOTHING)
-    assert (counts.keypoints, counts.right) == (3, 2)                # trousers cannot be at a wrist
+    assert (counts.keypoints, counts.right) == (3, 2)  # trousers cannot be at a wrist
     lost = count_photo(labels[None] * 0, known, NOTHING)
     assert (lost.keypoints, lost.right, lost.found) == (3, 0, 0)
 
@@ -76,10 +78,19 @@ def test_an_unknown_part_is_not_right():
 
 
 def test_sides_are_those_of_the_person():
-    known = [person((0, 40), (0, 20), left_elbow=(5, 5), right_elbow=(15, 5), left_ankle=(5, 35), left_hip=(5, 20))]
+    known = [
+        person(
+            (0, 40),
+            (0, 20),
+            left_elbow=(5, 5),
+            right_elbow=(15, 5),
+            left_ankle=(5, 35),
+            left_hip=(5, 20),
+        )
+    ]
     labels = label_map('left-arm', (0, 40), (0, 20))
     labels[30:, :20] = CLASSES.index('right-shoe')
-    labels[18:22, :20] = CLASSES.index('right-leg')                  # a hip is no place where sides are judged
+    labels[18:22, :20] = CLASSES.index('right-leg')  # a hip is no place where sides are judged
     counts = count_photo(labels[None], known, NOTHING)
     assert (counts.sided, counts.own_side) == (3, 1) and (counts.keypoints, counts.right) == (4, 1)
 
@@ -101,6 +112,8 @@ def test_ious_agree_with_a_loop():
 
 def test_counts_add_up_and_read_well():
     both = Counts(1, 2, 1, 3, 1, 10, 5, 4, 3) + Counts(1, 2, 1, 1, 0, 10, 1, 0, 0)
-    assert both.summary() == ('2 photos: found 50.0 % of 4 people, 1 of 4 detections false (90 per 180 photos), keypoints '
-                              'right 30.0 % of 20, side right 75.0 % of 4')
+    assert both.summary() == (
+        '2 photos: found 50.0 % of 4 people, 1 of 4 detections false (90 per 180 photos), '
+        'keypoints right 30.0 % of 20, side right 75.0 % of 4'
+    )
     assert 'found none of 0 people' in Counts(photos=1).summary()

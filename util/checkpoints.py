@@ -23,7 +23,8 @@ HARMLESS = re.compile(                                   # what a pickle of weig
     r'|torch\.nn\.parameter\.Parameter|numpy\.(dtype|ndarray|(_?core)\.multiarray\.(scalar|_reconstruct))'
     r'|(os|posix|nt|sys)\..*')                          # torch blocks the last four, with a sentence of its own
 KINDS = '?', 'b1', 'i1', 'u1', 'i2', 'i4', 'i8', 'f2', 'f4', 'f8', 'U'       # dtypes of numpy
-PATHS = 'pretrained', 'backgrounds', 'people', 'tagged', 'coco', 'parts'  # settings that may hold a folder of the user's machine
+# Settings that may hold a folder of the user's machine.
+PATHS = 'pretrained', 'backgrounds', 'people', 'tagged', 'coco', 'parts'
 
 
 def read_checkpoint(path):

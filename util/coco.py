@@ -1,13 +1,16 @@
-"""COCO's people (Lin et al. 2014), read from the official folders, and windows of its photos for training.
+"""COCO's people (Lin et al. 2014), read from the official folders, and windows of its photos for
+training.
 
     train2017/, val2017/                              the photos
     annotations/person_keypoints_train2017.json       people, with keypoints where COCO has them
     annotations/instances_train2017.json              read instead where the file above is missing
 
-COCO says where people are, but not what they wear: its people are 255 in `parsing` (this person, part unknown). Labels
-of parts may lie beside it in a folder of their own (util/keypoints.py). The classes are those of CIHP.
-Needs no torch and no pycocotools. `datasets.COCO` is the data set; this file has what it does.
+COCO says where people are, but not what they wear: its people are 255 in `parsing` (this person,
+part unknown). Labels of parts may lie beside it in a folder of their own (util/keypoints.py). The
+classes are those of CIHP. Needs no torch and no pycocotools. `datasets.COCO` is the data set; this
+file has what it does.
 """
+
 import json
 import math
 import os
@@ -16,52 +19,70 @@ from collections import defaultdict, namedtuple
 import numpy as np
 from scipy import ndimage
 
-from util.files import UNKNOWN, index_folder, naming, printable, read_labels, read_stored, stored_size
+from util.files import (
+    UNKNOWN,
+    index_folder,
+    naming,
+    printable,
+    read_labels,
+    read_stored,
+    stored_size,
+)
 from util.masks import box_of, coco_mask, stack_people
 
-FOLDERS = {'train': ('train2017',), 'val': ('val2017',)}      # other splits: a share of both
+FOLDERS = {'train': ('train2017',), 'val': ('val2017',)}  # other splits: a share of both
 BOTH = 'train2017', 'val2017'
-FREE = 4, 5, 7                     # COCO's licences that allow reuse and changes: BY, BY-SA, no known restrictions
-SMALLEST = 100                     # pixels; smaller people are ignored
-KEYPOINTS = ('nose left_eye right_eye left_ear right_ear left_shoulder right_shoulder left_elbow right_elbow left_wrist '
-             'right_wrist left_hip right_hip left_knee right_knee left_ankle right_ankle').split()
+FREE = 4, 5, 7  # COCO's licences that allow reuse and changes: BY, BY-SA, no known restrictions
+SMALLEST = 100  # pixels; smaller people are ignored
+KEYPOINTS = (
+    'nose left_eye right_eye left_ear right_ear left_shoulder right_shoulder left_elbow '
+    'right_elbow left_wrist right_wrist left_hip right_hip left_knee right_knee left_ankle '
+    'right_ankle'
+).split()
 
-# One person. id: of the annotation; mask (H, W) bool; keypoints (17, 3) float32: x, y in pixels and 0 = not given,
-# 1 = hidden, 2 = visible, or None; pseudo: the mask was not drawn by people.
+# One person. id: of the annotation; mask (H, W) bool; keypoints (17, 3) float32: x, y in pixels and
+# 0 = not given, 1 = hidden, 2 = visible, or None; pseudo: the mask was not drawn by people.
 Person = namedtuple('Person', 'id mask keypoints pseudo')
 # One annotation as it is kept in memory. outline: polygons as float32 arrays, or run lengths.
 Annotation = namedtuple('Annotation', 'id outline keypoints crowd pseudo')
 
 
-# ---- annotations -------------------------------------------------------------------------------------------
+# ---- annotations ---------------------------------------------------------------------------------
 
 
 def read_licenses(text):
-    """'free', '' or ids such as '4,5' -> tuple of ids; () = all licences. ValueError for anything else."""
+    """'free', '' or ids such as '4,5' -> tuple of ids; () = all licences. ValueError for anything
+    else."""
     if not text:
         return ()
     if text == 'free':
         return FREE
     words = text.split(',')
     if not all(word.strip().isdigit() for word in words):
-        raise ValueError(f'--licenses is {text[:40]!r}; give free, or ids of the annotation file with commas, as 4,5')
+        raise ValueError(
+            f'--licenses is {text[:40]!r}; give free, or ids of the annotation file with commas, '
+            'as 4,5'
+        )
     return tuple(int(word) for word in words)
 
 
 def find_annotations(root, folder):
-    """Path of the annotation file of train2017 or val2017; FileNotFoundError where there is none."""
+    """Path of the annotation file of train2017 or val2017; FileNotFoundError where there is
+    none."""
     names = [f'{kind}_{folder}.json' for kind in ('person_keypoints', 'instances')]
     paths = [os.path.join(root, 'annotations', name) for name in names]
     for path in paths:
         if os.path.isfile(path):
             return path
-    raise FileNotFoundError(f'{printable(root)} has neither annotations/{names[0]} nor {names[1]}; unpack the '
-                            'annotations of COCO 2017 there')
+    raise FileNotFoundError(
+        f'{printable(root)} has neither annotations/{names[0]} nor {names[1]}; unpack the '
+        'annotations of COCO 2017 there'
+    )
 
 
 def read_annotations(path):
-    """Annotation file -> images: {id: its record}, people: {image id: list of Annotation}. People alone are kept.
-    ValueError where the file is broken or not of this form."""
+    """Annotation file -> images: {id: its record}, people: {image id: list of Annotation}. People
+    alone are kept. ValueError where the file is broken or not of this form."""
     people = defaultdict(list)
     with naming(path), open(path) as file:
         coco = json.load(file)
@@ -79,25 +100,30 @@ def read_annotations(path):
 def read_annotation(record):
     """A record of the annotation file -> Annotation."""
     outline = record['segmentation']
-    if isinstance(outline, list):                  # float32 arrays take a tenth of the memory of lists
+    if isinstance(outline, list):  # float32 arrays take a tenth of the memory of lists
         outline = [np.array(polygon, np.float32) for polygon in outline]
     points = None
     if any(record.get('keypoints', ())):
         points = np.array(record['keypoints'], np.float32).reshape(len(KEYPOINTS), 3)
-    return Annotation(record['id'], outline, points, bool(record.get('iscrowd')), bool(record.get('pseudo_mask')))
+    return Annotation(
+        record['id'], outline, points, bool(record.get('iscrowd')), bool(record.get('pseudo_mask'))
+    )
 
 
 def outline_mask(outline, size):
     """Polygons or run lengths -> bool (H, W); size: (width, height)."""
     if isinstance(outline, dict):
         if list(outline['size']) != [size[1], size[0]]:
-            raise ValueError(f'it is of size {outline["size"]}, the photo of {[size[1], size[0]]} rows and columns')
+            raise ValueError(
+                f'it has {outline["size"]} rows and columns, the photo {[size[1], size[0]]}'
+            )
         return coco_mask(outline, size)
     return coco_mask([polygon.tolist() for polygon in outline], size)
 
 
 def unsure_edge(mask, share=0.04):
-    """bool (H, W): the pixels near the outline of a mask, up to `share` of the root of its area on both sides."""
+    """bool (H, W): the pixels near the outline of a mask, up to `share` of the root of its area on
+    both sides."""
     width = max(1, round(share * math.sqrt(np.count_nonzero(mask))))
     x, y, w, h = box_of(mask)
     window = slice(max(0, y - width), y + h + width), slice(max(0, x - width), x + w + width)
@@ -108,19 +134,21 @@ def unsure_edge(mask, share=0.04):
     return edge
 
 
-# ---- the data set ------------------------------------------------------------------------------------------
+# ---- the data set --------------------------------------------------------------------------------
 
 
 class CocoPhotos:
     """What `datasets.COCO` does; it adds class names and flip pairs.
 
-    Splits: train and val are COCO's own. fit is four fifths of both, held the fifth whose id is divisible by 5; tune and
-    test are the two halves of held, one to choose with and one to report.
+    Splits: train and val are COCO's own. fit is four fifths of both, held the fifth whose id is
+    divisible by 5; tune and test are the two halves of held, one to choose with and one to report.
 
-    Options: licenses: see `read_licenses`; parts: a folder of label maps PHOTO_ANNOTATION.png in the classes of CIHP,
-    0 or 255 where the part is unknown; pseudo: whether masks marked `pseudo_mask` are people, with an ignored edge, or
-    ignored as a whole; the default is to use them in train and fit alone; samples: 0 = every photo as it is, else this
-    many random windows per epoch (`draw_window`)."""
+    Options: licenses: see `read_licenses`; parts: a folder of label maps PHOTO_ANNOTATION.png in
+    the classes of CIHP, 0 or 255 where the part is unknown; pseudo: whether masks marked
+    `pseudo_mask` are people, with an ignored edge, or ignored as a whole; the default is to use
+    them in train and fit alone; samples: 0 = every photo as it is, else this many random windows
+    per epoch (`draw_window`)."""
+
     splits = 'train', 'val', 'fit', 'held', 'tune', 'test'
 
     def __init__(self, root, split, licenses='', parts=None, pseudo=None, samples=0):
@@ -130,9 +158,15 @@ class CocoPhotos:
             self.add_folder(root, folder, read_licenses(licenses))
         self.choose(split)
         if not self.stems:
-            raise ValueError(f'{printable(root)} has no photo of people with these licenses in the split {split}; '
-                             'leave out --licenses or unpack the download again')
-        self.parts = index_folder(parts, ('.png',), 'give the folder that util.keypoints wrote') if parts else {}
+            raise ValueError(
+                f'{printable(root)} has no photo of people with these licenses in the split '
+                f'{split}; leave out --licenses or unpack the download again'
+            )
+        self.parts = (
+            index_folder(parts, ('.png',), 'give the folder that util.keypoints wrote')
+            if parts
+            else {}
+        )
         self.samples = samples
         self.ids = [f'window_{i:06d}' for i in range(samples)] if samples else self.stems
 
@@ -150,8 +184,10 @@ class CocoPhotos:
             sizes = [(int(images[i]['width']), int(images[i]['height'])) for i in kept]
         missing = [name for name in names if name not in files]
         if missing:
-            raise FileNotFoundError(f'{printable(os.path.join(root, folder))} lacks {len(missing)} of {len(names)} '
-                                    f'photos of {path}, the first is {missing[0]}.jpg; unpack the download again')
+            raise FileNotFoundError(
+                f'{printable(os.path.join(root, folder))} lacks {len(missing)} of {len(names)} '
+                f'photos of {path}, the first is {missing[0]}.jpg; unpack the download again'
+            )
         self.stems += names
         self.sizes += sizes
         self.photos += [files[name] for name in names]
@@ -162,13 +198,18 @@ class CocoPhotos:
         if split in FOLDERS:
             return
         held = [k for k, stem in enumerate(self.stems) if int(stem) % 5 == 0]
-        kept = {'fit': sorted(set(range(len(self.stems))) - set(held)), 'held': held, 'tune': held[0::2],
-                'test': held[1::2]}[split]
+        kept = {
+            'fit': sorted(set(range(len(self.stems))) - set(held)),
+            'held': held,
+            'tune': held[0::2],
+            'test': held[1::2],
+        }[split]
         for name in ('stems', 'sizes', 'photos', 'people'):
             setattr(self, name, [getattr(self, name)[k] for k in kept])
 
     def size(self, i):
-        """(width, height) of photo i, from the annotation file. Not for windows, whose size is drawn."""
+        """(width, height) of photo i, from the annotation file. Not for windows, whose size is
+        drawn."""
         return self.sizes[i]
 
     def is_wide(self, i):
@@ -178,8 +219,9 @@ class CocoPhotos:
         return self.sizes[i][0] > self.sizes[i][1]
 
     def persons(self, k):
-        """The people of photo k -> list of Person, ignore (H, W) bool: crowds, people of less than SMALLEST pixels,
-        and edges of pseudo masks, or the whole of them. A person's pixels are never ignored because of a crowd."""
+        """The people of photo k -> list of Person, ignore (H, W) bool: crowds, people of less than
+        SMALLEST pixels, and edges of pseudo masks, or the whole of them. A person's pixels are
+        never ignored because of a crowd."""
         width, height = self.sizes[k]
         people, ignore, edges = [], np.zeros((height, width), bool), np.zeros((height, width), bool)
         for a in self.people[k]:
@@ -196,14 +238,17 @@ class CocoPhotos:
         return people, ignore | edges
 
     def labels(self, k, person):
-        """Label map (H, W) uint8 of a Person of photo k: 255, or parts where the folder of parts knows them."""
+        """Label map (H, W) uint8 of a Person of photo k: 255, or parts where the folder of parts
+        knows them."""
         labels = person.mask * np.uint8(UNKNOWN)
         path = self.parts.get(f'{self.stems[k]}_{person.id}')
         if path:
             parts = read_labels(path, len(self.class_names) - 1)
             if parts.shape != labels.shape:
-                raise ValueError(f'{path} and {self.photos[k]} differ in size; write the labels again with '
-                                 'util.keypoints')
+                raise ValueError(
+                    f'{path} and {self.photos[k]} differ in size; write the labels again with '
+                    'util.keypoints'
+                )
             labels = np.where(person.mask & (parts > 0), parts, labels)
         return labels
 
@@ -215,29 +260,33 @@ class CocoPhotos:
         return stack_people([self.labels(i, person) for person in people], self.sizes[i]), ignore
 
     def read(self, i, seed=0, epoch=0):
-        """image (H, W, 3) uint8 RGB, parsing (N, H, W) uint8, ignore (H, W) bool: photo i, or window i of an epoch."""
+        """image (H, W, 3) uint8 RGB, parsing (N, H, W) uint8, ignore (H, W) bool: photo i, or
+        window i of an epoch."""
         if not self.samples:
             return super().read(i)
         rng = np.random.default_rng((7, seed, epoch, i))
         k = int(rng.integers(len(self.photos)))
         people, ignore = self.persons(k)
         if stored_size(self.photos[k]) != self.sizes[k]:
-            raise ValueError(f'{self.photos[k]} is not of the size in the annotations; unpack the download again')
+            raise ValueError(
+                f'{self.photos[k]} is not of the size in the annotations; unpack the download again'
+            )
         parsing = stack_people([self.labels(k, person) for person in people], self.sizes[k])
         window = draw_window(self.sizes[k], parsing, self.is_wide(i), rng)
         image = np.array(read_stored(self.photos[k]))[window]
         return np.ascontiguousarray(image), *cut(parsing, ignore, window)
 
 
-# ---- windows -----------------------------------------------------------------------------------------------
+# ---- windows -------------------------------------------------------------------------------------
 
 
 def draw_window(size, parsing, wide, rng, whole=0.35):
-    """Rows and columns of a random part of a photo of size (width, height), wider than high or higher than wide.
+    """Rows and columns of a random part of a photo of size (width, height), wider than high or
+    higher than wide.
 
-    A share `whole` of the photos of that form are shown whole. The other windows are as high as one person divided by
-    0.3 to 1.6: from small people to head and shoulders. The person's middle, or at times the head, lies in the window.
-    parsing (N, H, W) uint8."""
+    A share `whole` of the photos of that form are shown whole. The other windows are as high as one
+    person divided by 0.3 to 1.6: from small people to head and shoulders. The person's middle, or
+    at times the head, lies in the window. parsing (N, H, W) uint8."""
     width, height = size
     if not len(parsing) or rng.random() < whole and (width > height) == wide:
         return slice(0, height), slice(0, width)
@@ -258,8 +307,8 @@ def draw_window(size, parsing, wide, rng, whole=0.35):
 
 
 def cut(parsing, ignore, window, least=0.05):
-    """parsing (N, H, W) and ignore (H, W) of a window. People of whom less than a share `least` or less than SMALLEST
-    pixels are left are ignored."""
+    """parsing (N, H, W) and ignore (H, W) of a window. People of whom less than a share `least` or
+    less than SMALLEST pixels are left are ignored."""
     inside = np.ascontiguousarray(parsing[:, *window])
     areas = (parsing > 0).sum((1, 2))
     left = (inside > 0).sum((1, 2))
@@ -268,11 +317,12 @@ def cut(parsing, ignore, window, least=0.05):
     return inside[kept], ignore
 
 
-# ---- mixtures ----------------------------------------------------------------------------------------------
+# ---- mixtures ------------------------------------------------------------------------------------
 
 
 class MixedPhotos:
-    """Several data sets of the same classes as one; `datasets.Mixed` adds the rest. Their images follow each other."""
+    """Several data sets of the same classes as one; `datasets.Mixed` adds the rest. Their images
+    follow each other."""
 
     def __init__(self, parts):
         self.parts = parts

@@ -83,9 +83,11 @@ def parse_arguments(argv=None):
     parser.add_argument('--data', choices=['COCO'], help='count on a split of this data set instead')
     parser.add_argument('--root', help='with --data: its folder, as downloaded')
     parser.add_argument('--split', default='held', choices=COCO.splits, help='with --data: default held')
-    parser.add_argument('--curve', choices=['theta_score', 'theta_person'], help='with --data: for values of this setting')
+    parser.add_argument('--curve', choices=['theta_score', 'theta_person'],
+                        help='with --data: for many values of this setting')
     parser.add_argument('--instances', help='folder of ID.png; without it, the photos show nobody')
-    parser.add_argument('--iou', type=preflight.Between(0, 1, float), default=0.5, help='without --data: of masks; default 0.5')
+    parser.add_argument('--iou', type=preflight.Between(0, 1, float), default=0.5,
+                        help='without --data: of masks; default 0.5')
     add_model_flags(parser)
     return parser.parse_args(argv)
 

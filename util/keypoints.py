@@ -1,15 +1,19 @@
-"""Labels the parts of COCO's people, where their keypoints and a model are sure: pseudo labels for training.
+"""Labels the parts of COCO's people, where their keypoints and a model are sure: pseudo labels for
+training.
 
     python -m util.keypoints --root coco --split fit --out parts/ --weights uniparser.pt
     python train.py --data COCO --root coco --parts parts/
 
-The keypoints say which classes can be at a pixel (`skeleton.can_be`), and which arm or leg is the left one. Among these
-classes the model chooses: it sees every person alone, once as it is and once mirrored, inside the known mask. A pixel
-gets a label where both images agree with a posterior of at least --certain, and where the classes that can be there
-have at least --mass of the posterior of all. Other pixels stay unknown. PHOTO_ANNOTATION.png is the label map of one
-person, of the photo's size: 0 where nothing is known.
+The keypoints say which classes can be at a pixel (`skeleton.can_be`), and which arm or leg is the
+left one. Among these classes the model chooses: it sees every person alone, once as it is and once
+mirrored, inside the known mask. A pixel gets a label where both images agree with a posterior of at
+least --certain, and where the classes that can be there have at least --mass of the posterior of
+all. Other pixels stay unknown. PHOTO_ANNOTATION.png is the label map of one person, of the photo's
+size: 0 where nothing is known.
 """
+
 import preflight
+
 preflight.require('data', 'infer', 'uniparser', 'util')
 
 import os
@@ -32,13 +36,13 @@ from util.masks import box_of
 from util.pictures import add_legend, overlay, palette, palette_image
 from util.skeleton import CLASSES, VISIBLE, can_be, class_ids, labels_at
 
-MARGIN = 0.15                                     # of the box around a person, on each side
-SIDE = 320                                        # long side of the network's input, in pixels
+MARGIN = 0.15  # of the box around a person, on each side
+SIDE = 320  # long side of the network's input, in pixels
 PAIRS = COCO.flip_pairs
 DRESS, COAT, PANTS = (CLASSES.index(name) for name in ('dress', 'coat', 'pants'))
 
 
-# ---- one person --------------------------------------------------------------------------------------------
+# ---- one person ----------------------------------------------------------------------------------
 
 
 def person_window(mask, share=MARGIN):
@@ -50,14 +54,18 @@ def person_window(mask, share=MARGIN):
 
 @torch.no_grad()
 def posteriors(model, image, mask):
-    """Posterior of each class at each pixel of one person -> (K, h, w) float32, from `beyond.mixture`. image (h, w, 3)
-    uint8 and mask (h, w) bool: the person's window."""
+    """Posterior of each class at each pixel of one person -> (K, h, w) float32, from
+    `beyond.mixture`. image (h, w, 3) uint8 and mask (h, w) bool: the person's window."""
     config, photo = model.config, Image.fromarray(image)
     out = model.outputs(network_input(photo, config))
-    q_cate = correlate(out['k_cate'], out['f_cate'][0], config.space)                      # (K, h/4, w/4)
+    q_cate = correlate(out['k_cate'], out['f_cate'][0], config.space)  # (K, h/4, w/4)
     (rows, columns), (high, wide) = input_size(photo, config)
     # The mask at the size of the correlations, a cell wider, so that the posteriors reach its edge.
-    small = Image.fromarray(mask * np.uint8(255)).resize((wide, high), Image.NEAREST).filter(ImageFilter.MaxFilter(7))
+    small = (
+        Image.fromarray(mask * np.uint8(255))
+        .resize((wide, high), Image.NEAREST)
+        .filter(ImageFilter.MaxFilter(7))
+    )
     gate = torch.zeros(rows, columns, dtype=torch.bool)
     gate[:high, :wide] = torch.from_numpy(np.array(small) > 0)
     gate = gate[2::4, 2::4].to(q_cate.device)
@@ -75,7 +83,8 @@ def mirrored(values):
 
 
 def either_side(values):
-    """(K, h, w): left and right classes both get the sum of both. The model knows limbs better than sides."""
+    """(K, h, w): left and right classes both get the sum of both. The model knows limbs better than
+    sides."""
     values = values.copy()
     for left, right in PAIRS:
         values[left - 1] = values[right - 1] = values[left - 1] + values[right - 1]
@@ -83,9 +92,10 @@ def either_side(values):
 
 
 def settle(values, allowed, garments, share=0.6, least=0.3):
-    """Decides for the whole person between garments that are easily taken for each other, in place: the one with
-    `share` of their posterior wins, and gets that of the others where it has at least `least` of it. Without a winner
-    none of them has a label. values (K, h, w): posteriors of classes that can be there; allowed (K, h, w) bool."""
+    """Decides for the whole person between garments that are easily taken for each other, in place:
+    the one with `share` of their posterior wins, and gets that of the others where it has at least
+    `least` of it. Without a winner none of them has a label. values (K, h, w): posteriors of
+    classes that can be there; allowed (K, h, w) bool."""
     ids = np.array(class_ids(garments)) - 1
     group = values[ids].sum(0)
     sums = values[ids].sum((1, 2))
@@ -98,9 +108,9 @@ def settle(values, allowed, garments, share=0.6, least=0.3):
 
 
 def choose(values, allowed, mass):
-    """The best class among those that can be there -> ids (h, w), 0 where it is one that `settle` rules out, and its
-    posterior among these (h, w), 0 where they have less than `mass` of the whole. values (K, h, w); allowed (K, h, w)
-    bool."""
+    """The best class among those that can be there -> ids (h, w), 0 where it is one that `settle`
+    rules out, and its posterior among these (h, w), 0 where they have less than `mass` of the
+    whole. values (K, h, w); allowed (K, h, w) bool."""
     some = either_side(values) * allowed
     total = some.sum(0)
     lost = settle(some, allowed, 'upper-clothes dress coat') + settle(some, allowed, 'pants skirt')
@@ -111,12 +121,15 @@ def choose(values, allowed, mass):
 
 
 def label_person(model, image, mask, points, certain, mass):
-    """Label map (h, w) uint8 of one person's window: 0 where nothing is known. points (17, 3) in its pixels."""
-    allowed = can_be(points, mask)[1:]                                                     # (K, h, w)
+    """Label map (h, w) uint8 of one person's window: 0 where nothing is known. points (17, 3) in
+    its pixels."""
+    allowed = can_be(points, mask)[1:]  # (K, h, w)
     if not allowed.any():
         return np.zeros(mask.shape, np.uint8)
     plain = posteriors(model, image, mask)
-    other = mirrored(posteriors(model, np.ascontiguousarray(image[:, ::-1]), np.ascontiguousarray(mask[:, ::-1])))
+    other = mirrored(
+        posteriors(model, np.ascontiguousarray(image[:, ::-1]), np.ascontiguousarray(mask[:, ::-1]))
+    )
     first, sure = choose(plain, allowed, mass)
     second, also = choose(other, allowed, mass)
     kept = (first == second) & (np.minimum(sure, also) >= certain) & mask
@@ -125,9 +138,9 @@ def label_person(model, image, mask, points, certain, mass):
 
 
 def without_halves(labels, allowed, least=0.15):
-    """The label map without half garments. A dress or coat of which less than a share `least` lies where only tops can
-    be is a pair of trousers or a skirt, or a leg; a dress of which so little lies where trousers can be is a shirt.
-    labels (h, w), allowed (K, h, w) bool."""
+    """The label map without half garments. A dress or coat of which less than a share `least` lies
+    where only tops can be is a pair of trousers or a skirt, or a leg; a dress of which so little
+    lies where trousers can be is a shirt. labels (h, w), allowed (K, h, w) bool."""
     below = allowed[PANTS - 1]
     for garment, both in ((DRESS, True), (COAT, False)):
         pixels = labels == garment
@@ -137,12 +150,12 @@ def without_halves(labels, allowed, least=0.15):
     return labels
 
 
-# ---- many people -------------------------------------------------------------------------------------------
+# ---- many people ---------------------------------------------------------------------------------
 
 
 def check_keypoints(labels, points):
-    """Visible keypoints of a person that lie on a label map (H, W) -> list of (name, label, whether it can be there);
-    keypoints without a label are left out."""
+    """Visible keypoints of a person that lie on a label map (H, W) -> list of (name, label, whether
+    it can be there); keypoints without a label are left out."""
     found = []
     for name, (x, y, v) in zip(KEYPOINTS, points):
         row, column = int(y), int(x)
@@ -155,16 +168,22 @@ def check_keypoints(labels, points):
 
 
 def label_photo(model, dataset, k, args):
-    """(name, label map (H, W), Person) of each person of photo k that has keypoints and is not too small."""
+    """(name, label map (H, W), Person) of each person of photo k that has keypoints and is not too
+    small."""
     people, _ = dataset.persons(k)
-    people = [person for person in people
-              if person.keypoints is not None and np.count_nonzero(person.mask) >= args.smallest]
+    people = [
+        person
+        for person in people
+        if person.keypoints is not None and np.count_nonzero(person.mask) >= args.smallest
+    ]
     image = np.array(read_stored(dataset.photos[k])) if people else None
     for person in people:
         window = person_window(person.mask)
         points = person.keypoints - [window[1].start, window[0].start, 0]
         mask = np.ascontiguousarray(person.mask[window])
-        found = label_person(model, np.ascontiguousarray(image[window]), mask, points, args.certain, args.mass)
+        found = label_person(
+            model, np.ascontiguousarray(image[window]), mask, points, args.certain, args.mass
+        )
         labels = np.zeros(person.mask.shape, np.uint8)
         labels[window] = found
         yield f'{dataset.stems[k]}_{person.id}', labels, person
@@ -183,30 +202,44 @@ def run(model, dataset, args):
             visible += np.count_nonzero(person.keypoints[:, 2] >= VISIBLE)
             labelled += len(checks)
             right += sum(fits for _, _, fits in checks)
-    print(f'{people} people -> {os.path.join(args.out, "")}: {100 * known / max(pixels, 1):.1f} % of their pixels have '
-          f'a label; {labelled} of {visible} visible keypoints have one, and {100 * right / max(labelled, 1):.1f} % of '
-          'these can be there')
+    share = 100 * known / max(pixels, 1)
+    fits = 100 * right / max(labelled, 1)
+    print(
+        f'{people} people -> {os.path.join(args.out, "")}: {share:.1f} % of their pixels have a '
+        f'label; {labelled} of {visible} visible keypoints have one, and {fits:.1f} % of these '
+        'can be there'
+    )
 
 
-# ---- a look at them ----------------------------------------------------------------------------------------
+# ---- a look at them ------------------------------------------------------------------------------
 
 
 def draw_people(dataset, folder, path, count, columns=8, side=300):
-    """A sheet of `count` people, spread over the data set: the photo beside the labels, 255 in gray."""
+    """A sheet of `count` people, spread over the data set: the photo beside the labels, 255 in
+    gray."""
     names = index_folder(folder, ('.png',))
-    found = [(k, a.id) for k in range(len(dataset)) for a in dataset.people[k]
-             if f'{dataset.stems[k]}_{a.id}' in names]
+    found = [
+        (k, a.id)
+        for k in range(len(dataset))
+        for a in dataset.people[k]
+        if f'{dataset.stems[k]}_{a.id}' in names
+    ]
     # Large people, in which a fault can be seen.
     dataset.parts = names
-    found = [found[n] for n in np.linspace(0, len(found) - 1, min(6 * count, len(found))).astype(int)]
+    found = [
+        found[n] for n in np.linspace(0, len(found) - 1, min(6 * count, len(found))).astype(int)
+    ]
     rows = []
     for k, number in found:
         person = next((p for p in dataset.persons(k)[0] if p.id == number), None)
         if person is not None:
             rows.append((np.count_nonzero(person.mask), k, person))
     rows.sort(key=lambda row: -row[0])
-    chosen = rows[:3 * count:3]
-    sheet, seen = Image.new('RGB', (columns * side, -(-len(chosen) // (columns // 2)) * side), 'white'), set()
+    chosen = rows[: 3 * count : 3]
+    sheet, seen = (
+        Image.new('RGB', (columns * side, -(-len(chosen) // (columns // 2)) * side), 'white'),
+        set(),
+    )
     for n, (_, k, person) in enumerate(chosen):
         window = person_window(person.mask)
         image = np.array(read_stored(dataset.photos[k]))[window]
@@ -228,18 +261,41 @@ def enlarged(image, side):
 def parse_arguments(argv=None):
     parser = preflight.CommandParser(__doc__)
     parser.add_argument('--root', required=True, help='folder of COCO, as downloaded')
-    parser.add_argument('--split', default='fit', choices=COCO.splits, help='default: fit, see docs/data.md')
-    parser.add_argument('--licenses', default='', help="keep photos with these licenses: free, or ids such as 4,5")
+    parser.add_argument(
+        '--split', default='fit', choices=COCO.splits, help='default: fit, see docs/data.md'
+    )
+    parser.add_argument(
+        '--licenses', default='', help="keep photos with these licenses: free, or ids such as 4,5"
+    )
     parser.add_argument('--out', required=True, help='folder for the label maps')
-    parser.add_argument('--certain', type=preflight.Between(0.01, 1, float), default=0.6, metavar='VALUE',
-                        help="smallest posterior of a pixel's class; default 0.6")
-    parser.add_argument('--mass', type=preflight.Between(0, 1, float), default=0.3, metavar='VALUE',
-                        help='smallest posterior of all classes that can be there; default 0.3')
-    parser.add_argument('--smallest', type=preflight.Between(0, 10 ** 9), default=1500, metavar='PIXELS',
-                        help='leave out smaller people; default 1500')
+    parser.add_argument(
+        '--certain',
+        type=preflight.Between(0.01, 1, float),
+        default=0.6,
+        metavar='VALUE',
+        help="smallest posterior of a pixel's class; default 0.6",
+    )
+    parser.add_argument(
+        '--mass',
+        type=preflight.Between(0, 1, float),
+        default=0.3,
+        metavar='VALUE',
+        help='smallest posterior of all classes that can be there; default 0.3',
+    )
+    parser.add_argument(
+        '--smallest',
+        type=preflight.Between(0, 10**9),
+        default=1500,
+        metavar='PIXELS',
+        help='leave out smaller people; default 1500',
+    )
     parser.add_argument('--sheet', metavar='PNG', help='also draw a sheet of people')
-    parser.add_argument('--sheet-people', type=preflight.Between(1, 1000), default=40, help='default 40')
-    parser.add_argument('--sheet-only', action='store_true', help='draw the sheet of labels written before')
+    parser.add_argument(
+        '--sheet-people', type=preflight.Between(1, 1000), default=40, help='default 40'
+    )
+    parser.add_argument(
+        '--sheet-only', action='store_true', help='draw the sheet of labels written before'
+    )
     add_model_flags(parser)
     parser.set_defaults(test_short_side=SIDE, long_side=SIDE)
     return parser.parse_args(argv)

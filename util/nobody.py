@@ -1,4 +1,5 @@
 """Why a photo has no person: the threshold that held the best candidate back."""
+
 from dataclasses import replace
 
 import torch
@@ -9,9 +10,10 @@ from util.beyond import distinct, map_quality, mixture, parsing_quality
 
 @torch.no_grad()
 def held_back(out, i, config):
-    """For image i of a network's outputs, in which `decode` finds nobody with fusion index -> the name of the first
-    setting that no candidate passes, and the best candidate's value, which is at most the setting's. None where the
-    candidates pass each threshold, but lose all their pixels at the photo's size."""
+    """For image i of a network's outputs, in which `decode` finds nobody with fusion index -> the
+    name of the first setting that no candidate passes, and the best candidate's value, which is at
+    most the setting's. None where the candidates pass each threshold, but lose all their pixels at
+    the photo's size."""
     cells, scores = find_centers(out['heatmap'][i, 0], replace(config, theta_center=0.0))
     if not len(scores) or scores[0] <= config.theta_center:
         return 'theta_center', float(scores[:1].sum())
@@ -39,7 +41,8 @@ def held_back(out, i, config):
 
 
 def part_held_back(gate, q_cate, config):
-    """The same for the parts of people, all of which the filters of people let pass. gate (N, h, w) bool."""
+    """The same for the parts of people, all of which the filters of people let pass. gate (N, h, w)
+    bool."""
     theta_paint = config.theta_paint or config.theta_mask
     if config.assign == 'mixture':
         found = [mixture(q_cate, person, config.theta_part) for person in gate]
@@ -63,4 +66,5 @@ def advice(out, i, config):
         return ''
     name, value = found
     flag = '--' + name.replace('_', '-')
-    return f'; the best candidate has {value:.2f} where {flag} asks for more than {getattr(config, name):g}'
+    asked = getattr(config, name)
+    return f'; the best candidate has {value:.2f} where {flag} asks for more than {asked:g}'

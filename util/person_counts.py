@@ -1,12 +1,19 @@
-"""How well a model finds people whose masks and keypoints are known, but not their parts. Needs no torch.
+"""How well a model finds people whose masks and keypoints are known, but not their parts.
 
-    found            people of at least 1 % of the photo with whom a detection has a mask IoU above 0.5
-    false            detections whose mask has an IoU of at most 0.5 with everyone and is not half ignored
-    keypoints right  share of the visible keypoints of the people of at least 1 % at which the person's best detection has
-                     a label that can be there (`skeleton.CAN_BE`); those of people who are not found are wrong
-    side right       of the labels of arms, legs and shoes at elbows, wrists, knees and ankles of people who are found, the
-                     share on the person's own side
+found: people of at least 1 % of the photo with whom a detection has a mask IoU above 0.5.
+
+false: detections whose mask has an IoU of at most 0.5 with everyone and is not half ignored.
+
+keypoints right: the share of the visible keypoints of the people of at least 1 % at which the
+person's best detection has a label that can be there (`skeleton.CAN_BE`). Those of people who are
+not found are wrong.
+
+side right: of the labels of arms, legs and shoes at elbows, wrists, knees and ankles of people who
+are found, the share on the person's own side.
+
+Needs no torch.
 """
+
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -14,21 +21,22 @@ import numpy as np
 from util.coco import KEYPOINTS
 from util.skeleton import OUTER, VISIBLE, labels_at, side_of, split_name
 
-SMALLEST_SHARE = 0.01                             # of the photo: smaller people count for `false` alone
+SMALLEST_SHARE = 0.01  # of the photo: smaller people count for `false` alone
 IOU = 0.5
 
 
 @dataclass
 class Counts:
     """Sums over photos."""
+
     photos: int = 0
-    people: int = 0                               # of at least 1 % of the photo
+    people: int = 0  # of at least 1 % of the photo
     found: int = 0
     detections: int = 0
     false: int = 0
-    keypoints: int = 0                            # visible ones
+    keypoints: int = 0  # visible ones
     right: int = 0
-    sided: int = 0                                # labels with a side where a side is judged
+    sided: int = 0  # labels with a side where a side is judged
     own_side: int = 0
 
     def __add__(self, other):
@@ -37,10 +45,13 @@ class Counts:
     def summary(self):
         """One line of text."""
         per_180 = 180 * self.false / max(self.photos, 1)
-        return (f'{self.photos} photos: found {percent(self.found, self.people)} of {self.people} people, '
-                f'{self.false} of {self.detections} detections false ({per_180:.0f} per 180 photos), keypoints right '
-                f'{percent(self.right, self.keypoints)} of {self.keypoints}, side right '
-                f'{percent(self.own_side, self.sided)} of {self.sided}')
+        found = percent(self.found, self.people)
+        return (
+            f'{self.photos} photos: found {found} of {self.people} people, {self.false} of '
+            f'{self.detections} detections false ({per_180:.0f} per 180 photos), keypoints right '
+            f'{percent(self.right, self.keypoints)} of {self.keypoints}, side right '
+            f'{percent(self.own_side, self.sided)} of {self.sided}'
+        )
 
 
 def percent(part, whole):
@@ -58,11 +69,11 @@ def mask_ious(first, second):
 
 
 def count_photo(parsing, people, ignore):
-    """Counts of one photo. parsing (N, H, W) uint8: the detections, label maps; people: list of `coco.Person`; ignore
-    (H, W) bool."""
+    """Counts of one photo. parsing (N, H, W) uint8: the detections, label maps; people: list of
+    `coco.Person`; ignore (H, W) bool."""
     detections = parsing > 0
     masks = np.array([person.mask for person in people], bool).reshape(-1, *ignore.shape)
-    ious = mask_ious(detections, masks)                                                    # (N, M)
+    ious = mask_ious(detections, masks)  # (N, M)
     counts = Counts(photos=1, detections=len(parsing))
     for mask, row in zip(detections, ious):
         ignored = np.count_nonzero(mask & ignore) >= 0.5 * np.count_nonzero(mask)
@@ -80,8 +91,8 @@ def count_photo(parsing, people, ignore):
 
 
 def count_keypoints(counts, labels, points):
-    """Adds the visible keypoints (17, 3) of one person to the counts. labels: the person's label map (H, W), or None
-    where the person is not found."""
+    """Adds the visible keypoints (17, 3) of one person to the counts. labels: the person's label
+    map (H, W), or None where the person is not found."""
     for name, (x, y, v) in zip(KEYPOINTS, points):
         if v < VISIBLE:
             continue
@@ -96,4 +107,3 @@ def count_keypoints(counts, labels, points):
         if joint in OUTER and side_of(label):
             counts.sided += 1
             counts.own_side += side_of(label) == side
-

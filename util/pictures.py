@@ -34,7 +34,8 @@ def palette(num_classes):
 def overlay(image, parsing, class_names=None, ignore=None, colors=None, unknown=True):
     """Photo (H, W, 3) uint8 or Pillow RGB, parsing (N, H, W) -> Pillow RGB: parts in color, a white line
     around each person, stripes over ignore, and, given class_names, a legend of the present classes below. colors
-    (256, 3): default `palette`. unknown: whether pixels of unknown parts (255) are gray; else they are outlined alone."""
+    (256, 3): default `palette`. unknown: whether pixels of unknown parts (255) are gray; else they are only
+    outlined."""
     canvas, width = Image.fromarray(np.array(image)), max(1, round(min(np.shape(image)[:2]) / 500))
     colors = palette(len(class_names) - 1 if class_names else 58) if colors is None else colors
     counts = np.zeros(256, int)

@@ -67,7 +67,7 @@ class Person:
 
     @property
     def area(self):
-        return int(np.count_nonzero(self.labels))
+        return sum(part.area for part in self.part_list)
 
     @property
     def rle(self):
@@ -87,7 +87,7 @@ class Person:
         crop, parts = self.labels[y:y + h, x:x + w], []
         areas = np.bincount(crop.ravel()).tolist()
         for c, place in enumerate(ndimage.find_objects(crop) if crop.size else (), 1):
-            if place and c != UNKNOWN:
+            if place:
                 (top, bottom), (left, right) = ((side.start, side.stop) for side in place)
                 name = self.class_names[c] if c < len(self.class_names) else 'part unknown'
                 parts.append(Part(c, name, areas[c], [x + left, y + top, right - left, bottom - top], self.labels))
@@ -120,7 +120,8 @@ class Parsing(namedtuple('Parsing', 'parsing scores centers')):
         return self._replace(parsing=self.parsing[keep], scores=self.scores[keep], centers=self.centers[keep])
 
     def labelled(self):
-        """The same people without pixels of unknown parts (255), and without people who have no others: for evaluators."""
+        """The same people without pixels of unknown parts (255), and without people who have no others: for an
+        evaluator."""
         if not (self.parsing == UNKNOWN).any():
             return self
         return self._replace(parsing=without_unknown(self.parsing)).visible()
@@ -183,7 +184,7 @@ def describe_people(found, class_names):
     return [{'id': person.id, 'score': round(person.score, 4), 'center': [round(v, 1) for v in person.center],
              'box': person.box, 'area': person.area, 'rle': person.rle,
              'parts': [{'id': part.id, 'name': part.name, 'area': part.area, 'box': part.box, 'rle': part.rle}
-                       for part in person.part_list]}
+                       for part in person.part_list if part.id != UNKNOWN]}
             for person in list_people(found, class_names)]
 
 

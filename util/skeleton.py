@@ -1,18 +1,25 @@
-"""What a person's 17 keypoints (COCO's) say about the parts of a person, in the classes of CIHP. Needs no torch.
+"""What a person's 17 keypoints (COCO's) say about the parts of a person, in the classes of CIHP.
+Needs no torch.
 
-`can_be` answers for every pixel: which classes can be there? `CAN_BE` answers it for the keypoints themselves, and is
-what `util.count_people` judges a model by. "Left" is the person's own left, as in COCO and CIHP.
+`can_be` answers for every pixel: which classes can be there? `CAN_BE` answers it for the keypoints
+themselves, and is what `util.count_people` judges a model by. "Left" is the person's own left, as
+in COCO and CIHP.
 """
+
 import numpy as np
 from PIL import Image, ImageDraw
 
 from util.coco import KEYPOINTS
 
-CLASSES = ('background hat hair glove sunglasses upper-clothes dress coat socks pants torso-skin scarf skirt face '
-           'left-arm right-arm left-leg right-leg left-shoe right-shoe').split()          # CIHP's
-VISIBLE = 2                                       # v of a keypoint that can be seen; 1 = hidden, 0 = not given
+CLASSES = (
+    'background hat hair glove sunglasses upper-clothes dress coat socks pants torso-skin scarf '
+    'skirt face '
+    'left-arm right-arm left-leg right-leg left-shoe right-shoe'
+).split()  # CIHP's
+VISIBLE = 2  # v of a keypoint that can be seen; 1 = hidden, 0 = not given
 
-# Labels that can be at a visible keypoint. "arm", "leg" and "shoe" are those of the keypoint's side.
+# Labels that can be at a visible keypoint. "arm", "leg" and "shoe" are those of the keypoint's
+# side.
 CAN_BE = {
     'nose': 'face sunglasses scarf',
     'eye': 'face sunglasses',
@@ -24,15 +31,25 @@ CAN_BE = {
     'knee': 'leg pants dress skirt coat',
     'ankle': 'leg shoe socks pants',
 }
-SIDED = 'arm', 'leg', 'shoe'                       # classes with a left and a right
-OUTER = 'elbow', 'wrist', 'knee', 'ankle'          # the keypoints at which sides are judged
+SIDED = 'arm', 'leg', 'shoe'  # classes with a left and a right
+OUTER = 'elbow', 'wrist', 'knee', 'ankle'  # the keypoints at which sides are judged
 
 # Lengths between joints, in heights of a standing adult.
-LENGTHS = {('shoulder', 'hip'): 0.30, ('hip', 'knee'): 0.25, ('knee', 'ankle'): 0.25, ('shoulder', 'elbow'): 0.17,
-           ('elbow', 'wrist'): 0.15}
-ACROSS = {'shoulder': 0.22, 'eye': 0.045, 'ear': 0.09}       # between left and right
+LENGTHS = {
+    ('shoulder', 'hip'): 0.30,
+    ('hip', 'knee'): 0.25,
+    ('knee', 'ankle'): 0.25,
+    ('shoulder', 'elbow'): 0.17,
+    ('elbow', 'wrist'): 0.15,
+}
+ACROSS = {'shoulder': 0.22, 'eye': 0.045, 'ear': 0.09}  # between left and right
 # Half the width of a dressed limb, in heights. The mask bounds it, too.
-WIDTHS = {('shoulder', 'elbow'): 0.045, ('elbow', 'wrist'): 0.04, ('hip', 'knee'): 0.07, ('knee', 'ankle'): 0.05}
+WIDTHS = {
+    ('shoulder', 'elbow'): 0.045,
+    ('elbow', 'wrist'): 0.04,
+    ('hip', 'knee'): 0.07,
+    ('knee', 'ankle'): 0.05,
+}
 
 
 def class_ids(names, side=None):
@@ -59,7 +76,7 @@ def side_of(label):
     return side if name.split('-')[-1] in SIDED and side in ('left', 'right') else None
 
 
-# ---- geometry ----------------------------------------------------------------------------------------------
+# ---- geometry ------------------------------------------------------------------------------------
 
 
 class Body:
@@ -81,8 +98,8 @@ class Body:
         return np.mean(found, 0) if found else None
 
     def standing_height(self):
-        """Pixels that this person would have standing upright, from the lengths between the joints; 0 if unknown. A
-        limb that points to the camera looks short, so the two longest count."""
+        """Pixels that this person would have standing upright, from the lengths between the joints;
+        0 if unknown. A limb that points to the camera looks short, so the two longest count."""
         heights = []
         for (first, second), length in LENGTHS.items():
             for side in ('left', 'right'):
@@ -100,7 +117,8 @@ class Body:
         return float(np.linalg.norm(first - second))
 
     def up(self):
-        """The unit vector from hips to shoulders, or from shoulders to the head; else the photo's."""
+        """The unit vector from hips to shoulders, or from shoulders to the head; else the
+        photo's."""
         hips, shoulders, head = self.middle('hip'), self.middle('shoulder'), self.middle('eye')
         for low, high in ((hips, shoulders), (shoulders, head)):
             if low is not None and high is not None and np.linalg.norm(high - low) > 1:
@@ -112,7 +130,7 @@ class Grid:
     """The pixels (h, w) on which distances are measured."""
 
     def __init__(self, shape):
-        self.y, self.x = np.mgrid[:shape[0], :shape[1]].astype(np.float32)
+        self.y, self.x = np.mgrid[: shape[0], : shape[1]].astype(np.float32)
 
     def to_point(self, point):
         """Distances (h, w) to a point, in pixels."""
@@ -126,7 +144,8 @@ class Grid:
         return np.hypot(self.x - first[0] - share * along[0], self.y - first[1] - share * along[1])
 
     def along(self, origin, direction):
-        """How far (h, w) each pixel lies from the origin along a vector, times the vector's length."""
+        """How far (h, w) each pixel lies from the origin along a vector, times the vector's
+        length."""
         return (self.x - origin[0]) * direction[0] + (self.y - origin[1]) * direction[1]
 
     def polygon(self, corners):
@@ -139,20 +158,28 @@ class Grid:
         return np.array(image)
 
 
-# ---- zones -------------------------------------------------------------------------------------------------
+# ---- zones ---------------------------------------------------------------------------------------
 
 
 def can_be(points, mask):
-    """Which classes can be at each pixel of a person -> bool (20, h, w); a pixel without any is one about which the
-    keypoints say nothing. points (17, 3) in pixels of mask (h, w) bool."""
+    """Which classes can be at each pixel of a person -> bool (20, h, w); a pixel without any is one
+    about which the keypoints say nothing. points (17, 3) in pixels of mask (h, w) bool."""
     body, grid = Body(points), Grid(mask.shape)
     allowed = np.zeros((len(CLASSES), *mask.shape), bool)
     if body.height == 0:
         return allowed
     allow_torso(allowed, body, grid)
-    allow_limbs(allowed, body, grid, ('shoulder', 'elbow', 'wrist'), 'arm',
-                ('upper-clothes dress coat', 'upper-clothes dress coat'))
-    allow_limbs(allowed, body, grid, ('hip', 'knee', 'ankle'), 'leg', ('pants skirt dress coat', 'pants'))
+    allow_limbs(
+        allowed,
+        body,
+        grid,
+        ('shoulder', 'elbow', 'wrist'),
+        'arm',
+        ('upper-clothes dress coat', 'upper-clothes dress coat'),
+    )
+    allow_limbs(
+        allowed, body, grid, ('hip', 'knee', 'ankle'), 'leg', ('pants skirt dress coat', 'pants')
+    )
     allow_knees(allowed, body, grid)
     allow_hands(allowed, body, grid)
     allow_feet(allowed, body, grid)
@@ -174,10 +201,12 @@ def allow_torso(allowed, body, grid):
     if shoulders is None:
         return
     down = -body.up()
-    if hips is None:                              # the photo ends above the hips, or they are hidden
+    if hips is None:  # the photo ends above the hips, or they are hidden
         hips = shoulders + 0.25 * tall * down
     inside = grid.to_segment(shoulders, hips) < 0.06 * tall
-    corners = [body.at(f'{side}_{joint}', 1) for joint in ('shoulder', 'hip') for side in ('left', 'right')]
+    corners = [
+        body.at(f'{side}_{joint}', 1) for joint in ('shoulder', 'hip') for side in ('left', 'right')
+    ]
     if all(corner is not None for corner in corners):
         inside |= grid.polygon(corners)
     # 0 at the shoulders, 1 at the hips.
@@ -190,8 +219,9 @@ def allow_torso(allowed, body, grid):
 
 
 def allow_limbs(allowed, body, grid, joints, part, garments):
-    """Capsules between the joints of both sides, whose upper and lower halves may have different garments. Where those
-    of both sides are equally near, the side is open, and only garments can be there."""
+    """Capsules between the joints of both sides, whose upper and lower halves may have different
+    garments. Where those of both sides are equally near, the side is open, and only garments can be
+    there."""
     near = {}
     for side in ('left', 'right'):
         near[side] = np.full(grid.x.shape, np.inf)
@@ -227,7 +257,8 @@ def allow_hands(allowed, body, grid):
 
 
 def allow_feet(allowed, body, grid):
-    """Below each ankle: shoe, bare foot (CIHP's leg) or sock. Where both ankles are equally near, nothing is known."""
+    """Below each ankle: shoe, bare foot (CIHP's leg) or sock. Where both ankles are equally near,
+    nothing is known."""
     feet = {}
     for side in ('left', 'right'):
         ankle, knee = body.at(f'{side}_ankle'), body.at(f'{side}_knee', 1)
@@ -263,7 +294,7 @@ def allow_head(allowed, body, grid):
         return
     eyes = body.middle('eye', VISIBLE)
     eyes = front[0] if eyes is None else eyes
-    high = grid.along(eyes, up) / wide            # 0 at the eyes, in widths of a face
+    high = grid.along(eyes, up) / wide  # 0 at the eyes, in widths of a face
     ball = grid.to_point(eyes) < 1.15 * wide
     allow(allowed, ball & (high < 0.9) & (high > -0.9), 'face hair hat sunglasses', alone=True)
     allow(allowed, ball & (high >= 0.75), 'hair hat', alone=True)
@@ -276,8 +307,11 @@ def allow_head(allowed, body, grid):
 
 def face_width(body):
     """Width of the face in pixels, from the keypoints of the head, or the body's height."""
-    wide = max(2.2 * body.distance('left_eye', 'right_eye'), body.distance('left_ear', 'right_ear'),
-               *(1.2 * body.distance('nose', f'{side}_ear') for side in ('left', 'right')))
+    wide = max(
+        2.2 * body.distance('left_eye', 'right_eye'),
+        body.distance('left_ear', 'right_ear'),
+        *(1.2 * body.distance('nose', f'{side}_ear') for side in ('left', 'right')),
+    )
     if body.middle('shoulder') is None:
         return wide or 0.085 * body.height
     return float(np.clip(wide, 0.06 * body.height, 0.11 * body.height))
