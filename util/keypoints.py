@@ -17,6 +17,7 @@ import preflight
 preflight.require('data', 'infer', 'uniparser', 'util')
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,7 @@ from util.coco import KEYPOINTS
 from util.datasets import COCO, open_dataset
 from util.files import check_target, index_folder, read_stored, user_errors, write_png
 from util.masks import box_of
+from util.person_counts import percent
 from util.pictures import add_legend, overlay, palette, palette_image
 from util.skeleton import CLASSES, VISIBLE, can_be, class_ids, labels_at
 
@@ -40,6 +42,7 @@ MARGIN = 0.15  # of the box around a person, on each side
 SIDE = 320  # long side of the network's input, in pixels
 PAIRS = COCO.flip_pairs
 DRESS, COAT, PANTS = (CLASSES.index(name) for name in ('dress', 'coat', 'pants'))
+LEGS = CLASSES.index('left-leg'), CLASSES.index('right-leg')
 
 
 # ---- one person ----------------------------------------------------------------------------------
@@ -139,13 +142,16 @@ def label_person(model, image, mask, points, certain, mass):
 
 def without_halves(labels, allowed, least=0.15):
     """The label map without half garments. A dress or coat of which less than a share `least` lies
-    where only tops can be is a pair of trousers or a skirt, or a leg; a dress of which so little
-    lies where trousers can be is a shirt. labels (h, w), allowed (K, h, w) bool."""
+    where only tops can be is a pair of trousers, a skirt or a leg. A dress of which less than
+    `least` lies on the legs is a shirt or a jacket. labels (h, w), allowed (K, h, w) bool."""
     below = allowed[PANTS - 1]
-    for garment, both in ((DRESS, True), (COAT, False)):
+    legs = allowed[LEGS[0] - 1] | allowed[LEGS[1] - 1]
+    for garment in (DRESS, COAT):
         pixels = labels == garment
-        share = np.count_nonzero(pixels & below) / max(np.count_nonzero(pixels), 1)
-        if share > 1 - least or both and share < least:
+        area = max(np.count_nonzero(pixels), 1)
+        has_no_top = np.count_nonzero(pixels & below) > (1 - least) * area
+        has_no_bottom = garment == DRESS and np.count_nonzero(pixels & legs) < least * area
+        if has_no_top or has_no_bottom:
             labels = np.where(pixels, np.uint8(0), labels)
     return labels
 
@@ -170,85 +176,88 @@ def check_keypoints(labels, points):
 def label_photo(model, dataset, k, args):
     """(name, label map (H, W), Person) of each person of photo k that has keypoints and is not too
     small."""
-    people, _ = dataset.persons(k)
-    people = [
-        person
-        for person in people
-        if person.keypoints is not None and np.count_nonzero(person.mask) >= args.smallest
-    ]
-    image = np.array(read_stored(dataset.photos[k])) if people else None
-    for person in people:
+    image = np.array(read_stored(dataset.photos[k]))
+    for person in dataset.persons(k)[0]:
+        if person.keypoints is None or np.count_nonzero(person.mask) < args.smallest:
+            continue
         window = person_window(person.mask)
+        # Keypoints, mask and pixels of the window.
         points = person.keypoints - [window[1].start, window[0].start, 0]
         mask = np.ascontiguousarray(person.mask[window])
-        found = label_person(
-            model, np.ascontiguousarray(image[window]), mask, points, args.certain, args.mass
-        )
+        pixels = np.ascontiguousarray(image[window])
         labels = np.zeros(person.mask.shape, np.uint8)
-        labels[window] = found
+        labels[window] = label_person(model, pixels, mask, points, args.certain, args.mass)
         yield f'{dataset.stems[k]}_{person.id}', labels, person
+
+
+@dataclass
+class Tally:
+    """What the labels of many people cover."""
+
+    people: int = 0
+    pixels: int = 0
+    known: int = 0  # pixels with a label
+    visible: int = 0  # keypoints
+    labelled: int = 0  # visible keypoints with a label
+    right: int = 0  # of these: with one that can be there
+
+    def add(self, labels, person):
+        checks = check_keypoints(labels, person.keypoints)
+        self.people += 1
+        self.pixels += np.count_nonzero(person.mask)
+        self.known += np.count_nonzero(labels)
+        self.visible += np.count_nonzero(person.keypoints[:, 2] >= VISIBLE)
+        self.labelled += len(checks)
+        self.right += sum(fits for _, _, fits in checks)
+
+    def summary(self):
+        return (
+            f'{self.people} people: {percent(self.known, self.pixels)} of their pixels have a '
+            f'label; {self.labelled} of {self.visible} visible keypoints have one, and '
+            f'{percent(self.right, self.labelled)} of these can be there'
+        )
 
 
 def run(model, dataset, args):
     """Writes the label maps of all people, and prints how many keypoints agree."""
-    people, pixels, known, visible, right, labelled = 0, 0, 0, 0, 0, 0
+    tally = Tally()
     for k in tqdm(range(len(dataset)), unit='photo'):
         for name, labels, person in label_photo(model, dataset, k, args):
             write_png(Path(args.out, f'{name}.png'), palette_image(labels, palette(19)))
-            checks = check_keypoints(labels, person.keypoints)
-            people += 1
-            pixels += np.count_nonzero(person.mask)
-            known += np.count_nonzero(labels)
-            visible += np.count_nonzero(person.keypoints[:, 2] >= VISIBLE)
-            labelled += len(checks)
-            right += sum(fits for _, _, fits in checks)
-    share = 100 * known / max(pixels, 1)
-    fits = 100 * right / max(labelled, 1)
-    print(
-        f'{people} people -> {os.path.join(args.out, "")}: {share:.1f} % of their pixels have a '
-        f'label; {labelled} of {visible} visible keypoints have one, and {fits:.1f} % of these '
-        'can be there'
-    )
+            tally.add(labels, person)
+    print(f'{tally.summary()} -> {os.path.join(args.out, "")}')
 
 
 # ---- a look at them ------------------------------------------------------------------------------
 
 
-def draw_people(dataset, folder, path, count, columns=8, side=300):
-    """A sheet of `count` people, spread over the data set: the photo beside the labels, 255 in
-    gray."""
-    names = index_folder(folder, ('.png',))
-    found = [
-        (k, a.id)
-        for k in range(len(dataset))
-        for a in dataset.people[k]
-        if f'{dataset.stems[k]}_{a.id}' in names
-    ]
-    # Large people, in which a fault can be seen.
-    dataset.parts = names
-    found = [
-        found[n] for n in np.linspace(0, len(found) - 1, min(6 * count, len(found))).astype(int)
-    ]
-    rows = []
-    for k, number in found:
-        person = next((p for p in dataset.persons(k)[0] if p.id == number), None)
-        if person is not None:
-            rows.append((np.count_nonzero(person.mask), k, person))
-    rows.sort(key=lambda row: -row[0])
-    chosen = rows[: 3 * count : 3]
-    sheet, seen = (
-        Image.new('RGB', (columns * side, -(-len(chosen) // (columns // 2)) * side), 'white'),
-        set(),
-    )
-    for n, (_, k, person) in enumerate(chosen):
+def pick_people(dataset, count):
+    """`count` labelled people, spread over the data set and over the larger half of their sizes ->
+    list of (number of the photo, Person)."""
+    found = []
+    for k in np.linspace(0, len(dataset) - 1, min(6 * count, len(dataset))).astype(int).tolist():
+        for person in dataset.persons(k)[0]:
+            if f'{dataset.stems[k]}_{person.id}' in dataset.parts:
+                found.append((k, person))
+    found.sort(key=lambda row: -np.count_nonzero(row[1].mask))
+    step = max(1, len(found) // (2 * count))
+    return found[: step * count : step]
+
+
+def draw_people(dataset, path, count, columns=4, side=300):
+    """A sheet of people, the photo beside the labels; unknown parts are gray."""
+    chosen = pick_people(dataset, count)
+    rows = -(-len(chosen) // columns)
+    sheet = Image.new('RGB', (2 * columns * side, max(1, rows) * side), 'white')
+    seen = set()
+    for n, (k, person) in enumerate(chosen):
         window = person_window(person.mask)
         image = np.array(read_stored(dataset.photos[k]))[window]
         labels = dataset.labels(k, person)[window]
         seen |= set(np.unique(labels))
-        for half, panel in enumerate((Image.fromarray(image), overlay(image, labels[None], None))):
-            panel.thumbnail((side - 4, side - 4))
-            panel = panel if max(panel.size) >= side - 4 else enlarged(panel, side - 4)
-            sheet.paste(panel, ((2 * n + half) % columns * side, 2 * n // columns * side))
+        x, y = 2 * side * (n % columns), side * (n // columns)
+        sheet.paste(enlarged(Image.fromarray(image), side - 4), (x, y))
+        sheet.paste(enlarged(overlay(image, labels[None]), side - 4), (x + side, y))
     write_png(path, add_legend(sheet, palette(58), dataset.class_names, sorted(seen)))
 
 
@@ -312,7 +321,8 @@ def main(argv=None):
             check_classes(model, args.weights, 'COCO', COCO.class_names)
             run(model, dataset, args)
         if args.sheet:
-            draw_people(dataset, args.out, args.sheet, args.sheet_people)
+            dataset.parts = index_folder(args.out, ('.png',))
+            draw_people(dataset, args.sheet, args.sheet_people)
 
 
 if __name__ == '__main__':
