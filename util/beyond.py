@@ -2,6 +2,8 @@
 
     theta_same          `distinct`                  two detections of one person
     score               `parsing_quality`           people are ranked by their parts
+    theta_person        `map_quality`               people without a clear center and map are left out
+    whole               `keep_whole`                a person's pixels without a class are kept
     assign              `mixture`                   a pixel's class depends on the person's other pixels
     flip_test           `averaged`                  the photo and its mirror image
     lambda_cross        `balanced_cross_entropy`    tells similar classes apart
@@ -13,6 +15,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
+
+from util.fast import paint
+from util.files import UNKNOWN
 
 # ---------------------------------------------------------------------------------------------------------------
 # Inference
@@ -51,6 +56,30 @@ def parsing_quality(gate, q_ins, q_cate):
     clear parts ranks before one without. gate, q_ins (N, h, w), q_cate (K, h, w)."""
     gate, quality = gate.flatten(1), (q_ins * q_cate.amax(0)).flatten(1)
     return (gate * quality).sum(1).clamp(min=0) / gate.sum(1).clamp(min=1)
+
+
+def map_quality(gate, q_ins, centers):
+    """Mean correlation of each person's pixels times the root of the center's score -> (N,), a score
+    that does not ask what the person wears. gate, q_ins (N, h, w), centers (N,) in 0..1."""
+    gate = gate.flatten(1)
+    mean = (gate * q_ins.flatten(1)).sum(1) / gate.sum(1).clamp(min=1)
+    return mean * centers.sqrt()
+
+
+def person_mask(q_ins, size, shape, theta):
+    """Mask (H0, W0) uint8 of the person with the map q_ins (h, w), at the photo's size: 1 where it is
+    above theta. size: that of the photo in the network, as of `paint`; shape: (H0, W0)."""
+    mask = np.zeros(shape, np.uint8)
+    paint(mask, q_ins[None], torch.zeros(1), size, theta)
+    return mask
+
+
+def keep_whole(parsing, q_ins, size, theta):
+    """Writes 255 (this person, part unknown) into a label map, in place, where the person is and no
+    class is: a person whose clothes are unsure is still a person. parsing (H0, W0) uint8; the rest
+    as of `person_mask`."""
+    mask = person_mask(q_ins, size, parsing.shape, theta)
+    parsing[(parsing == 0) & (mask > 0)] = UNKNOWN
 
 
 def mixture(q, gate, theta, temperature=0.1, rounds=10, power=0.5):

@@ -99,8 +99,10 @@ class Config:
     max_people: int = setting(100, 'per photo', 1, 255)
     score: str = setting('center', 'of a person: its center, or the clarity of its parts', choices=('center', 'parsing'))
     theta_score: float = setting(0.0, 'with --score parsing: people below it are left out', 0, 1)
+    theta_person: float = setting(0.0, 'people below it are left out, by center and map', 0, 1)
     assign: str = setting('correlation', "of classes to a person's pixels: each alone, or by their shares in the person",
                           choices=('correlation', 'mixture'))
+    whole: bool = setting(False, "a person's pixels that no class claims are 255, not 0")
     flip_test: bool = setting(False, 'average the photo with its mirror image: twice the time')
 
     # ---- training (Secs. 4.1, 6.2)
@@ -127,6 +129,10 @@ class Config:
     tagged: str = setting('', 'CCP: folder of label maps of further photos, written by tools.tagged')
     rare: float = setting(0.0, 'CCP: people with classes of a smaller share are drawn more often; 0 = off', 0, 1)
     things: float = setting(0.0, 'CCP: share of scenes with blobs, mostly of clothes, that are nobody', 0, 1)
+    coco: str = setting('', 'CCP: folder of COCO, whose photos are a share of the images')
+    coco_share: float = setting(0.5, 'CCP: that share', 0, 1)
+    licenses: str = setting('', "of COCO's photos: free, or ids such as 4,5; default: all")
+    parts: str = setting('', "folder of label maps of COCO's people, written by tools.keypoints")
 
     def __post_init__(self):
         check_ranges(self)
@@ -144,8 +150,9 @@ class Config:
 
 
 # What may change when a trained model is used.
-INFERENCE = ('theta_center', 'theta_mask', 'theta_paint', 'theta_part', 'theta_same', 'theta_score', 'peaks',
-             'max_people', 'score', 'assign', 'flip_test', 'test_short_side', 'long_side')
+INFERENCE = ('theta_center', 'theta_mask', 'theta_paint', 'theta_part', 'theta_same', 'theta_score',
+             'theta_person', 'peaks', 'max_people', 'score', 'assign', 'whole', 'flip_test',
+             'test_short_side', 'long_side')
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -180,6 +187,7 @@ PRESETS = {
     'cihp_released': {**CIHP, **RELEASED, 'lambda_neg': 0.0, 'backbone': 'resnet101', 'light': True,
                       'lambda_center': 0.2, 'lr': 2.25e-4, 'warmup': 0, 'theta_part': 0.275},
     'crowd_released': {**CROWD, **RELEASED, 'short_side': (96,), 'depth': 3}}
+PRESETS['coco'] = {**PRESETS['ccp'], 'data': 'COCO'}
 
 
 def get_config(preset='mhp', **changes) -> Config:
