@@ -22,7 +22,7 @@ import schp
 import train
 from tests.helpers import HERE, SHORT, call, run, write_photo, write_tiny_mhp, write_video
 from uniparser import PRESETS, Config, UniParser, get_config
-from util import ablate, benchmark, count_people, datasets, export, keypoints, oracle, self_correction, tagged
+from util import ablate, benchmark, count_people, datasets, export, keypoints, mean, oracle, self_correction, tagged
 from util.datasets import DATASETS, open_dataset
 from util.masks import flatten_people
 from util.run import given_settings
@@ -34,7 +34,7 @@ CODE = {str(path.relative_to(HERE)): path.read_text() for path in [*HERE.glob('*
 PROGRAMS = {'train.py': train, 'infer.py': infer, 'data.py': data, 'evaluate.py': evaluate, 'util.benchmark': benchmark,
             'util.export': export, 'util.oracle': oracle, 'util.ablate': ablate, 'oneshot.py': oneshot, 'schp.py': schp,
             'demo.py': demo, 'util.self_correction': self_correction, 'util.count_people': count_people, 'util.tagged': tagged,
-            'util.keypoints': keypoints}
+            'util.keypoints': keypoints, 'util.mean': mean}
 TINY = [*SHORT, '--pretrained', '', '--no-dcn', '--epochs', '1', '--grid', '8', '--short-side', '64', '--test-short-side', '64',
         '--workers', '0']
 
