@@ -147,7 +147,7 @@ def stages_of_photo(model, photo: Image.Image, people: list[Person],
 def cells_of(mask: np.ndarray, geometry: Geometry, grid: int) -> np.ndarray:
     """The cells of the heat map whose middle lies in a person's mask (H0, W0): bool (S, S)."""
     cells = torch.arange(grid * grid)
-    x, y = geometry.to_photo(cells, grid).long().T.numpy()
+    x, y = geometry.cell_centers(cells, grid).long().T.numpy()
     height, width = geometry.photo
     there = (y < height) & (x < width)            # the others lie in the padding
     inside = np.zeros(grid * grid, bool)

@@ -196,9 +196,10 @@ class Config:
     seed: int = setting(
         0, 'of all random numbers', low=0, high=2 ** 32)
 
-    # ---- scenes of CCP, and drawn ones
+    # ---- scenes of CCP, drawn ones, and COCO
     samples: int = setting(
-        0, 'training images per epoch of CCP and synthetic; 0 = their default', low=0, high=10 ** 9)
+        0, 'training images per epoch of CCP, COCO and synthetic; 0 = their default',
+        low=0, high=10 ** 9)
     backgrounds: str = setting(
         '', 'CCP: folder of photos without people, for a fifth of the scenes')
     people: str = setting(
