@@ -136,7 +136,7 @@ class Parsing(namedtuple('Parsing', 'parsing scores centers')):
 
     def labelled(self) -> 'Parsing':
         """The people for an evaluator: without pixels of unknown parts (255), and without people
-        who have no others."""
+        that consist of such pixels alone."""
         if not (self.parsing == UNKNOWN).any():
             return self
         return self._replace(parsing=without_unknown(self.parsing)).visible()

@@ -316,8 +316,8 @@ def draw_window(size: tuple[int, int], parsing: np.ndarray, wide: bool, rng: np.
 
 def cut(parsing: np.ndarray, ignore: np.ndarray, window: tuple[slice, slice],
         least: float = 0.05) -> Labels:
-    """parsing (N, H, W) and ignore (H, W) of a window. People of whom less than a share `least`, or
-    less than SMALLEST pixels, are left are ignored."""
+    """parsing (N, H, W) and ignore (H, W) of a window. A person is ignored if it shows less than a
+    share `least` of the person's pixels, or less than SMALLEST pixels."""
     inside = np.ascontiguousarray(parsing[:, *window])
     areas = (parsing > 0).sum((1, 2))
     left = (inside > 0).sum((1, 2))
