@@ -23,7 +23,8 @@ from schp import SCHP, build
 from schp import __main__ as schp
 from schp.config import SCHPConfig
 from tests.helpers import HERE, call
-from tools import ablate, benchmark, count_people, export, oracle, self_correction, tagged
+from tools import (ablate, benchmark, count_people, export, keypoints, mean, oracle,
+                   self_correction, tagged)
 from uniparser import Config
 from util import checkpoints, run
 from util.cli import Between, CommandParser, start
@@ -110,6 +111,8 @@ BASES = {
     'ablate': (ablate, ['--table', '5', '--data', 'MHP', *NOWHERE]),
     'self_correction': (self_correction, NOWHERE),
     'count_people': (count_people, ['no', '--weights', 'no.pt']),
+    'keypoints': (keypoints, [*NOWHERE, '--out', 'new', '--weights', 'no.pt']),
+    'mean': (mean, ['no.pt', 'no.pt', '--out', 'new.pt']),
     'tagged': (tagged, [*NOWHERE, '--out', 'new', '--weights', 'no.pt'])}
 RUNS_WITHOUT_FILES = ('benchmark schp',)
 
