@@ -302,7 +302,7 @@ def parse_arguments(argv=None):
     add_shared(parser, 'split', default='fit', choices=COCO.splits,
                help='split, see docs/data.md')
     parser.add_argument('--licenses', default='',
-                        help='keep photos with these licenses: free, or ids such as 4,5')
+                        help='licenses of the photos: free, or ids such as 4,5 (default: all)')
     parser.add_argument('--out', required=True, help='folder for the label maps')
     parser.add_argument('--certain', type=Between(0.01, 1, float), default=0.6, metavar='VALUE',
                         help="smallest posterior of a pixel's class (default: %(default)s)")
