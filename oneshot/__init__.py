@@ -37,7 +37,9 @@ Read the files in this order:
 from oneshot.by_uniparser import UniParserByExample
 from oneshot.config import Config
 from oneshot.eopnet import EOPNet
-from oneshot.losses import oneshot_loss
+from oneshot.losses import oneshot_loss, popnet_loss
 from oneshot.models import load_model
+from oneshot.popnet import POPNet
 
-__all__ = ['Config', 'EOPNet', 'UniParserByExample', 'load_model', 'oneshot_loss']
+__all__ = ['Config', 'EOPNet', 'POPNet', 'UniParserByExample', 'load_model', 'oneshot_loss',
+           'popnet_loss']

@@ -72,8 +72,15 @@ def query_target(query_labels: Tensor, support_labels: Tensor, classes,
 def static_prototypes(features: Tensor, masks: Tensor) -> Tensor:
     """The mean of features (B,C,h,w) over each of masks (B,R,h,w) -> (B,R,C); zeros for an empty
     mask."""
-    sums = torch.einsum('bchw,brhw->brc', features.float(), masks)
+    features = at_least_float(features)
+    masks = masks.to(features)
+    sums = torch.einsum('bchw,brhw->brc', features, masks)
     return sums / masks.sum((2, 3)).clamp(min=1)[..., None]
+
+
+def at_least_float(x: Tensor) -> Tensor:
+    """Half precision becomes float32."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def mean_prototypes(prototypes: list[Tensor]) -> Tensor:
