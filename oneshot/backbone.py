@@ -1,4 +1,5 @@
-"""The backbone of EOP-Net and POPNet, a DeepLabv3+ (Chen et al. 2018) on an Xception, trained on COCO.
+"""The backbone of EOP-Net and POPNet: a DeepLabv3+ (Chen et al. 2018) on an Xception, trained on
+COCO.
 
 Names are those of the released state dicts, because files are loaded by name. In the released code
 the first ReLU of a block works in place, so that the skip connection carries relu(x), not x. Here

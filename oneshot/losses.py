@@ -1,12 +1,12 @@
-"""The losses of EOP-Net: cross-entropies of its three outputs, and the contrast of prototypes. Those
-of POPNet are the first two."""
+"""The losses of EOP-Net, cross-entropies of its three outputs and the contrast of prototypes, and
+those of POPNet, the cross-entropies of both fine heads."""
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from oneshot.episodes import IGNORE
-from oneshot.prototypes import (at_least_float, class_masks, episode_labels, foreground, query_target,
-                                static_prototypes)
+from oneshot.prototypes import (at_least_float, class_masks, episode_labels, foreground,
+                                query_target, static_prototypes)
 
 TEMPERATURE = 0.1     # of the contrast
 

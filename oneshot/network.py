@@ -199,9 +199,9 @@ class ExampleNetwork(FineHeads):
         query, supports: photos, see `data.to_photo`, of any size; they are reduced to a longer side
         of `long_side` pixels at most. Several supports are averaged. masks: their label maps (H,W),
         0 background, 255 ignore. They should label whole people, because EOP-Net's coarse head
-        learns from all labels together what people look like. stored: the ids are those of the training
-        set, and base classes use the stored prototypes; else ids are free and only the supports
-        count.
+        learns from all labels together what people look like. stored: the ids are those of the
+        training set, and base classes use the stored prototypes; else ids are free and only the
+        supports count.
 
         Returns a label map uint8 (H,W) of the query's size. The model is left in eval mode.
         ValueError where photos and masks do not fit each other or the model.
