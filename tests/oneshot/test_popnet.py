@@ -85,6 +85,21 @@ def released(tmp_path_factory, images):
     return models, features
 
 
+@pytest.fixture(scope='module')
+def features64(released, images):
+    """Features of stages 1 and 2 in float64."""
+    found = []
+    previous = None, None
+    for stage in (1, 2):
+        model = released[0][stage]
+        frozen = POPNet(model.config).double().eval()
+        frozen.load_state_dict(model.state_dict())
+        with torch.no_grad():
+            previous = [frozen.encode(x.double(), f) for x, f in zip(images, previous)]
+        found.append(previous)
+    return found
+
+
 def run(models, features, images, labels, key, **options):
     """forward of a model in eval mode with the features of the stage before."""
     previous = features[1 if key == 'one' else key - 1]
@@ -168,25 +183,15 @@ def test_1way(released, images, labels):
 
 
 @pytest.mark.parametrize('key, epoch', [(1, 3), (1, 30), (3, 3), (3, 30), ('one', 3), ('one', 30)])
-def test_training_in_float64(released, images, labels, key, epoch):
+def test_training_in_float64(released, features64, images, labels, key, epoch):
     """Outputs, losses, gradients, running statistics and stored prototypes"""
-    models, features = released
+    models, _ = released
     one = key == 'one'
     model = POPNet(models[key].config).double()
     model.load_state_dict(models[key].state_dict())
     model.train()
     images = [x.double() for x in images]
-    before = {1: None, 3: 2, 'one': 1}[key]
-    previous = None
-    if before:
-        # The features of the fixtures are those of float64.
-        chain = [models[k] for k in (1, 2)[:before]]
-        previous = [None, None]
-        for stage in chain:
-            frozen = POPNet(stage.config).double().eval()
-            frozen.load_state_dict(stage.state_dict())
-            with torch.no_grad():
-                previous = [frozen.encode(x, f) for x, f in zip(images, previous)]
+    previous = {1: None, 3: features64[1], 'one': features64[0]}[key]
     given = labels['raw'] if one else labels[key]
     classes = torch.tensor([6, 11]) if one else None
     out = model(*images, given[1], previous, classes, epoch)
