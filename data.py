@@ -1,11 +1,12 @@
-"""The label contract, and the way from a photo to a batch.
+"""What labels look like, and the way from a photo to a batch.
 
     python data.py --data MHP --root data/LV-MHP-v2 --split train     # checks, draws samples.png
 
 All data sets, losses and metrics share two arrays. parsing: uint8 (N, H, W), one map per person; 0
 = not this person, 1..K = part, 255 = this person, part unknown. ignore: bool (H, W), pixels about
 which nothing is known. A person with a hat (1 in CIHP) and an unlabeled coat is a map of 0, 1 and
-255. The data sets themselves are in util/datasets/. """
+255. The data sets themselves are in util/datasets/.
+"""
 import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -52,7 +53,7 @@ class Geometry:
     # The network's input: size, padded right and below to multiples of 32.
     padded: tuple
 
-    def to_photo(self, cells, grid):
+    def cell_centers(self, cells, grid):
         """The centers (x, y) of cells (N,) = row * S + column of the network's input, in pixels of
         the photo: (N, 2)."""
         x = (2 * (cells % grid) + 1) / (2 * grid) * self.padded[1] / self.size[1] * self.photo[1]
@@ -119,7 +120,7 @@ def color_jitter(image, strength, rng):
 
 def train_transform(image, parsing, ignore, flip_pairs, config, rng):
     """Random crop, scale, flip and colors. People without a remaining pixel are dropped. In and out
-    as in `read`."""
+    as `dataset.read` returns them."""
     if rng.random() < config.crop:
         image, parsing, ignore = random_crop(image, parsing, ignore, rng, config.crop_min)
         image = np.ascontiguousarray(image)
@@ -252,7 +253,7 @@ class Samples:
                     ignore=torch.from_numpy(np.array(ignore)))
 
     def groups(self):
-        """Arrays of indices whose images may share a batch: the wide ones and the high ones."""
+        """Arrays of indices whose images may share a batch: landscape ones, and all others."""
         wide = self.dataset.landscape
         return np.flatnonzero(wide), np.flatnonzero(~wide)
 
@@ -263,7 +264,8 @@ class Samples:
 
 def collate(samples: list[dict]) -> dict:
     """-> images (B, 3, H, W) float32, parsings: list of (N_i, H, W) uint8, ignores (B, H, W) bool,
-    infos. All are padded with zeros, right and below, to a common size: a multiple of 32."""
+    infos. All are padded with zeros, right and below, to a common size, a multiple of 32:
+    the padding is background, not ignored."""
     height = round_up(max(sample['ignore'].shape[0] for sample in samples))
     width = round_up(max(sample['ignore'].shape[1] for sample in samples))
     images = samples[0]['image'].new_zeros(len(samples), 3, height, width)
@@ -323,8 +325,9 @@ def check(dataset, out) -> int:
     print('images by people:', by_number)
     print('people by part:', by_part)
     if good:
-        # Twelve of them, spread over the set.
-        chosen = [good[k * len(good) // 12] for k in range(12)][:len(good)]
+        # At most twelve of them, spread over the set.
+        number = min(12, len(good))
+        chosen = [good[k * len(good) // number] for k in range(number)]
         draw_samples(dataset, chosen, out)
     for error in errors[:10]:
         print('bad:', error, file=sys.stderr)

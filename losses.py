@@ -5,11 +5,13 @@
     terms['total'].backward()
 
 Everything is derived from the labels of data.py, `parsing` (N, H, W) and `ignore` (H, W). Ignored
-pixels are left out of every sum; pixels labeled 255 also out of the sums of categories and parts. A
-term with nothing to learn from is exactly 0.
+pixels are left out of every sum over pixels; pixels labeled 255 also out of the sums of categories
+and parts. Ignored cells of the heat map are no negatives. A term with nothing to learn from is
+exactly 0.
 
 Two steps per batch: `make_targets` and `correlations` for each image, then one method for each term
-of the paper. """
+of the paper.
+"""
 from dataclasses import dataclass
 
 import torch
@@ -20,9 +22,7 @@ from correlation import correlate
 from util.beyond import balanced_cross_entropy
 from util.config import Config
 from util.fast import cell_sums, part_sums
-
-# The label of a person's pixel whose part is not known.
-UNKNOWN = 255
+from util.files import UNKNOWN
 
 
 @dataclass
@@ -66,7 +66,7 @@ class UniParserLoss:
     `convs` and `multi` need."""
     # `ReleasedLoss`. released.py sets it, because that file imports this one.
     released = None
-    # The pixel of each 4x4 block, along both axes, whose label is that of the feature.
+    # The row and column, in each 4x4 block of pixels, whose label is that of the feature.
     first_pixel = 2
 
     def __init__(self, config: Config, fusion=None):
@@ -78,7 +78,8 @@ class UniParserLoss:
 
         out: what the model returned; parsings: list of B tensors (N_i, H, W); ignores: (B, H, W).
         Returns the terms before their weights: center, aux_ins, aux_cate, aux_neg (together L_aux),
-        parsing, metric; pull and cross if lambda_pull and lambda_cross are set; and total. """
+        parsing, metric; pull and cross if lambda_pull and lambda_cross are set; and total.
+        """
         config = self.config
         with torch.autocast(out['f_ins'].device.type, enabled=False):
             out = {name: value.float() for name, value in out.items()}
@@ -94,8 +95,8 @@ class UniParserLoss:
             # One method per term of the paper.
             losses = {}
             losses['center'] = self.center_loss(out['heatmap'], targets)
-            # Eq. (5): its first part, and the other two.
-            losses['aux_ins'] = self.instance_loss(out, targets)  # Eq. (5), first part
+            # Eq. (5): people; present and absent categories.
+            losses['aux_ins'] = self.instance_loss(out, targets)
             losses['aux_cate'], losses['aux_neg'] = self.category_loss(maps, targets)
             losses['parsing'] = self.parsing_loss(out, maps, targets)
             losses['metric'] = self.metric_loss(out, targets)
@@ -119,9 +120,10 @@ class UniParserLoss:
         features."""
         S = self.config.grid
         K = self.config.num_classes
-        regions, cells, exists = self.center_target(parsing, (4 * size[0], 4 * size[1]))
+        regions, cells, exists = self.center_cells(parsing, (4 * size[0], 4 * size[1]))
 
-        # Ignored cells: by the pixel in the middle.
+        # Ignored cells: by the pixel in the middle. (The map of released light is two cells larger
+        # than the labels; its cells are shifted by less than a pixel.)
         middle = 2 * torch.arange(S, device=ignore.device) + 1
         rows = middle * ignore.shape[0] // (2 * S)
         cols = middle * ignore.shape[1] // (2 * S)
@@ -140,7 +142,7 @@ class UniParserLoss:
                        known=known, present=present[1:K + 1], categories=categories,
                        category_known=category_known)
 
-    def center_target(self, parsing, size):
+    def center_cells(self, parsing, size):
         """regions, cells and exists of `Targets`; size: (H, W) that the grid covers."""
         return center_target(parsing, size, self.config)
 
@@ -162,9 +164,9 @@ class UniParserLoss:
         cells of the batch + 1."""
         positive = torch.stack([t.regions.any(0) for t in targets])
         ignored = torch.stack([t.ignored_cells for t in targets])
-        counted = positive | ~ignored
-        loss = sigmoid_focal_loss(heatmap[:, 0], positive.to(heatmap.dtype))
-        return (loss * counted).sum() / (positive.sum() + 1)
+        is_counted = positive | ~ignored
+        loss = sigmoid_focal_loss(heatmap[:, 0], positive.to(heatmap.dtype), alpha=0.25, gamma=2.0)
+        return (loss * is_counted).sum() / (positive.sum() + 1)
 
     def instance_loss(self, out, targets):
         """1/N_c sum_i Dice(q_ins^i, q_ins^i*)     Eq. (5), first part
@@ -172,7 +174,7 @@ class UniParserLoss:
         i: the positive cells of the batch, each with the mask of its person.
         """
         dices = []
-        counts = []
+        counted = []
         for k_ins, f_ins, target in zip(out['k_ins'], out['f_ins'], targets):
             k = k_ins.flatten(1).T                              # (S*S, C)
             f = f_ins.flatten(1)                                # (C, hw)
@@ -182,8 +184,8 @@ class UniParserLoss:
             # Features are not negative, and neither is q: Dice needs no ReLU.
             pt, pp = self.instance_sums(k, f, masks, known)     # (S*S, N), (S*S,)
             dices.append(dice_loss(pt, pp[:, None], area))
-            counts.append(target.regions.flatten(1).T & self.is_seen(target, area))
-        return mean(dices, counts)
+            counted.append(target.regions.flatten(1).T & self.is_seen(target, area))
+        return masked_mean(dices, counted)
 
     def instance_sums(self, k, f, masks, known):
         """For q = k . f of every cell: sum q t with the mask t of every person, and sum q q."""
@@ -201,7 +203,8 @@ class UniParserLoss:
         """1/N_cate sum_{j,k} Dice(q_cate^j, q_cate^j*) + l1(q_cate^k, 0)     Eq. (5), other parts
 
         j: the categories with a known pixel at stride 4, k: those without any pixel in the image;
-        averaged over the images. Returns both parts. """
+        averaged over the images. Returns both parts.
+        """
         dice, visible = self.category_dice(maps, targets)       # (B, K) each
         absent = []
         for m, t in zip(maps, targets):
@@ -229,12 +232,12 @@ class UniParserLoss:
         """L_par: Dice of q_parsing^{n,c} with person n's part c (Sec. 3.4), averaged over the parts
         in the images."""
         dices = []
-        counts = []
+        counted = []
         for i, (m, t) in enumerate(zip(maps, targets)):
             pt, pp, area = self.parsing_sums(m, t, out['f_cate'][i])  # (N, K) each
             dices.append(dice_loss(pt, pp, area))
-            counts.append(area > 0)
-        return mean(dices, counts)
+            counted.append(area > 0)
+        return masked_mean(dices, counted)
 
     def parsing_sums(self, m, t, f_cate):
         """For p = q_parsing of every person and class and the mask t of its part: sum p t, sum p p,
@@ -254,7 +257,8 @@ class UniParserLoss:
         """L_metric = (sum l1(A_cate, Diag) + sum l1(A_ins, Diag)) / (N_cate + N_c)     Eq. (6)
 
         A: the correlations of the kernels with each other, A_ins of the people of one image.
-        Averaged over the images. """
+        Averaged over the images.
+        """
         k_cate = out['k_cate']
         cate = distance_to_identity(k_cate, k_cate.new_ones(len(k_cate)))
         losses = []
@@ -268,18 +272,19 @@ class UniParserLoss:
         all pairs of its pixels, which is 1 - |mean f|^2, averaged over the categories in the
         images."""
         losses = []
-        counts = []
+        counted = []
         for f_cate, t in zip(f_cates, targets):
             masks = t.categories.to(f_cate.dtype)
             area = masks.sum(1)
             center = masks @ f_cate.flatten(1).T / area.clamp(min=1)[:, None]  # (K, C)
             losses.append(1 - center.square().sum(1))
-            counts.append(area > 0)
-        return mean(losses, counts)
+            counted.append(area > 0)
+        return masked_mean(losses, counted)
 
 
 def make_loss(config: Config, fusion=None) -> UniParserLoss:
-    """The loss of the config's recipe."""
+    """The loss of the config's recipe. `released` needs that file to be imported, as uniparser.py
+    does."""
     return config.choose(UniParserLoss, UniParserLoss.released)(config, fusion)
 
 
@@ -327,7 +332,7 @@ def cells_along(center, extent, length, config):
     S = config.grid
     own = (S * center // length).clamp(max=S - 1)
     half = 0.5 * config.sigma * extent
-    # 1e-4: a rectangle that ends exactly on a border stays on its side.
+    # 1e-4: rounding must not move an edge that lies on a border to the cell before it.
     low = torch.floor(S * (center - half) / length + 1e-4).long()
     high = torch.floor(S * (center + half) / length + 1e-4).long()
     if config.center_radius:
@@ -354,11 +359,12 @@ def resolve_overlaps(regions, cells, exists):
     stays with its person: regions without overlap."""
     number = torch.arange(1, len(regions) + 1, device=cells.device)
     # The number of the last person at each cell (S, S); 0: nobody.
+    # A layer of zeros first: the maximum needs at least one.
     owner = F.pad(regions * number[:, None, None], (0, 0, 0, 0, 1, 0)).amax(0)
-    # The number of the person whose barycenter lies there.
-    own = torch.zeros_like(owner).flatten()
-    own = own.scatter_reduce(0, cells, number * exists, 'amax').view_as(owner)
-    return torch.where(own > 0, own, owner) == number[:, None, None]
+    # The number of the person whose barycenter lies there; of two, the later one.
+    center = torch.zeros_like(owner).flatten()
+    center = center.scatter_reduce(0, cells, number * exists, 'amax').view_as(owner)
+    return torch.where(center > 0, center, owner) == number[:, None, None]
 
 
 # -------------------------------------------------------------------------------------------------
@@ -382,16 +388,16 @@ def category_masks(labels, known, num_classes):
 
 
 def dice_loss(pt, pp, tt):
-    """1 - 2 sum(p t) / (sum(p p) + sum(t t)) from the three sums [34], smoothed by 0.001 as in the
-    released code."""
+    """1 - 2 sum(p t) / (sum(p p) + sum(t t)) from the three sums [34]; each has 0.001 added, as in
+    the released code."""
     return 1 - (2 * pt + 0.002) / (pp + tt + 0.002)
 
 
-def mean(values, weights):
-    """Weighted mean over lists of tensors; 0 where all weights are 0."""
+def masked_mean(values, counted):
+    """Mean over lists of tensors of the values that count (bool); 0 where none does."""
     values = torch.cat([v.flatten() for v in values])
-    weights = torch.cat([w.flatten() for w in weights]).to(values.dtype)
-    return (values * weights).sum() / weights.sum().clamp(min=1)
+    counted = torch.cat([c.flatten() for c in counted]).to(values.dtype)
+    return (values * counted).sum() / counted.sum().clamp(min=1)
 
 
 def distance_to_identity(kernels, exists):

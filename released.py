@@ -1,7 +1,7 @@
 """The recipe `released`: every place where the authors' released code differs from the paper by
-more than a number.
+more than a number, and the conversion of its checkpoints.
 
-Its numbers are the presets `mhp_released` and `cihp_released` of util/config.py.
+Its numbers and switches are the presets `mhp_released` and `cihp_released` of util/config.py.
 `config.choose(paper, released)` picks between the paper's function and the one here. Defects of the
 released code are corrected; docs/differences.md lists both, differences and defects.
 
@@ -17,7 +17,12 @@ released code are corrected; docs/differences.md lists both, differences and def
     people without pixels    left out                 returned                    uniparser.decode
     positive cells           of one person each       may be shared               ReleasedLoss
     a person's map           its barycenter's kernel  largest of up to 9 kernels  ReleasedLoss
-    part masks at stride 4   the middle pixel         the middle four, or any     part_targets
+    labels at stride 4       pixel (2, 2) of 4x4      pixel (0, 0)                ReleasedLoss
+    part masks at stride 4   pixel (2, 2) of 4x4      the middle four, or any     part_targets
+    parts one pixel wide     count                    left out                    part_targets
+    people without a pixel   out of Eq. (5)           in it                       ReleasedLoss
+      at stride 4
+    Eq. (5), categories      mean over all            mean over the visible ones  ReleasedLoss
     Eq. (5), absent classes  l1                       mean square above 0.1       ReleasedLoss
     Eq. (6)                  l1 to the identity       mean square above 0.04      ReleasedLoss
     Sec. 6.5, pull           a term of its own        inside the metric loss      ReleasedLoss
@@ -32,7 +37,8 @@ import torch.nn.functional as F
 from PIL import Image
 
 from correlation import correlate
-from losses import Targets, UniParserLoss, mean, middle_and_extent, pad_to, positive_cells
+from losses import (Targets, UniParserLoss, masked_mean, middle_and_extent, pad_to,
+                    positive_cells)
 from util.datasets import CIHP, MHP
 
 # -------------------------------------------------------------------------------------------------
@@ -121,7 +127,7 @@ class ReleasedLoss(UniParserLoss):
         persons, parts, middles = part_targets(parsing, size, self.config.num_classes)
         return ReleasedTargets(**{**targets, 'persons': persons}, parts=parts, middles=middles)
 
-    def center_target(self, parsing, size):
+    def center_cells(self, parsing, size):
         """A cell belongs to everyone whose rectangle holds it."""
         return positive_cells(parsing, size, self.config)
 
@@ -133,10 +139,10 @@ class ReleasedLoss(UniParserLoss):
         rows = target.cells[:, None] // S + step.repeat_interleave(3)  # (N, 9)
         cols = target.cells[:, None] % S + step.repeat(3)
         near = rows.clamp(0, S - 1) * S + cols.clamp(0, S - 1)
-        own = (rows >= 0) & (rows < S) & (cols >= 0) & (cols < S)
-        own = own & target.regions.flatten(1).gather(1, near)
+        is_own = (rows >= 0) & (rows < S) & (cols >= 0) & (cols < S)
+        is_own = is_own & target.regions.flatten(1).gather(1, near)
         q = correlate(k_ins[near.flatten()], f_ins, self.config.space).unflatten(0, (-1, 9))
-        return (q * own[:, :, None, None]).amax(1)
+        return (q * is_own[:, :, None, None]).amax(1)
 
     def is_seen(self, target, area):
         """Also people without pixels at stride 4."""
@@ -153,7 +159,7 @@ class ReleasedLoss(UniParserLoss):
             high = (q > 0.1) * t.category_known
             squares = squares + (q.square() * high).sum(1) @ (~seen).float()
             count = count + (high.sum(1) * ~seen).sum()
-        return mean([dice], [visible]), squares / count.clamp(min=1)
+        return masked_mean([dice], [visible]), squares / count.clamp(min=1)
 
     def parsing_sums(self, m, t, f_cate):
         """Parts may overlap, unlike labels."""
@@ -181,7 +187,7 @@ class ReleasedLoss(UniParserLoss):
                 area = parts.sum(2)
                 s = ((parts @ f) * f[t.middles]).sum(2) / area.clamp(min=1)
                 values.append(torch.where(area > 0, 1 - s, 0).flatten())
-        return mean([v.square() for v in values], [v > 0.04 for v in values])
+        return masked_mean([v.square() for v in values], [v > 0.04 for v in values])
 
 
 # `make_loss` of losses.py chooses between both, but this file imports that one.
