@@ -82,8 +82,8 @@ class ExampleNetwork(FineHeads):
         """Fine feature (B,C,h,w), prototypes of the classes (B,K-1,C) -> logits (B,K,h,w) of the
         heads named.
 
-        With the mode ucs only classes that a support of the batch has take part: the background is
-        their mean, and the logits of all others are 0.
+        With the mode ucs only classes that a support of the batch has take part: the mean of the
+        background is over them, and the logits of all others are 0.
         """
         cosines = cosine(feature, fine)
         present = fine.detach().any(2).any(0)                                  # (K-1,)

@@ -150,14 +150,19 @@ def load_previous(args) -> POPNet | None:
             if getattr(args, name, None):
                 raise ValueError(f'--{name}: only POPNet has stages; add --system popnet')
         return None
-    previous = POPNet.from_pretrained(args.previous) if args.previous else None
-    there = (*previous.config.earlier, previous.config.stage) if previous is not None else ()
-    wanted = tuple(range(1, args.stage))
-    if not set(there) <= set(wanted) or not args.ablate and there != wanted:
-        found = ' and '.join(map(str, there)) or 'none'
-        needed = ' and '.join(map(str, wanted)) or 'none'
-        raise ValueError(f'--stage {args.stage} needs the stages before it, {needed}; --previous '
-                         f'{args.previous or "is not given and"} has {found}')
+    wanted = list(range(1, args.stage))
+    needed = ' and '.join(map(str, wanted)) or 'none'
+    sentence = f'--stage {args.stage} needs the stages before it, {needed}'
+    if not args.previous:
+        if wanted and not args.ablate:
+            raise ValueError(f'{sentence}; give the file of the last one with --previous')
+        return None
+    previous = POPNet.from_pretrained(args.previous)
+    there = [*previous.config.earlier, previous.config.stage]
+    # Without one of them is an ablation; more of them is never right.
+    if not set(there) <= set(wanted) or (there != wanted and not args.ablate):
+        raise ValueError(f'{sentence}; --previous {args.previous} has '
+                         f'{" and ".join(map(str, there))}')
     return previous
 
 

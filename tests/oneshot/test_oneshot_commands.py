@@ -305,8 +305,7 @@ def test_1way_is_the_last_stage_alone(atr, tmp_path):
 @pytest.mark.parametrize('change, sentence', [
     (['--stage', '3', '--previous', 1], '--stage 3 needs the stages before it, 1 and 2; --previous '
                                         '{} has 1'),
-    (['--stage', '2'], '--stage 2 needs the stages before it, 1; --previous is not given and has '
-                       'none'),
+    (['--stage', '2'], '--stage 2 needs the stages before it, 1; give the file of the last one'),
     (['--stage', '2', '--previous', 2], 'needs the stages before it, 1; --previous {} has 1 and 2'),
     (['--stage', '2', '--previous', 1, '--fold', '2'], '--previous {} is of --fold 1, not 2'),
     (['--stage', '2', '--previous', 1, '--way', '1'], '{} is of --way kway, not 1way'),

@@ -316,3 +316,19 @@ def test_predict_gives_the_classes_of_the_masks(changes):
     found = model.predict(photo(1, 50, 40), photo(2, 60, 44), ids)
     assert found.shape == (50, 40) and found.dtype == np.uint8
     assert set(np.unique(found)) <= {0, 10, 20, 254} and len(np.unique(found)) > 1
+
+
+def test_ucs_trains_with_the_prototypes_of_its_classes():
+    """The released mode reads and writes rows of other classes; here they are those of fixed."""
+    query, support, query_labels, support_labels = episode()
+    stored = []
+    for mode in ('fixed', 'ucs'):
+        model = chain(mode=mode).train()
+        out = model(query, support, support_labels, classes=(0, 2, 5, 9), epoch=30)
+        losses = popnet_loss(out, query_labels, support_labels, 3, 50)
+        losses['total'].backward()
+        assert losses['total'].isfinite()
+        stored.append(model.prototype.detach())
+    assert torch.equal(*stored) and not stored[0][0].any()
+    out = model(query, support, torch.full_like(support_labels, 255), classes=(0, 2), epoch=30)
+    assert out['ncm'].isfinite().all()             # not a pixel of any class
