@@ -5,6 +5,7 @@ everything that is printed is short, escaped and says what to do.
 """
 import json
 import os
+import pickle
 import resource
 import shutil
 import signal
@@ -29,10 +30,10 @@ import infer
 import oneshot
 import schp
 import train
-from tests.helpers import HERE, SHORT, call, tiny_model, write_photo
+from tests.helpers import HERE, SHORT, call, run, tiny_model, write_photo
 from uniparser import Config, UniParser, get_config
 from util import files, images
-from util.checkpoints import read_checkpoint
+from util.checkpoints import check_settings, read_checkpoint
 from util.datasets import open_dataset
 from util.run import thread_advice
 from util.submissions import FORMS, PredictionWriter, open_predictions
@@ -395,6 +396,78 @@ def test_a_small_pickle_cannot_fill_the_memory(tmp_path, call, message, zipped):
     with pytest.raises(ValueError, match=message):
         read_checkpoint(tmp_path / 'a.pt')
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 10 ** 5         # kilobytes
+
+
+def test_the_keys_of_storages_are_checked_too(tmp_path):
+    """The fifth pickle of the old format."""
+    torch.save({}, tmp_path / 'a.pt', _use_new_zipfile_serialization=False)
+    whole = (tmp_path / 'a.pt').read_bytes()
+    keys = pickle.dumps([], 2)
+    assert whole.endswith(keys)
+    call = b'\x80\x02c__builtin__\nbytearray\n' + pickle.dumps((3 * 10 ** 9,), 2)[2:-1] + b'R.'
+    (tmp_path / 'a.pt').write_bytes(whole[:-len(keys)] + call)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ValueError, match='holds .*bytearray, which could run code or fill the memory'):
+        read_checkpoint(tmp_path / 'a.pt')
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 10 ** 5
+
+
+def nested(depth):
+    """Tuples of few bytes and of 2 ** depth paths."""
+    value = ()
+    for _ in range(depth):
+        value = value, value
+    return value
+
+
+@pytest.mark.parametrize('zipped', [True, False])
+@pytest.mark.parametrize('place', ['key', 'config', 'list'])
+def test_tuples_of_tuples_take_no_time(tmp_path, zipped, place):
+    """In a process of its own: the hash of such a key hears no signal."""
+    value = pickle.dumps(nested(60), 2)[2:-1]
+    name = pickle.dumps('config', 2)[2:-1]
+    content = dict(key=b'\x80\x02}' + value + b'K\1s.', config=b'\x80\x02}' + name + value + b's.',
+                   list=b'\x80\x02}' + name + b']' + value + b'as.')[place]
+    torch.save({}, tmp_path / 'a.pt', _use_new_zipfile_serialization=zipped)
+    if zipped:
+        with zipfile.ZipFile(tmp_path / 'a.pt') as old:
+            entries = {name: old.read(name) for name in old.namelist()}
+        with zipfile.ZipFile(tmp_path / 'a.pt', 'w') as new:
+            for name, entry in entries.items():
+                new.writestr(name, content if name.endswith('data.pkl') else entry)
+    else:
+        whole, empty, keys = (tmp_path / 'a.pt').read_bytes(), pickle.dumps({}, 2), pickle.dumps([], 2)
+        assert whole.endswith(empty + keys)
+        (tmp_path / 'a.pt').write_bytes(whole[:-len(empty + keys)] + content + keys)
+    program = ("from util.checkpoints import read_checkpoint\ntry:\n    print(read_checkpoint('a.pt'))\n"
+               "except ValueError as error:\n    print(error)")
+    done = run('python', '-c', program, cwd=tmp_path, timeout=60)
+    assert done.stdout.startswith('a.pt is not a readable weights file'), done.stderr
+
+
+def test_settings_that_cannot_be_are_printed_short_whatever_they_hold():
+    value = []
+    for _ in range(60):                                                      # lists may be filled later
+        value = [value, value]
+    with pytest.raises(ValueError, match='its setting grid is ') as refused:
+        check_settings(dict(grid=value), Config)
+    assert len(str(refused.value)) < 200
+
+
+def test_a_damaged_archive_gets_one_sentence(tmp_path):
+    tiny_model().save(tmp_path / 'a.pt')
+    whole = bytearray((tmp_path / 'a.pt').read_bytes())
+    rng = np.random.default_rng(0)
+    directory = whole.index(b'PK\1\2')
+    for _ in range(100):
+        damaged = whole.copy()
+        for place in rng.integers(directory, len(whole), 3):
+            damaged[place] = rng.integers(256)
+        (tmp_path / 'b.pt').write_bytes(damaged)
+        try:
+            UniParser.from_pretrained(tmp_path / 'b.pt')
+        except ValueError as error:
+            assert 'b.pt' in str(error)
 
 
 @pytest.mark.parametrize('zipped', [True, False])
