@@ -3,6 +3,7 @@
 Claimed: nothing of the user's is lost; no file takes the memory of the machine or runs code;
 everything that is printed is short, escaped and says what to do.
 """
+import io
 import json
 import os
 import pickle
@@ -23,6 +24,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
 
 import data
 import evaluate
@@ -296,6 +298,34 @@ def test_deep_label_maps_are_read_exactly_or_refused(tmp_path, dtype, value, mes
             predictions.read('7', (9, 9), 5)
     else:
         assert (predictions.read('7', (9, 9), 5).parsing[0] == 4).all()
+
+
+def many_scans(count, size=(64, 48)):
+    """A progressive JPEG whose last scan is repeated."""
+    file = io.BytesIO()
+    photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8))
+    photo.save(file, 'JPEG', progressive=True)
+    content = file.getvalue()
+    start = content.rindex(b'\xff\xda')
+    return content[:-2] + content[start:-2] * count + content[-2:]
+
+
+def test_a_jpeg_of_thousands_of_scans_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
+    (tmp_path / 'few.jpg').write_bytes(many_scans(20))
+    assert images.read_photo(tmp_path / 'few.jpg').size == (64, 48)
+    # A header that holds the bytes of many scans is none.
+    plain = many_scans(0)
+    header = b'\xff\xe5' + (2 + 4000).to_bytes(2, 'big') + b'\xff\xda' * 2000
+    (tmp_path / 'header.jpg').write_bytes(plain[:2] + header + plain[2:])
+    assert images.read_photo(tmp_path / 'header.jpg').size == (64, 48)
+    (tmp_path / 'many.jpg').write_bytes(many_scans(3000))
+    predictions = prediction_of(tmp_path, many_scans(3000), 'a.jpg')
+    for load in Image.Image, JpegImageFile:
+        monkeypatch.setattr(load, 'load', lambda self: pytest.fail('decoded'))
+    with pytest.raises(ValueError, match='many.jpg cannot be read .it is a JPEG of more than 100 scans'):
+        images.read_photo(tmp_path / 'many.jpg')
+    with pytest.raises(ValueError, match='a.jpg cannot be read .* more than 100 scans'):
+        predictions.read('7', (48, 64), 5)
 
 
 # ---- weights -----------------------------------------------------------------------------------------------------------
