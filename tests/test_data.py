@@ -658,9 +658,9 @@ def test_other_variables_of_a_mat_file_are_not_read(tmp_path, monkeypatch):
     write_ccp(tmp_path, monkeypatch)
     dataset, path = open_dataset('CCP', tmp_path, 'val_photos'), tmp_path / 'annotations' / 'pixel-level' / '0001.mat'
     expected, truth = dataset.read(0), loadmat(path)['groundtruth']
-    savemat(path, dict(large=np.zeros((10 ** 8,), np.uint8), groundtruth=truth), do_compression=True)
+    savemat(path, dict(large=np.zeros((4 * 10 ** 8,), np.uint8), groundtruth=truth), do_compression=True)
     tracemalloc.start()
     assert same(dataset.read(0), expected)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 10 ** 7
+    assert peak < 3 * 10 ** 8                                                # scipy inflates a block of 128 kB at once
