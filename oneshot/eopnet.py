@@ -19,7 +19,7 @@ from oneshot.config import Config
 from oneshot.data import normalize, reduce_photo
 from oneshot.episodes import FOLDS, IGNORE, Fold
 from oneshot.heads import FineHeads, conv_pair
-from oneshot.prototypes import (class_masks, cosine, episode_labels, foreground, mean_prototypes,
+from oneshot.prototypes import (check_labels, class_masks, cosine, episode_labels, foreground, mean_prototypes,
                                 smoothed_prototypes, static_prototypes)
 from util.checkpoints import (FORMAT, check_settings, load_strictly, name_command, read_checkpoint,
                               reading, write_checkpoint)
@@ -106,7 +106,7 @@ class EOPNet(FineHeads):
         of logits at the query's size: agm and npm (B,K,H,W), 1-way (B,2,H,W); coarse (B,2,H,W).
 
         classes: k-way, the ids that the episode keeps (None = all); 1-way, a tensor (B,) of each
-        image's class. epoch: None = after the warm-up. The dict also holds `classes` and, for the
+        image's class. epoch: needed in training mode; None = after the warm-up. The dict also holds `classes` and, for the
         contrast of k-way training, `f2`: the fine features of query and support.
         """
         one_way = self.config.one_way
@@ -114,6 +114,9 @@ class EOPNet(FineHeads):
             raise ValueError('1-way parsing needs classes, a tensor with the class of each image')
         if not one_way and classes is not None:
             classes = tuple(int(c) for c in classes)
+        if self.training and epoch is None:
+            raise ValueError('training needs the epoch: the first ones are a warm-up')
+        check_labels(support_labels, self.config.num_labels)
         batch = len(support_labels)
 
         # Features of both photos.

@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from oneshot.episodes import IGNORE
-from oneshot.prototypes import (class_masks, episode_labels, foreground, query_target,
+from oneshot.prototypes import (check_labels, class_masks, episode_labels, foreground, query_target,
                                 static_prototypes)
 
 TEMPERATURE = 0.1     # of the contrast
@@ -21,6 +21,10 @@ def oneshot_loss(out: dict, query_labels: Tensor, support_labels: Tensor, epoch:
     """
     classes = out['classes']
     num_labels = out['npm'].shape[1]
+    # 1-way has two labels, which are no ids.
+    if not torch.is_tensor(classes):
+        check_labels(query_labels, num_labels)
+        check_labels(support_labels, num_labels)
     terms = {}
     # Query classes that the support lacks count as background.
     target = query_target(query_labels, support_labels, classes, num_labels)

@@ -92,6 +92,8 @@ class SinglePersonNetwork(nn.Module):
         nearest pixel. 'int' truncates the centers of the crops, as for the published numbers.
 
         options: flip and scales of `crop_logits`. ValueError for what is no photo."""
+        if centers not in (None, 'int', 'float'):
+            raise ValueError(f'centers is {centers!r}; it can be None, int or float')
         training = self.training
         dtype = next(self.parameters()).dtype
         self.eval()

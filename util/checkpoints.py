@@ -263,14 +263,30 @@ def load_strictly(module: nn.Module, weights: dict, path: str | Path):
     own = module.state_dict()
     check_stored(weights, path)
     check_entries(weights, own, path)
-    broken = [k for k, v in weights.items() if v.is_floating_point() and not v.isfinite().all()]
-    if broken:
-        raise ValueError(f'{path} holds NaN or infinite numbers in {len(broken)} of {len(own)} '
-                         f'entries, the first is {short(broken[0])}; take an earlier file')
+    weights = {k: v.float() if v.is_floating_point() else v for k, v in weights.items()}
+    check_numbers(weights, own, path)
     if any(v.is_meta for v in own.values()):
         module.to_empty(device='cpu')
-    module.load_state_dict({k: v.float() if v.is_floating_point() else v
-                            for k, v in weights.items()})
+    module.load_state_dict(weights)
+
+
+def check_numbers(weights: dict[str, torch.Tensor], own: dict[str, torch.Tensor],
+                  path: str | Path):
+    """Raises a ValueError for numbers that no network has: of another type, NaN, infinite (perhaps
+    only in float32), or a negative variance. weights: in float32, with the names of own."""
+    wrong = {'numbers of another type': [], 'NaN or infinite numbers': [],
+             'negative variances': []}
+    for name, values in weights.items():
+        if values.is_floating_point() != own[name].is_floating_point() or values.is_complex():
+            wrong['numbers of another type'].append(name)
+        elif values.is_floating_point() and not values.isfinite().all():
+            wrong['NaN or infinite numbers'].append(name)
+        elif name.endswith('running_var') and (values < 0).any():
+            wrong['negative variances'].append(name)
+    for kind, names in wrong.items():
+        if names:
+            raise ValueError(f'{path} holds {kind} in {len(names)} of {len(own)} entries, the first '
+                             f'is {short(names[0])}; take an earlier file')
 
 
 def check_stored(weights: dict[str, torch.Tensor], path: str | Path):
@@ -331,6 +347,8 @@ def load_imagenet(backbone: nn.Module, source: str, name: str,
     if wrong or missing - {'layer2', 'layer3', 'layer4'}:
         raise ValueError(f'{source} is not for {name}: it has {len(wrong)} entries of other names '
                          f'or shapes {wrong[:1]} and lacks {sorted(missing)}')
+    state = {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
+    check_numbers({k: v for k, v in state.items() if k in own}, own, source)
     backbone.load_state_dict(state, strict=False)
     first_missing = min((int(stage[-1]) for stage in missing), default=5)
     return first_missing - 1

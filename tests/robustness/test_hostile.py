@@ -135,7 +135,8 @@ def test_predictions_replace_predictions_and_nothing_else(tmp_path, form, monkey
     with pytest.raises(OSError, match='cannot be written'), PredictionWriter(tmp_path / 'a', form) as writer:
         writer.add('7', people)
     monkeypatch.undo()
-    assert {p: p.read_bytes() for p in (tmp_path / 'a').rglob('*') if p.is_file()} == before
+    left = {p: p.read_bytes() for p in (tmp_path / 'a').rglob('*') if p.is_file()}
+    assert left == {p: content for p, content in before.items() if p.name not in ('instances.json', 'parsing.json', 'results.txt')}
     for path in before:                                                      # another program's folder of the same form
         other = tmp_path / 'b' / path.relative_to(tmp_path / 'a')
         other.parent.mkdir(parents=True, exist_ok=True)
@@ -145,6 +146,48 @@ def test_predictions_replace_predictions_and_nothing_else(tmp_path, form, monkey
         with PredictionWriter(tmp_path / 'b', form) as writer:
             writer.add('7', people)
     assert {p: p.read_bytes() for p in (tmp_path / 'b').rglob('*') if p.is_file()} == theirs
+
+
+@pytest.mark.parametrize('form', FORMS)
+def test_a_second_run_that_is_stopped_leaves_no_predictions(tmp_path, form):
+    """Half of its pictures lay beside the index of the first run and were scored as complete."""
+    people = np.ones((1, 4, 4), np.uint8), [0.9]
+    ids = ['7', '8']
+    with PredictionWriter(tmp_path, form) as writer:
+        for image in ids:
+            writer.add(image, people)
+    open_predictions(tmp_path, form, ids)
+    with pytest.raises(KeyboardInterrupt), PredictionWriter(tmp_path, form) as writer:
+        writer.add('7', people)
+        raise KeyboardInterrupt
+    for wanted in form, None:
+        with pytest.raises((ValueError, FileNotFoundError)) as refused:
+            open_predictions(tmp_path, wanted, ids)
+        assert str(tmp_path) in str(refused.value)
+    with PredictionWriter(tmp_path, form) as writer:
+        for image in ids:
+            writer.add(image, people)
+    assert open_predictions(tmp_path, form, ids).ids == set(ids)
+
+
+def test_a_failure_before_the_first_picture_keeps_the_index(tmp_path):
+    people = np.ones((1, 4, 4), np.uint8), [0.9]
+    with PredictionWriter(tmp_path) as writer:
+        writer.add('7', people)
+    with pytest.raises(ValueError), PredictionWriter(tmp_path) as writer:
+        writer.add('../7', people)
+    assert open_predictions(tmp_path, None, ['7']).ids == {'7'}
+
+
+def test_one_strange_row_makes_no_ids_positions(tmp_path):
+    def read(*names, ids=('3', '1', '2')):
+        rows = [dict(image_id=name, score=0.5, parsing='a.png') for name in names]
+        (tmp_path / 'a.json').write_text(json.dumps(rows))
+        return open_predictions(tmp_path / 'a.json', None, list(ids)).ids
+    assert read('3', '1') == {'3', '1'} and read(3, 4) == {'3', '4'}         # ids, one of them strange
+    assert read(1, 2, ids=('a', 'b', 'c')) == {'a', 'b'}                      # positions
+    assert read(1, 4, ids=('a', 'b', 'c')) == {'1', '4'}                      # a position that the set lacks: ids
+    assert read('7', '1', ids=('7', '8', '9')) == {'7', '1'}
 
 
 def test_the_check_of_a_download_replaces_its_own_picture_alone(tmp_path):
@@ -362,6 +405,20 @@ def test_a_small_file_cannot_claim_a_large_model_nor_print_what_it_likes(tmp_pat
     with pytest.raises(ValueError, match=message) as refused:
         UniParser.from_pretrained(path)
     assert len(str(refused.value)) < 2000 and str(refused.value).isprintable()
+
+
+@pytest.mark.parametrize('name, values, message', [
+    ('weight', lambda v: v.double() * 0 + 1e300, 'NaN or infinite numbers'),
+    ('weight', lambda v: v.to(torch.int64), 'numbers of another type'), ('weight', lambda v: v > 0, 'numbers of another type'),
+    ('weight', lambda v: v + 1j, 'numbers of another type'), ('running_var', lambda v: v - 9, 'negative variances')])
+def test_numbers_that_no_network_has_are_told(tmp_path, name, values, message):
+    """They gave "found no person" and exit code 0."""
+    def change(state):
+        key = [key for key in state['model'] if key.endswith(name)][-1]
+        state['model'][key] = values(state['model'][key])
+    path = weights_with(tmp_path, change)
+    with pytest.raises(ValueError, match=f'a.pt holds {message} in 1 of'):
+        UniParser.from_pretrained(path)
 
 
 @pytest.mark.parametrize('number', [10 ** 400, 10 ** 5000, 1e300], ids=['400', '5000', '1e300'])
