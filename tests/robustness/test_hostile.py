@@ -33,6 +33,7 @@ import oneshot
 import schp
 import train
 from tests.helpers import HERE, SHORT, call, run, tiny_model, write_photo
+from tools import export
 from uniparser import Config, UniParser, get_config
 from util import files, images
 from util.checkpoints import check_settings, read_checkpoint
@@ -68,6 +69,44 @@ def test_a_run_replaces_no_file_of_the_user(tmp_path, finished, name, content):
         done = call(train, '--resume', tmp_path / 'old', '--epochs', '2', '--device', 'cpu')
         assert done.returncode == 2 and f'{name} exists and this program did not write it' in done.stderr
         assert (tmp_path / 'old' / name).read_text() == content
+
+
+def test_the_weights_of_a_run_make_its_folder_taken(tmp_path, finished):
+    """best.pt was replaced once last.pt was gone, even where it was the input."""
+    folder = shutil.copytree(finished, tmp_path / 'a')
+    (folder / 'last.pt').unlink()
+    before = (folder / 'best.pt').read_bytes()
+    done = call(train, *SHORT, '--epochs', '1', '--out', folder, '--pretrained', folder / 'best.pt')
+    assert done.returncode == 2 and done.stderr.endswith('a holds a run already; choose another --out\n')
+    assert (folder / 'best.pt').read_bytes() == before
+
+
+def test_an_export_replaces_an_export_and_nothing_else(tmp_path, finished):
+    write_photo(tmp_path / 'photo.jpg'), shutil.copy(finished / 'last.pt', tmp_path / 'last.pt')
+    (tmp_path / 'mine.pt').write_text('mine'), (tmp_path / 'mine.onnx').write_text('mine')
+    shutil.copy(finished / 'best.pt', tmp_path / 'best.pt')
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    for weights, out, message in (('best.pt', 'photo.jpg', 'its ending is .onnx or .pt'), ('best.pt', '', 'its ending is'),
+                                  ('last.pt', 'last.pt', 'last.pt is an input'), ('best.pt', 'last.pt', 'belongs to a run'),
+                                  ('best.pt', 'mine.pt', 'did not write it'), ('best.pt', 'mine.onnx', 'did not write it')):
+        done = call(export, '--weights', weights, '--out', out, '--half', cwd=tmp_path)
+        assert done.returncode == 2 and message in done.stderr and done.stderr.count('\n') == 1, (out, done.stderr)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    for _ in range(2):
+        assert call(export, '--weights', 'last.pt', '--out', 'new.pt', '--half', cwd=tmp_path).returncode == 0
+
+
+def test_the_outputs_of_an_evaluation_replace_no_predictions_and_not_each_other(tmp_path):
+    people = np.ones((1, 4, 4), np.uint8), [0.9]
+    with PredictionWriter(tmp_path / 'p') as writer:
+        writer.add('7', people)
+    index = tmp_path / 'p' / 'instances.json'
+    before = index.read_bytes()
+    for flags, message in (('--json', index), '--json is'), (('--plot', index), '--plot is'), (
+            ('--json', tmp_path / 'o', '--plot', tmp_path / 'o'), '--json and --plot are both'):
+        done = call(evaluate, '--data', 'synthetic', '--predictions', tmp_path / 'p', *flags)
+        assert done.returncode == 2 and message in done.stderr and not (tmp_path / 'o').exists()
+    assert index.read_bytes() == before
 
 
 def test_a_run_removes_the_temporary_files_of_killed_runs_alone(tmp_path, finished):

@@ -28,7 +28,7 @@ SHORT = ['--size', '48', '40', '--blocks', '1', '1', '1', '1', '--width', '4', '
 
 def test_phase_1_needs_a_backbone(tmp_path):
     """It trained the heads on a random one."""
-    done = call(command, 'train', '--network', 'segformer', '--phase', '1', '--root', tmp_path, '--out', tmp_path / 'a')
+    done = call(schp, 'train', '--network', 'segformer', '--phase', '1', '--root', tmp_path, '--out', tmp_path / 'a')
     assert done.returncode == 2 and done.stderr.startswith('error: --phase 1 trains the heads on a backbone that stays')
     assert not (tmp_path / 'a').exists()
 
