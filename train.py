@@ -506,6 +506,8 @@ def run_command(function: Callable, *arguments, stopped: str = STOPPED):
     is the sentence `stopped` and exit code 130."""
     try:
         return function(*arguments)
+    except BrokenPipeError:                       # `util.cli.start` ends the command
+        raise
     except (Exception, KeyboardInterrupt) as error:
         sentence = explain(error, stopped)
         if not sentence:
