@@ -13,7 +13,7 @@ from data import Geometry, input_geometry, network_input, resize_sample
 from infer import add_model_flags, load_model, open_split, predict_split
 from losses import Targets, make_loss
 from uniparser import Config, decode
-from util.cli import CommandParser, start
+from util.cli import CommandParser, filled, start
 from util.datasets import DATASETS
 from util.files import user_errors
 from util.results import Parsing
@@ -79,7 +79,7 @@ def parse_arguments(argv=None):
     parser.add_argument('--data', choices=list(DATASETS), required=True)
     parser.add_argument('--root', help='folder of the data set, as downloaded')
     parser.add_argument('--split', default='val')
-    parser.add_argument('--out', required=True, help='folder for the predictions')
+    parser.add_argument('--out', type=filled, required=True, help='folder for the predictions')
     parser.add_argument('--format', choices=FORMS, default=FORMS[0], help='form of the predictions')
     add_model_flags(parser)
     return parser.parse_args(argv)

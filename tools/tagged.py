@@ -23,7 +23,7 @@ import torch
 from data import input_geometry, network_input
 from infer import add_model_flags, check_classes, load_model
 from uniparser import decode
-from util.cli import Between, CommandParser, start
+from util.cli import Between, CommandParser, filled, start
 from util.datasets import CIHP, read_layers
 from util.datasets.ccp import mat_shape, read_mat
 from util.files import (UNKNOWN, index_folder, inside, naming, pick_files, printable, user_errors,
@@ -148,7 +148,7 @@ def lacks_a_garment(labels: np.ndarray, tagged: np.ndarray) -> bool:
 def parse_arguments(argv=None):
     parser = CommandParser(__doc__)
     parser.add_argument('--root', required=True, help='folder of CCP, as downloaded')
-    parser.add_argument('--out', required=True, help='folder for the label maps')
+    parser.add_argument('--out', type=filled, required=True, help='folder for the label maps')
     parser.add_argument('--confident', type=Between(0, 1, float), default=0.4, metavar='SCORE',
                         help='smallest score of a person; default 0.4')
     parser.add_argument('--certain', type=Between(0.01, 1, float), default=0.4, metavar='VALUE',

@@ -38,6 +38,7 @@ from uniparser import Config, UniParser, get_config
 from util import files, images
 from util.checkpoints import check_settings, read_checkpoint
 from util.datasets import open_dataset
+from util.results import file_part
 from util.run import thread_advice
 from util.submissions import FORMS, PredictionWriter, open_predictions
 
@@ -86,7 +87,7 @@ def test_an_export_replaces_an_export_and_nothing_else(tmp_path, finished):
     (tmp_path / 'mine.pt').write_text('mine'), (tmp_path / 'mine.onnx').write_text('mine')
     shutil.copy(finished / 'best.pt', tmp_path / 'best.pt')
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
-    for weights, out, message in (('best.pt', 'photo.jpg', 'its ending is .onnx or .pt'), ('best.pt', '', 'its ending is'),
+    for weights, out, message in (('best.pt', 'photo.jpg', 'its ending is .onnx or .pt'), 
                                   ('last.pt', 'last.pt', 'last.pt is an input'), ('best.pt', 'last.pt', 'belongs to a run'),
                                   ('best.pt', 'mine.pt', 'did not write it'), ('best.pt', 'mine.onnx', 'did not write it')):
         done = call(export, '--weights', weights, '--out', out, '--half', cwd=tmp_path)
@@ -861,3 +862,54 @@ def test_max_size_reduces_a_large_photo_and_its_results(checkpoint, tmp_path):
     assert (record['width'], record['height']) == (45, 30)
     done = parse(checkpoint, tmp_path, 'a.png', '--max-size', '0')
     assert done.returncode == 2 and '--max-size is 0' in done.stderr
+
+
+# ---- output ------------------------------------------------------------------------------------------------------------
+
+
+def shell(checkpoint, folder, ending):
+    write_photo(folder / 'a.png'), write_photo(folder / 'b.png', 1)
+    return run('bash', '-c', f'{sys.executable} {HERE}/infer.py a.png b.png --weights {checkpoint} --out out --device cpu {ending}',
+               cwd=folder)
+
+
+@pytest.mark.parametrize('ending', ['>&-', '2>&-', '>&- 2>&-'])
+def test_a_closed_stream_changes_no_result(checkpoint, tmp_path, ending):
+    done = shell(checkpoint, tmp_path, ending)
+    assert done.returncode == 0 and 'Traceback' not in done.stderr, done.stderr
+    assert {'a.json', 'b.json'} <= {path.name for path in (tmp_path / 'out').iterdir()}
+    assert json.loads((tmp_path / 'out' / 'a.json').read_text())['photo'] == 'a.png'
+
+
+def test_a_full_or_closed_output_is_said_or_quiet(tmp_path):
+    command = f'{sys.executable} {HERE}/infer.py --list --device cpu'
+    done = run('bash', '-c', f'{command} | true; exit ${{PIPESTATUS[0]}}', cwd=tmp_path)
+    assert done.returncode in (0, 141) and not done.stderr
+    done = run('bash', '-c', f'{command} > /dev/full', cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr.startswith('error: the output of this command cannot be written (No space left')
+    assert done.stderr.count('\n') == 1
+
+
+def test_mac_os_puts_no_photos_beside_photos(tmp_path):
+    write_photo(tmp_path / 'IMG.jpg')
+    (tmp_path / '._IMG.jpg').write_bytes(b'\0\5\x16\7')
+    assert files.find_photos([str(tmp_path)]) == [tmp_path / 'IMG.jpg']
+
+
+@pytest.mark.parametrize('name', ['a\0b', 'x' * 300, '\u4e2d' * 200, 'T-shirt / top'])
+def test_a_part_of_any_name_has_a_file(name):
+    part = file_part(name)
+    assert 0 < len(part.encode()) <= 60 and not set('/\0 ') & set(part)
+
+
+@pytest.mark.parametrize('pairs', [[[0, 1]], [[1, 99]], [[1, 2], [2, 3]], [[1, 2, 3]], [[1.5, 2]], 5, ['ab'], [None]])
+def test_impossible_flip_pairs_get_one_sentence(tmp_path, pairs):
+    path = weights_with(tmp_path, lambda state: state.update(flip_pairs=pairs))
+    with pytest.raises(ValueError, match='a.pt holds no model .*its flip_pairs are'):
+        UniParser.from_pretrained(path)
+
+
+@pytest.mark.parametrize('program', [infer, data, train, export])
+def test_an_empty_out_is_refused(tmp_path, program):
+    done = call(program, '--out', '', cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr.startswith('error: --out is empty') and not list(tmp_path.iterdir())
