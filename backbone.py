@@ -9,7 +9,7 @@ import torchvision
 from torchvision.models.resnet import BasicBlock, ResNet
 from torchvision.ops import deform_conv2d
 
-from util.checkpoints import load_imagenet
+from util import checkpoints
 from util.fast import deform_conv2d_cpu
 
 
@@ -29,7 +29,7 @@ class ModulatedDeformConv2d(nn.Conv2d):
     def forward(self, x):                                       # (B, C, H, W)
         offset, mask = self.conv_offset(x).split((18, 9), dim=1)
         mask = mask.sigmoid()
-        # An ONNX file has an operator for it.
+        # In an ONNX export torchvision's stays, for which ONNX has an operator.
         if x.device.type == 'cpu' and not torch.compiler.is_exporting():
             return deform_conv2d_cpu(x, offset, mask, self.weight, self.bias, self.stride[0])
         return deform_conv2d(x, offset, self.weight, self.bias, self.stride, self.padding,
@@ -39,11 +39,12 @@ class ModulatedDeformConv2d(nn.Conv2d):
 class Backbone(nn.Module):
     """torchvision's ResNet without its classifier, under the same keys, so that its weights load by
     name. Another backbone needs `channels` (of C2..C5), `forward` -> C2..C5 at strides 4..32,
-    `load_imagenet` and `fold`.
+    `load_imagenet`, `freeze` and `fold`.
 
     `stages`: how many of the 4 stages hold ImageNet weights. If any, stem and stage 1 are frozen,
     and the loaded BatchNorms keep their statistics while gamma and beta are trained (released code;
-    the paper is silent). """
+    the paper is silent).
+    """
 
     def __init__(self, name: str, dcn: bool, stages: int):
         super().__init__()
@@ -63,7 +64,9 @@ class Backbone(nn.Module):
                 block.conv2 = ModulatedDeformConv2d(block.conv2)
         self.freeze(stages)
 
-    def freeze(self, stages):
+    def freeze(self, stages: int):
+        """Notes how many stages hold ImageNet weights. Stem and stage 1 are trained only if none
+        does."""
         self.stages = stages
         for module in (self.conv1, self.bn1, self.layer1):
             module.requires_grad_(stages == 0)
@@ -90,11 +93,13 @@ class Backbone(nn.Module):
     def load_imagenet(self, source: str) -> int:
         """Loads 'imagenet' or a file, see `checkpoints.load_imagenet`; returns the number of stages
         loaded."""
-        self.freeze(load_imagenet(self, source, self.name, optional=('conv_offset',)))
-        return self.stages
+        stages = checkpoints.load_imagenet(self, source, self.name, optional=('conv_offset',))
+        self.freeze(stages)
+        return stages
 
     def fold(self):
         """Folds every BatchNorm into the convolution before it, for inference."""
+        # '0' and '1': the convolution and the norm of a shortcut.
         pairs = ('conv1', 'bn1'), ('conv2', 'bn2'), ('conv3', 'bn3'), ('0', '1')
         for module in list(self.modules()):
             for conv, norm in pairs:
@@ -103,7 +108,7 @@ class Backbone(nn.Module):
                     setattr(module, norm, nn.Identity())
 
 
-def make_resnet(name):
+def make_resnet(name: str) -> ResNet:
     """A ResNet of torchvision with random weights; resnet10, for drawn people and tests, has one
     block per stage."""
     if name == 'resnet10':
@@ -115,7 +120,7 @@ def make_resnet(name):
                      'resnet50')
 
 
-def fold_norm(conv, norm, scale=None):
+def fold_norm(conv: nn.Conv2d, norm: nn.Module, scale: torch.Tensor | None = None):
     """Folds a batch norm with fixed statistics into the convolution before it, in place. scale:
     that of the norm, (C,), where it is not `norm.weight`."""
     scale = (norm.weight if scale is None else scale) / (norm.running_var + norm.eps).sqrt()

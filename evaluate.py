@@ -505,9 +505,15 @@ def evaluate(job: Job, workers: int = 1) -> ParsingMetrics:
     ignore_ctrl_c = dict(initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN))
     with multiprocessing.Pool(workers, **ignore_ctrl_c) as pool:
         hold_ctrl_c(False)
-        chunksize = len(indices) // (32 * workers) + 1        # few chunks: each one pickles the job
+        # Few chunks: each one pickles the job.
+        chunksize = len(indices) // (32 * workers) + 1
         chunks = pool.imap_unordered(job, indices, chunksize=chunksize)
-        records.update(list(tqdm(chunks, **progress)))        # a list first: the job is pickled now
+        # A list first: the job is pickled now.
+        records.update(list(tqdm(chunks, **progress)))
+        # Workers end by themselves: one that is terminated just after its last result may still
+        # hold the lock of the queue, and the pool would wait for that lock without end.
+        pool.close()
+        pool.join()
     return job.metrics
 
 
@@ -518,7 +524,7 @@ def warn(images: list[str], what: str):
 
 
 def check_outputs(args):
-    """ValueError where two outputs have one name, or one would replace a file of the predictions."""
+    """ValueError where two outputs have one name, or one would replace a predicted file."""
     outputs = {}
     for flag in ('--json', '--per-image', '--plot'):
         path = getattr(args, flag[2:].replace('-', '_'))

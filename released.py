@@ -1,7 +1,7 @@
 """The recipe `released`: every place where the authors' released code differs from the paper by
-more than a number.
+more than a number, and the conversion of its checkpoints.
 
-Its numbers are the presets `mhp_released` and `cihp_released` of util/config.py.
+Its numbers and switches are the presets `mhp_released` and `cihp_released` of util/config.py.
 `config.choose(paper, released)` picks between the paper's function and the one here. Defects of the
 released code are corrected; docs/differences.md lists both, differences and defects.
 
@@ -17,7 +17,12 @@ released code are corrected; docs/differences.md lists both, differences and def
     people without pixels    left out                 returned                    uniparser.decode
     positive cells           of one person each       may be shared               ReleasedLoss
     a person's map           its barycenter's kernel  largest of up to 9 kernels  ReleasedLoss
-    part masks at stride 4   the middle pixel         the middle four, or any     part_targets
+    labels at stride 4       pixel (2, 2) of 4x4      pixel (0, 0)                ReleasedLoss
+    part masks at stride 4   pixel (2, 2) of 4x4      the middle four, or any     part_targets
+    parts one pixel wide     count                    left out                    part_targets
+    people without a pixel   out of Eq. (5)           in it                       ReleasedLoss
+      at stride 4
+    Eq. (5), categories      mean over all            mean over the visible ones  ReleasedLoss
     Eq. (5), absent classes  l1                       mean square above 0.1       ReleasedLoss
     Eq. (6)                  l1 to the identity       mean square above 0.04      ReleasedLoss
     Sec. 6.5, pull           a term of its own        inside the metric loss      ReleasedLoss
@@ -32,20 +37,22 @@ import torch.nn.functional as F
 from PIL import Image
 
 from correlation import correlate
-from losses import Targets, UniParserLoss, mean, middle_and_extent, pad_to, positive_cells
+from losses import (Targets, UniParserLoss, masked_mean, middle_and_extent, pad_to,
+                    positive_cells)
 from util.datasets import CIHP, MHP
 
 # -------------------------------------------------------------------------------------------------
 # Photos and labels
 
 
-def resize_photo(photo, size):
+def resize_photo(photo: Image.Image, size: tuple) -> Image.Image:
     """Pillow image -> size (width, height), bilinear without antialiasing."""
     scale = photo.width / size[0], 0, 0, 0, photo.height / size[1], 0
     return photo.transform(size, Image.AFFINE, scale, Image.BILINEAR)
 
 
-def resize_labels(parsing, ignore, size):
+def resize_labels(parsing: np.ndarray, ignore: np.ndarray,
+                  size: tuple) -> tuple[np.ndarray, np.ndarray]:
     """The label under the upper left corner of each new pixel. size: (width, height)."""
     width, height = size
     rows = np.arange(height) * ignore.shape[0] // height
@@ -57,7 +64,7 @@ def resize_labels(parsing, ignore, size):
 # Network and inference
 
 
-def corner_pixels(f, grid, training):
+def corner_pixels(f: torch.Tensor, grid: int, training: bool) -> torch.Tensor:
     """Features f (B, C, h, w) at the cells of the grid: in training f resized, in inference the
     pixel at each cell's upper left corner -> (B, C, S, S)."""
     if training:
@@ -68,14 +75,15 @@ def corner_pixels(f, grid, training):
     return f[:, :, rows][..., cols]
 
 
-def keep_corner_peaks(heatmap):
+def keep_corner_peaks(heatmap: torch.Tensor) -> torch.Tensor:
     """Logits (S, S) -> the same, -inf where they are not the maximum of the 2x2 cells up and
     left."""
     highest = F.max_pool2d(heatmap[None], 2, 1, 1)[0, :-1, :-1]
     return heatmap.masked_fill(heatmap != highest, -torch.inf)
 
 
-def paint(parsing, maps, classes, size, theta):
+def paint(parsing: np.ndarray, maps: torch.Tensor, classes: torch.Tensor, size: tuple,
+          theta: float):
     """Writes one person's labels into parsing (H0, W0) uint8: maps (k, h, w) x4 bilinear and
     cropped to the input's size; then bilinear to a smaller photo, or the labels by nearest to a
     larger one."""
@@ -121,7 +129,7 @@ class ReleasedLoss(UniParserLoss):
         persons, parts, middles = part_targets(parsing, size, self.config.num_classes)
         return ReleasedTargets(**{**targets, 'persons': persons}, parts=parts, middles=middles)
 
-    def center_target(self, parsing, size):
+    def center_cells(self, parsing, size):
         """A cell belongs to everyone whose rectangle holds it."""
         return positive_cells(parsing, size, self.config)
 
@@ -133,10 +141,10 @@ class ReleasedLoss(UniParserLoss):
         rows = target.cells[:, None] // S + step.repeat_interleave(3)  # (N, 9)
         cols = target.cells[:, None] % S + step.repeat(3)
         near = rows.clamp(0, S - 1) * S + cols.clamp(0, S - 1)
-        own = (rows >= 0) & (rows < S) & (cols >= 0) & (cols < S)
-        own = own & target.regions.flatten(1).gather(1, near)
+        is_own = (rows >= 0) & (rows < S) & (cols >= 0) & (cols < S)
+        is_own = is_own & target.regions.flatten(1).gather(1, near)
         q = correlate(k_ins[near.flatten()], f_ins, self.config.space).unflatten(0, (-1, 9))
-        return (q * own[:, :, None, None]).amax(1)
+        return (q * is_own[:, :, None, None]).amax(1)
 
     def is_seen(self, target, area):
         """Also people without pixels at stride 4."""
@@ -153,7 +161,7 @@ class ReleasedLoss(UniParserLoss):
             high = (q > 0.1) * t.category_known
             squares = squares + (q.square() * high).sum(1) @ (~seen).float()
             count = count + (high.sum(1) * ~seen).sum()
-        return mean([dice], [visible]), squares / count.clamp(min=1)
+        return masked_mean([dice], [visible]), squares / count.clamp(min=1)
 
     def parsing_sums(self, m, t, f_cate):
         """Parts may overlap, unlike labels."""
@@ -181,14 +189,15 @@ class ReleasedLoss(UniParserLoss):
                 area = parts.sum(2)
                 s = ((parts @ f) * f[t.middles]).sum(2) / area.clamp(min=1)
                 values.append(torch.where(area > 0, 1 - s, 0).flatten())
-        return mean([v.square() for v in values], [v > 0.04 for v in values])
+        return masked_mean([v.square() for v in values], [v > 0.04 for v in values])
 
 
 # `make_loss` of losses.py chooses between both, but this file imports that one.
 UniParserLoss.released = ReleasedLoss
 
 
-def part_targets(parsing, size, num_classes):
+def part_targets(parsing: torch.Tensor, size: tuple,
+                 num_classes: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Masks at stride 4, from the 4x4 pixels of a cell: a person where the middle 2x2 pixels are
     all its own; a part where two of them are, or, if that leaves the part without a cell, where any
     of the 16 is. Parts one pixel wide or high are left out. Returns persons (N, h, w), parts (N, K,
@@ -259,7 +268,7 @@ def is_released(state: dict) -> bool:
     return any(str(key).removeprefix('module.') == 'mask_head.seg_kernels' for key in keys)
 
 
-def convert(state: dict, path):
+def convert(state: dict, path) -> tuple[str, dict, tuple | None, tuple, dict]:
     """A released checkpoint, as read from `path` -> preset, its changed settings, class names (or
     None), flip pairs, and the weights under our names."""
     weights = rename(state)

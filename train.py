@@ -174,7 +174,7 @@ def train_step(net: nn.Module, loss: Callable, batches: list[dict],
         for name, value in losses.items():
             means[name] = means.get(name, 0) + value.detach() / len(batches)
 
-    # Sec. 6.2: gradients are clipped at their true scale.
+    # Clipping as in the released code; unscaled first, so that the norm is the true one.
     scaler.unscale_(optimizer)
     means['grad_norm'] = nn.utils.clip_grad_norm_(net.parameters(), clip or math.inf)
     scaler.step(optimizer)
@@ -239,7 +239,7 @@ class Trainer:
             while self.epoch < self.config.epochs:
                 if not self.train_epoch():
                     return self.stop()
-                if self.is_validated():
+                if self.validates_now():
                     # A run that is stopped in its validation resumes with it.
                     self.save()
                     result = self.validate()
@@ -258,7 +258,7 @@ class Trainer:
         self.run.log(f'stopped; continue with --resume {self.run.folder}')
         return {}
 
-    def is_validated(self) -> bool:
+    def validates_now(self) -> bool:
         finished = self.epoch + 1
         return finished % self.config.val_every == 0 or finished == self.config.epochs
 

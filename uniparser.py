@@ -21,8 +21,10 @@ turns their outputs into one label map per person.
 
 Labels: parsing (N,H,W) uint8, one map per person: 0 not this person, 1..K part, 255 this person,
 part unknown. Settings and presets are in util/config.py; their defaults are the paper's text on
-MHPv2.0. `config.choose(paper, released)` stands where the authors' released code differs
-(released.py); docs/differences.md lists every such place. """
+MHPv2.0. Three settings of inference are not in the paper: theta_same (two peaks of one person),
+theta_part and peaks. `config.choose(paper, released)` stands where the authors' released code
+differs (released.py); docs/differences.md lists every such place.
+"""
 import math
 import os
 from dataclasses import dataclass, replace
@@ -40,15 +42,16 @@ from data import Geometry, input_geometry, network_input, to_photo
 from util.beyond import averaged, distinct, mixture, parsing_quality
 from util.checkpoints import (FORMAT, check_settings, load_pretrained, load_strictly, name_command,
                               read_checkpoint, reading, write_checkpoint)
-from util.config import INFERENCE, PRESETS, Config, get_config  # noqa: F401  part of this module's interface
+# Settings are part of this module's interface.
+from util.config import INFERENCE, PRESETS, Config, get_config  # noqa: F401
 from util.fast import convolve_with_coordinates, paint
 from util.labels import check_flip_pairs
 from util.results import Parsing
 from util.run import find_device
 from util.tensors import resize_map
 
-# The released code starts the heat map's sigmoid at 0.01 (focal loss, [33]).
-RARE = math.log(0.01 / 0.99)
+# The heat map starts at 0.01, as the focal loss [33] proposes.
+CENTER_BIAS = math.log(0.01 / 0.99)
 
 
 # -------------------------------------------------------------------------------------------------
@@ -60,7 +63,9 @@ class Neck(nn.Module):
     light: P2 alone.
 
     A 1x1 convolution commutes with bilinear interpolation, so each level is compressed at its own
-    size, resized and summed: the same numbers without the map of 1280 channels. """
+    size, resized and summed: the same numbers without the map of 1280 channels. The paper's "last
+    stage", which light keeps, is taken to be P2, as in the released code.
+    """
 
     def __init__(self, config: Config):
         super().__init__()
@@ -146,7 +151,9 @@ class InstanceFeatureSpaceBuilder(nn.Module):
     Eq. (2)
 
     The paper does not say which pixel is "[x, y]" for a cell of the S x S grid. Here it is the
-    pixel in its middle. """
+    pixel in its middle. Q_ins is computed where it is used: in `find_people`, and for the losses in
+    `UniParserLoss.correlations`.
+    """
 
     def __init__(self, config: Config):
         super().__init__()
@@ -160,13 +167,16 @@ class InstanceFeatureSpaceBuilder(nn.Module):
 
     def forward(self, f_neck):                                  # (B, 256, h, w)
         f = self.tower(f_neck)
+        # The kernels are sampled before they are normalized: for the middle pixel that is the same,
+        # and the released recipe resizes in between.
         f_ins = to_space(f, self.space)                         # (B, C, h, w)   Eq. (2)
         k_ins = to_space(self.kernels(f), self.space)           # (B, C, S, S)   Eq. (2)
         return f_ins, k_ins
 
 
-def middle_pixels(f, grid, training):
-    """The pixel in the middle of each cell: f (B, C, h, w) -> (B, C, S, S)."""
+def middle_pixels(f: torch.Tensor, grid: int, training: bool) -> torch.Tensor:
+    """The pixel in the middle of each cell: f (B, C, h, w) -> (B, C, S, S). training: only
+    `released.corner_pixels` needs it."""
     cell = torch.arange(grid, device=f.device)
     rows = (2 * cell + 1) * f.shape[-2] // (2 * grid)
     cols = (2 * cell + 1) * f.shape[-1] // (2 * grid)
@@ -176,7 +186,8 @@ def middle_pixels(f, grid, training):
 class CategoryFeatureSpaceBuilder(nn.Module):
     """F_cate = Normalize(g_CFSB(F_neck)),  Q_cate = K_cate * F_cate     Eq. (3)
 
-    K_cate is normalized, too (Sec. 3.3).
+    K_cate is normalized, too (Sec. 3.3). Q_cate is computed where it is used: in `decode`, and for
+    the losses in `UniParserLoss.correlations`.
     """
 
     def __init__(self, config: Config):
@@ -197,11 +208,13 @@ class Fusion(nn.Module):
     """g_fusion (Sec. 3.4, Tab. 4 d): the parsing of each person from its map q_ins and the
     categories.
 
-    index   q_ins * q_cate: no weights; in inference q_ins > theta_mask selects from q_cate
+    index   q_ins * q_cate: no weights. Training and inference get by without these N x K maps:
+            `part_sums` has their sums, and in `paint_parts` q_ins > theta_mask selects from q_cate
     convs   convolutions over q_ins concatenated with f_cate
     multi   convolutions over q_ins times f_cate
     The number of convolutions is in the paper's Fig. 5, which its text does not give: here one
-    module and an output. """
+    module and an output.
+    """
 
     def __init__(self, config: Config):
         super().__init__()
@@ -263,17 +276,20 @@ class UniParser(nn.Module):
         for module in self.fpn.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.xavier_uniform_(module.weight)
-        heads = [self.neck, self.category_neck, self.center_locator, self.instance_builder,
-                 self.category_builder, self.fusion]
+        heads = [self.neck, self.center_locator, self.instance_builder, self.category_builder,
+                 self.fusion]
+        if self.category_neck is not None:
+            heads.insert(1, self.category_neck)
         for head in heads:
-            for module in head.modules() if head is not None else ():
+            for module in head.modules():
                 if isinstance(module, nn.Conv2d):
                     nn.init.normal_(module.weight, std=0.01)
                     if module.bias is not None:
                         nn.init.zeros_(module.bias)
-        nn.init.constant_(self.center_locator.heatmap.bias, RARE)
+        nn.init.constant_(self.center_locator.heatmap.bias, CENTER_BIAS)
         if self.category_neck is not None:
-            nn.init.constant_(self.category_neck.conv.bias, self.config.choose(0.0, RARE))
+            bias = self.config.choose(0.0, CENTER_BIAS)
+            nn.init.constant_(self.category_neck.conv.bias, bias)
 
     @property
     def device(self) -> torch.device:
@@ -290,7 +306,7 @@ class UniParser(nn.Module):
         pyramid = self.pyramid(features)                        # P2..P6: (B, 256, h, w), ..
         return self.heads(pyramid)
 
-    def pyramid(self, features):
+    def pyramid(self, features) -> list[torch.Tensor]:
         if not self.config.light:
             return list(self.fpn(dict(enumerate(features))).values())
         # The same P2, and no other level.
@@ -300,7 +316,7 @@ class UniParser(nn.Module):
             x = self.fpn.inner_blocks[i](features[i]) + x
         return [self.fpn.layer_blocks[0](x)]
 
-    def heads(self, pyramid):
+    def heads(self, pyramid) -> dict:
         f_neck = self.neck(pyramid)                             # (B, 256, h, w)
         heatmap = self.center_locator(f_neck)                   # (B, 1, S, S)   Eq. (1)
         f_ins, k_ins = self.instance_builder(f_neck)            # (B,C,h,w), (B,C,S,S)   Eq. (2)
@@ -309,7 +325,7 @@ class UniParser(nn.Module):
         f_cate, k_cate = self.category_builder(f_neck)          # (B, C, h, w), (K, C)   Eq. (3)
         return dict(heatmap=heatmap, f_ins=f_ins, k_ins=k_ins, f_cate=f_cate, k_cate=k_cate)
 
-    def fold(self):
+    def fold(self) -> 'UniParser':
         """Folds every BatchNorm into its convolution, in place, and returns the model. Same
         numbers, fewer operations; not for training."""
         if not self.folded:
@@ -338,7 +354,8 @@ class UniParser(nn.Module):
         A photo is a path, a PIL image, an RGB array (H, W, 3) or (H, W) uint8, or a tensor (3, H,
         W), uint8 or float in 0..1; four dimensions are a list of photos. Only photos of the same
         padded size share a batch, so that no label depends on the other photos; scores may
-        differ by rounding. Errors: FileNotFoundError, ValueError naming the photo."""
+        differ by rounding. Errors: FileNotFoundError, ValueError naming the photo.
+        """
         if batch_size < 1:
             raise ValueError(f'batch_size is {batch_size}; it is at least 1')
         single = not isinstance(photos, (list, tuple)) and getattr(photos, 'ndim', 0) < 4
@@ -377,11 +394,12 @@ class UniParser(nn.Module):
     def from_pretrained(cls, path, device='cpu', **changes) -> 'UniParser':
         """The model in a file written by `save` or by the released code, in eval mode. `changes`
         are config fields, such as theta_center. Errors: OSError, ValueError naming the file."""
-        # A mistake in `changes` is not the file's.
+        # Checked before the file is read, so that its name is in no sentence about `changes`.
         replace(Config(), **changes)
         device = find_device(device)
         state = read_checkpoint(path)
-        if command := name_command(state, 'uniparser'):
+        command = name_command(state, 'uniparser')
+        if command:
             raise ValueError(f'{path} {command}')
         with reading(path):
             if released.is_released(state):
@@ -415,8 +433,8 @@ class People:
     scores: torch.Tensor                # (N,) in 0..1
     q_ins: torch.Tensor                 # (N, h, w): their maps, Eq. (2)
 
-    def take(self, kept):
-        """The people with these numbers, in this order."""
+    def take(self, kept) -> 'People':
+        """The people with these indices, in this order."""
         return People(self.cells[kept], self.scores[kept], self.q_ins[kept])
 
 
@@ -426,7 +444,8 @@ def decode(out: dict, i: int, geometry: Geometry, config: Config,
     photo itself; fusion: the model's, which `convs` and `multi` need.
 
     People are capped before anything is enlarged, and only a person's own classes are enlarged, in
-    the person's box: no map of N people times K classes is built. """
+    the person's box: no map of N people times K classes is built.
+    """
     if not isinstance(geometry, Geometry):
         geometry = input_geometry(geometry, config)
     f_cate = out['f_cate'][i]
@@ -434,7 +453,7 @@ def decode(out: dict, i: int, geometry: Geometry, config: Config,
     people = find_people(out, i, config)
     people = rank_people(people, q_cate, config)
     parsing = paint_parts(people, q_cate, f_cate, geometry, config, fusion)
-    centers = geometry.to_photo(people.cells, config.grid)
+    centers = geometry.cell_centers(people.cells, config.grid)
     found = Parsing(parsing, people.scores.cpu().numpy(), centers.cpu().numpy())
     # The released code also returns people without pixels.
     return found if config.choose(False, True) else found.visible()
@@ -443,7 +462,7 @@ def decode(out: dict, i: int, geometry: Geometry, config: Config,
 # ---- find people
 
 
-def find_people(out, i, config) -> People:
+def find_people(out: dict, i: int, config: Config) -> People:
     """Peaks of the heat map and their maps, each person once."""
     cells, scores = find_centers(out['heatmap'][i, 0], config)  # (N,), (N,)
     k_ins = out['k_ins'][i].flatten(1).T[cells]                 # (N, C)
@@ -452,7 +471,7 @@ def find_people(out, i, config) -> People:
     return people.take(distinct(q_ins > config.theta_mask, config.theta_same))
 
 
-def find_centers(heatmap, config):
+def find_centers(heatmap: torch.Tensor, config: Config) -> tuple[torch.Tensor, torch.Tensor]:
     """Sigmoid of Eq. (1) and WHERE(H_c > theta_c) of Eq. (2), kept to local maxima of 5x5 cells:
     the target of a person is a rectangle. Logits (S, S) -> cells (N,) = row * S + column, scores
     (N,) descending, at most max_people."""
@@ -463,12 +482,12 @@ def find_centers(heatmap, config):
     return cells[found], scores[found]
 
 
-def keep_peaks(heatmap, config):
+def keep_peaks(heatmap: torch.Tensor, config: Config) -> torch.Tensor:
     """Logits (S, S) -> the same, -inf where they are not the maximum of 5x5 cells (config.peaks).
     Logits, because the sigmoid of confident cells saturates: a plateau of 1.0 would be many
     people."""
-    first = config.choose(lambda heat: heat, released.keep_corner_peaks)
-    heatmap = first(heatmap)
+    if config.choose(False, True):
+        heatmap = released.keep_corner_peaks(heatmap)
     highest = F.max_pool2d(heatmap[None], config.peaks, 1, config.peaks // 2)[0]
     return heatmap.masked_fill(heatmap != highest, -torch.inf)
 
@@ -476,51 +495,55 @@ def keep_peaks(heatmap, config):
 # ---- rank them
 
 
-def rank_people(people, q_cate, config) -> People:
-    """--score center: as they are. --score parsing, an option of ours: by the clarity of their
+def rank_people(people: People, q_cate: torch.Tensor, config: Config) -> People:
+    """--score center: unchanged. --score parsing, an option of ours: by the clarity of their
     parts."""
     if config.score == 'center':
         return people
-    people.scores = parsing_quality(people.q_ins > config.theta_mask, people.q_ins, q_cate)
-    best = people.scores.argsort(descending=True, stable=True)
-    good = (people.scores > config.theta_score).sum()
-    return people.take(best[:good])
+    scores = parsing_quality(people.q_ins > config.theta_mask, people.q_ins, q_cate)
+    best = scores.argsort(descending=True, stable=True)
+    number = (scores > config.theta_score).sum()
+    return People(people.cells, scores, people.q_ins).take(best[:number])
 
 
 # ---- paint their parts
 
 
-def paint_parts(people, q_cate, f_cate, geometry, config, fusion):
+def paint_parts(people: People, q_cate: torch.Tensor, f_cate: torch.Tensor, geometry: Geometry,
+                config: Config, fusion: Fusion | None) -> np.ndarray:
     """Sec. 3.4, index: the map of a person selects from the maps of the categories. Returns parsing
     (N, H0, W0) uint8, at the photo's size."""
     theta_paint = config.theta_paint or config.theta_mask
     paint_person = config.choose(paint, released.paint)
     index = config.fusion == 'index'
     # A learned fusion decides everywhere; index decides in the person's pixels.
-    inside = people.q_ins > (config.theta_mask if index else -math.inf)  # (N, h, w)
-    means = part_scores(inside, q_cate, theta_paint)            # (N, K)
+    theta_mask = config.theta_mask if index else -math.inf
+    inside = people.q_ins > theta_mask                          # (N, h, w)
+    if index and config.assign == 'correlation':
+        scores = part_scores(inside, q_cate, theta_paint)       # (N, K)
     parsing = np.zeros((len(inside), *geometry.photo), np.uint8)
     for n in range(len(inside)):
         # The maps of the classes in this person, (K, h, w), and how clear each class is, (K,).
         if config.assign == 'mixture':
-            maps, mean = mixture(q_cate, inside[n], config.theta_part)
+            maps, score = mixture(q_cate, inside[n], config.theta_part)
         elif index:
-            maps, mean = q_cate, means[n]
+            maps = q_cate
+            score = scores[n]
         else:
             maps = fusion(people.q_ins[n:n + 1], q_cate, f_cate)[0]
-            mean = part_scores(inside[n:n + 1], maps, theta_paint)[0]
-        classes = (mean > config.theta_part).nonzero()[:, 0]
+            score = part_scores(inside[n:n + 1], maps, theta_paint)[0]
+        classes = (score > config.theta_part).nonzero()[:, 0]
         if len(classes):
             paint_person(parsing[n], inside[n] * maps[classes], classes, geometry.size, theta_paint)
     return parsing
 
 
-def part_scores(gate, q, theta):
-    """Mean correlation of each class inside each person (released code, "maskness"): the sum of
-    those above theta over the number of those above 0.1. gate (N, h, w) bool, q (K, h, w) -> (N,
-    K)."""
-    gate = gate.flatten(1).float()
+def part_scores(inside: torch.Tensor, q: torch.Tensor, theta: float) -> torch.Tensor:
+    """How clear each class is inside each person (released code, "maskness"): the sum of its
+    correlations above theta over the number of those above 0.1. inside (N, h, w) bool, q (K, h, w)
+    -> (N, K)."""
+    inside = inside.flatten(1).float()
     q = q.flatten(1)
-    sums = gate @ (q * (q > theta)).T
-    counts = gate @ (q > 0.1).float().T
+    sums = inside @ (q * (q > theta)).T
+    counts = inside @ (q > 0.1).float().T
     return sums / (counts + 1e-5)

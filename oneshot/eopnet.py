@@ -19,8 +19,8 @@ from oneshot.config import Config
 from oneshot.data import normalize, reduce_photo
 from oneshot.episodes import FOLDS, IGNORE, Fold
 from oneshot.heads import FineHeads, conv_pair
-from oneshot.prototypes import (check_labels, class_masks, cosine, episode_labels, foreground, mean_prototypes,
-                                smoothed_prototypes, static_prototypes)
+from oneshot.prototypes import (check_labels, class_masks, cosine, episode_labels, foreground,
+                                mean_prototypes, smoothed_prototypes, static_prototypes)
 from util.checkpoints import (FORMAT, check_settings, load_strictly, name_command, read_checkpoint,
                               reading, write_checkpoint)
 from util.results import Parsing, as_one_person
@@ -106,8 +106,8 @@ class EOPNet(FineHeads):
         of logits at the query's size: agm and npm (B,K,H,W), 1-way (B,2,H,W); coarse (B,2,H,W).
 
         classes: k-way, the ids that the episode keeps (None = all); 1-way, a tensor (B,) of each
-        image's class. epoch: needed in training mode; None = after the warm-up. The dict also holds `classes` and, for the
-        contrast of k-way training, `f2`: the fine features of query and support.
+        image's class. epoch: needed in training mode; None = after the warm-up. The dict also
+        holds `classes` and, for the         contrast of k-way training, `f2`: the fine features of query and support.
         """
         one_way = self.config.one_way
         if one_way and not torch.is_tensor(classes):

@@ -211,8 +211,8 @@ class SegFormer(SinglePersonNetwork):
 
     def forward(self, images: torch.Tensor, heads: Sequence[str] = HEADS) -> dict:
         if min(images.shape[2:]) < SMALLEST:
-            raise ValueError(f'the network segformer needs images of {SMALLEST} pixels at least, not '
-                             f'{tuple(images.shape[2:])}; choose a larger --size or --scales')
+            raise ValueError(f'the network segformer needs images of {SMALLEST} pixels at least, '
+                             f'not {tuple(images.shape[2:])}; choose a larger --size or --scales')
         c1, c2, c3, c4 = self.backbone(images)
         feature = self.head((c1, c2, c3, c4))                                # (B, 256, h, w)
         edge_features = self.edge.features(c1, c2, c3)

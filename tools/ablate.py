@@ -27,8 +27,8 @@ import torch
 import train
 from uniparser import PRESETS, Config, UniParser, get_config
 from util.checkpoints import read_checkpoint
-from util.cli import (Between, CommandParser, add_settings, as_flags, describe, given_settings,, filled
-                      start)
+from util.cli import (Between, CommandParser, add_settings, as_flags, describe, filled,
+                      given_settings, start)
 from util.datasets import DATASETS, DRAWN
 from util.files import write_file, write_json
 from util.masks import matrix_nms

@@ -197,7 +197,8 @@ def parse_arguments(argv=None):
                         help='an untrained network instead of weights')
     parser.add_argument('--labels', choices=list(LABEL_SETS),
                         help='SCHP with 20 classes: lip (default) or cihp')
-    parser.add_argument('--out', type=filled, required=True, metavar='FILE', help='FILE.onnx or FILE.pt')
+    parser.add_argument('--out', type=filled, required=True, metavar='FILE',
+                        help='FILE.onnx or FILE.pt')
     parser.add_argument('--half', action='store_true',
                         help='FILE.pt in half precision: half the size')
     return parser.parse_args(argv)

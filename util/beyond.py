@@ -1,11 +1,12 @@
-"""Options of ours that the paper does not have. The presets of the paper leave them off, except for `distinct`.
+"""Options of ours that the paper does not have. The paper's presets leave them off, except for
+`distinct`.
 
-    theta_same          `distinct`                  two detections of one person
-    score               `parsing_quality`           people are ranked by their parts
-    assign              `mixture`                   a pixel's class depends on the person's other pixels
-    flip_test           `averaged`                  the photo and its mirror image
-    lambda_cross        `balanced_cross_entropy`    tells similar classes apart
-    degrade             `degrade`                   gray, dark, blurred and compressed training images
+    theta_same      `distinct`                  two detections of one person
+    score           `parsing_quality`           people are ranked by their parts
+    assign          `mixture`                   a pixel's class depends on the person's other pixels
+    flip_test       `averaged`                  the photo and its mirror image
+    lambda_cross    `balanced_cross_entropy`    tells similar classes apart
+    degrade         `degrade`                   gray, dark, blurred and compressed training images
 """
 import io
 
@@ -14,31 +15,51 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
-# ---------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 # Inference
 
 
-def averaged(out, mirrored, flip_pairs):
-    """Outputs of images and of their mirror images -> outputs whose logits and correlations are the means of both.
+def averaged(out: dict, mirrored: dict, flip_pairs) -> dict:
+    """The network's outputs for images and for their mirror images -> outputs whose logits and
+    correlations are the means of both.
 
-    A correlation is linear in its feature, so the mean of two is that of kernels and features joined along the
-    channels, each times sqrt(1/2): they keep unit length, and `decode` sees nothing new."""
+    A correlation is linear in its feature. So the mean of two correlations is the correlation of
+    kernels and features that are joined along the channels, each times sqrt(1/2): they keep unit
+    length, and `decode` needs no change. flip_pairs: labels (left, right), 1-based.
+    """
+    # In a mirror image, the left arm looks like a right one: their kernels change places.
     order = list(range(len(out['k_cate'])))
     for left, right in flip_pairs:
-        order[left - 1], order[right - 1] = right - 1, left - 1
-    mirrored = {k: v[order] if k == 'k_cate' else v.flip(3) for k, v in mirrored.items()}
-    joined = {k: torch.cat([v, mirrored[k]], 1) * 0.5 ** 0.5 for k, v in out.items() if k != 'heatmap'}
-    return dict(joined, heatmap=(out['heatmap'] + mirrored['heatmap']) / 2)
+        order[left - 1] = right - 1
+        order[right - 1] = left - 1
+
+    result = {}
+    for name, value in out.items():
+        # K_cate (K, C) is the same for all images; the rest are maps (B, C, h, w), flipped back.
+        other = mirrored[name][order] if name == 'k_cate' else mirrored[name].flip(3)
+        if name == 'heatmap':
+            result[name] = (value + other) / 2
+        else:
+            result[name] = torch.cat([value, other], dim=1) * 0.5 ** 0.5
+    return result
 
 
-def distinct(masks, theta):
-    """List of the people that no better one resembles with a mask IoU above theta: two peaks of the heat map may lie in
-    one person. masks (N, h, w) bool, best first."""
+def distinct(masks: torch.Tensor, theta: float) -> list:
+    """Indices of the people to keep. Two peaks of the heat map may lie in one person: a mask is
+    left out if its IoU with a better one that is kept is above theta.
+
+    masks (N, h, w) bool, best first.
+    """
     if theta >= 1:
         return list(range(len(masks)))
-    flat = masks.flatten(1).float()
-    shared, area = flat @ flat.T, flat.sum(1)
-    same = (shared > theta * (area + area[:, None] - shared)).tolist()
+
+    # shared / union > theta, without a division by empty unions.
+    flat = masks.flatten(1).float()                                             # (N, hw)
+    shared = flat @ flat.T                                                      # (N, N)
+    area = flat.sum(1)
+    union = area + area[:, None] - shared
+    same = (shared > theta * union).tolist()
+
     kept = []
     for n in range(len(masks)):
         if not any(same[n][k] for k in kept):
@@ -46,67 +67,99 @@ def distinct(masks, theta):
     return kept
 
 
-def parsing_quality(gate, q_ins, q_cate):
-    """Mean over each person's pixels of its correlation times that of the best class -> (N,), a score: a person with
-    clear parts ranks before one without. gate, q_ins (N, h, w), q_cate (K, h, w)."""
-    gate, quality = gate.flatten(1), (q_ins * q_cate.amax(0)).flatten(1)
-    return (gate * quality).sum(1).clamp(min=0) / gate.sum(1).clamp(min=1)
+def parsing_quality(gate: torch.Tensor, q_ins: torch.Tensor, q_cate: torch.Tensor) -> torch.Tensor:
+    """The score (N,) of each person: the mean, over the person's pixels, of its correlation times
+    that of the best class. A person with clear parts ranks before one without.
+
+    gate (N, h, w): the pixels of each person; q_ins (N, h, w); q_cate (K, h, w).
+    """
+    quality = q_ins * q_cate.amax(0)                                            # (N, h, w)
+    gate = gate.flatten(1)
+    total = (gate * quality.flatten(1)).sum(1)
+    return total.clamp(min=0) / gate.sum(1).clamp(min=1)
 
 
-def mixture(q, gate, theta, temperature=0.1, rounds=10, power=0.5):
-    """Classes of one person's pixels by a mixture model: small patches of a second garment on a first one vanish. The
-    likelihood of class c is exp(q_c / temperature), as in `balanced_cross_entropy`; expectation maximization finds the
-    mixing weights, the share of each class in the person. A share counts by its square root in every round: in full,
-    coats would swallow scarves, and shoes socks. A class is kept if the mean posterior of the pixels that it wins is
-    above theta.
+def mixture(q: torch.Tensor, gate: torch.Tensor, theta: float, temperature: float = 0.1,
+            rounds: int = 10, power: float = 0.5) -> tuple:
+    """Classes of one person's pixels by a mixture model: small patches of a second garment on a
+    first one vanish.
 
-    q (K, h, w), gate (h, w) bool -> maps (K, h, w): posteriors among the kept classes, 0 outside the person; means
-    (K,): the mean posterior of the pixels that a class wins, before any is left out; 0 where it wins none."""
-    logits, maps, means = q[:, gate] / temperature, torch.zeros_like(q), q.new_zeros(len(q))     # logits: (K, P)
-    if gate.any():
-        log_shares = logits.new_zeros(len(q), 1)                                          # equal at first
-        for _ in range(rounds):
-            shares = (logits + log_shares).softmax(0).mean(1, keepdim=True)
-            log_shares = power * shares.clamp(min=1e-6).log()
-        logits = logits + log_shares
-        value, best = logits.softmax(0).max(0)
-        won = torch.zeros_like(means).scatter_add_(0, best, torch.ones_like(value))
-        means = means.scatter_add_(0, best, value) / won.clamp(min=1)
-        maps[:, gate] = logits.masked_fill(means[:, None] <= theta, -torch.inf).softmax(0).nan_to_num(0)
+    The likelihood of class c is exp(q_c / temperature), as in `balanced_cross_entropy`. Expectation
+    maximization finds the mixing weights, the share of each class in the person. A class is kept
+    if the mean posterior of the pixels that it wins is above theta.
+
+    q (K, h, w), gate (h, w) bool -> maps (K, h, w): posteriors among the kept classes, 0 outside
+    the person; means (K,): the mean posterior of the pixels that a class wins, before any class is
+    left out; 0 where it wins none.
+    """
+    maps = torch.zeros_like(q)
+    means = q.new_zeros(len(q))
+    if not gate.any():
+        return maps, means
+
+    # Expectation maximization, from equal shares. A share counts by a power of it, its square root,
+    # in every round: in full, coats would swallow scarves, and shoes socks.
+    logits = q[:, gate] / temperature                                           # (K, P)
+    log_shares = logits.new_zeros(len(q), 1)
+    for _ in range(rounds):
+        posteriors = (logits + log_shares).softmax(0)
+        shares = posteriors.mean(1, keepdim=True)
+        log_shares = power * shares.clamp(min=1e-6).log()
+    logits = logits + log_shares
+
+    # The mean posterior of the pixels that each class wins.
+    value, best = logits.softmax(0).max(0)                                      # (P,) each
+    won = torch.zeros_like(means).scatter_add_(0, best, torch.ones_like(value))
+    means = means.scatter_add_(0, best, value) / won.clamp(min=1)
+
+    # Posteriors among the kept classes. If none is kept, softmax gives NaN, and the maps stay 0.
+    kept = logits.masked_fill(means[:, None] <= theta, -torch.inf)
+    maps[:, gate] = kept.softmax(0).nan_to_num(0)
     return maps, means
 
 
-# ---------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 # Training
 
 
-def balanced_cross_entropy(q_cates, targets, balance=0.5, temperature=0.1):
-    """Cross-entropy of q_cate / temperature over the people's pixels: which class correlates most. Eq. (5) pulls each
-    class's correlations up alone, and separates similar garments slowly. A pixel counts by the number of the batch's
-    pixels of its class, to the power -balance. q_cates: list of (K, h, w); targets: list of `losses.Targets`."""
-    q_cate = torch.stack(q_cates)                                            # (B, K, h, w)
-    labels = torch.stack([person_labels(target) for target in targets])      # (B, h, w), 0 = none
+def balanced_cross_entropy(q_cates: list, targets: list, balance: float = 0.5,
+                           temperature: float = 0.1) -> torch.Tensor:
+    """Cross-entropy of q_cate / temperature over the people's pixels: which class correlates most.
+    Eq. (5) pulls each class's correlations up alone, and separates similar garments slowly.
+
+    A pixel's weight is n ** -balance, where n is the number of the batch's pixels of its class.
+    q_cates: list of (K, h, w); targets: list of `losses.Targets` -> a scalar.
+    """
+    q_cate = torch.stack(q_cates)                                               # (B, K, h, w)
+    labels = torch.stack([person_labels(target) for target in targets])         # (B, h, w)
     losses = F.cross_entropy(q_cate / temperature, (labels - 1).clamp(min=0), reduction='none')
 
     # Pixels of each class in the batch.
     flat = labels.flatten()
-    counts = q_cate.new_zeros(q_cate.shape[1] + 1).scatter_add_(0, flat, torch.ones_like(flat, dtype=q_cate.dtype))
+    ones = torch.ones_like(flat, dtype=q_cate.dtype)
+    counts = q_cate.new_zeros(q_cate.shape[1] + 1).scatter_add_(0, flat, ones)
+
+    # Pixels without a label have weight 0; a batch may have no others.
     weights = counts.clamp(min=1)[labels] ** -balance * (labels > 0)
     return (losses * weights).sum() / weights.sum().clamp(min=1e-6)
 
 
-def person_labels(target):
-    """The classes of an image's pixels (h, w); 0 where there is no person, or the class is not known."""
+def person_labels(target) -> torch.Tensor:
+    """The classes (h, w) of an image's pixels, from its `losses.Targets`; 0 where there is no
+    person, or the class is not known."""
     unknown = (target.labels == 255).any(0) | ~target.known
     if not len(target.labels):
         return torch.zeros_like(unknown, dtype=torch.long)
     return target.labels.amax(0) * ~unknown
 
 
-def degrade(image, probability, rng):
-    """uint8 RGB (H, W, 3) -> the same, each with this probability made gray, darker, blurred and compressed."""
-    image, chosen = Image.fromarray(image), rng.random(4) < probability
-    amount = rng.random(4).tolist()                        # plain floats: Pillow compares them with tuples
+def degrade(image: np.ndarray, probability: float, rng: np.random.Generator) -> np.ndarray:
+    """uint8 RGB (H, W, 3) -> the same, each with this probability made gray, darker, blurred and
+    compressed."""
+    image = Image.fromarray(image)
+    chosen = rng.random(4) < probability
+    # Plain floats: Pillow compares them with tuples.
+    amount = rng.random(4).tolist()
     if chosen[0]:
         image = ImageOps.grayscale(image).convert('RGB')
     if chosen[1]:

@@ -53,7 +53,7 @@ HARMLESS = re.compile('|'.join([
     r'torch\.nn\.parameter\.Parameter',
     r'numpy\.(dtype|ndarray|(_?core)\.multiarray\.(scalar|_reconstruct))',
     r'(os|posix|nt|sys)\..*']))
-MOST_REPEATED = 10 ** 6                           # values that references repeat, see `check_pickle`
+MOST_REPEATED = 10 ** 6                           # values that stand twice, see `check_pickle`
 KINDS = '?', 'b1', 'i1', 'u1', 'i2', 'i4', 'i8', 'f2', 'f4', 'f8', 'U'       # dtypes of numpy
 
 
@@ -247,8 +247,8 @@ def check_settings(config, config_class: type):
         default = getattr(config_class, name)
         integer_for_float = (type(value), type(default)) == (int, float)
         if type(value) is not type(default) and not integer_for_float:
-            raise ValueError(f'its setting {name} is {short(reprlib.repr(value))}, but should be like '
-                             f'{default!r}')
+            raise ValueError(f'its setting {name} is {short(reprlib.repr(value))}, but should be '
+                             f'like {default!r}')
 
 
 # ---- weights into networks ---------------------------------------------------------------------
@@ -285,8 +285,8 @@ def check_numbers(weights: dict[str, torch.Tensor], own: dict[str, torch.Tensor]
             wrong['negative variances'].append(name)
     for kind, names in wrong.items():
         if names:
-            raise ValueError(f'{path} holds {kind} in {len(names)} of {len(own)} entries, the first '
-                             f'is {short(names[0])}; take an earlier file')
+            raise ValueError(f'{path} holds {kind} in {len(names)} of {len(own)} entries, the '
+                             f'first is {short(names[0])}; take an earlier file')
 
 
 def check_stored(weights: dict[str, torch.Tensor], path: str | Path):

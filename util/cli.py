@@ -1,16 +1,19 @@
-"""What every command shares: its start, its parser, and settings as flags. Needs the standard library alone."""
+"""What every command shares: its start, its parser, and settings as flags. Needs the standard
+library alone."""
 import argparse
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, fields
 from pathlib import Path
+from typing import NoReturn
+
+BROKEN_PIPE = 141                                 # exit code of tools that SIGPIPE ends
 
 
-BROKEN_PIPE = 141                                  # exit code of tools that SIGPIPE ends
-
-
-def start(main):
-    """Runs the `main` of a command. Ctrl-C ends it with a word, a reader that leaves (| head) quietly."""
+def start(main: Callable[[], None]) -> None:
+    """Runs the `main` of a command. Ctrl-C ends it with a word, a reader that leaves (| head)
+    quietly."""
     open_streams()
     try:
         # A terminal may lack the letters of a file's name.
@@ -31,7 +34,7 @@ def start(main):
         fail(f'the output of this command cannot be written ({error.strerror})')
 
 
-def open_streams():
+def open_streams() -> None:
     """Gives standard streams that the shell has closed (>&-) to nobody: Python has None for them,
     and the first file that is opened would get their number."""
     for number in range(3):
@@ -45,22 +48,23 @@ def open_streams():
             setattr(sys, name, open(os.devnull, 'w'))
 
 
-def drop_output():
+def drop_output() -> None:
     """What is still to be printed goes nowhere: Python tries it again at its end."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def fail(sentence):
+def fail(sentence: str) -> NoReturn:
     """Ends a command with a sentence about a user's mistake and exit code 2."""
     print(f'error: {" ".join(sentence.split())}', file=sys.stderr)
     sys.exit(2)
 
 
-def flag(name):
+def flag(name: str) -> str:
+    """'theta_mask' -> '--theta-mask'."""
     return '--' + name.replace('_', '-')
 
 
-def outside(name, value, low, high):
+def outside(name: str, value, low, high) -> str:
     """The sentence about a value out of range."""
     # Python refuses to print integers of thousands of digits.
     large = type(value) is int and abs(value) > 10 ** 40
@@ -68,8 +72,8 @@ def outside(name, value, low, high):
     return f'{name} is {text}; give a value from {low} to {high}'
 
 
-def filled(text):
-    """argparse type: text that is not empty, which a shell makes of an unset variable."""
+def filled(text: str) -> str:
+    """argparse type: text that is not empty. A shell makes empty text of an unset variable."""
     if not text.strip():
         raise argparse.ArgumentTypeError(' is empty; give a value')
     return text
@@ -78,13 +82,13 @@ def filled(text):
 class Between:
     """argparse type: a number of this kind from low to high. NaN is in no range."""
 
-    def __init__(self, low, high, kind=int):
+    def __init__(self, low, high, kind: type = int):
         self.low = low
         self.high = high
         self.kind = kind
         self.__name__ = kind.__name__
 
-    def __call__(self, text):
+    def __call__(self, text: str):
         value = self.kind(text)
         if not self.low <= value <= self.high:
             raise argparse.ArgumentTypeError(outside('', text, self.low, self.high))
@@ -92,10 +96,12 @@ class Between:
 
 
 class CommandParser(argparse.ArgumentParser):
-    """The parser of a command, or of one of its subcommands; its errors are one sentence. description: the text of
-    the module."""
+    """The parser of a command, or of one of its subcommands. Its errors are one sentence.
 
-    def __init__(self, description=None, **options):
+    description: the docstring of the module.
+    """
+
+    def __init__(self, description: str | None = None, **options):
         path = Path(sys.argv[0])
         if path.name == '__main__.py':
             # argparse would call each of the packages by this name.
@@ -112,23 +118,32 @@ class CommandParser(argparse.ArgumentParser):
 
     def error(self, message):
         name, _, reason = message.removeprefix('argument ').partition(': ')
-        fail(f'{name}{reason}' if reason.startswith(' is ') else f'{message}; see {self.prog} --help')
+        # Our own argparse types say what is wrong with the value of a flag: "--seed is -1; ..".
+        if reason.startswith(' is '):
+            fail(f'{name}{reason}')
+        fail(f'{message}; see {self.prog} --help')
 
 
-# ---------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 # Settings as flags: the fields of a config dataclass, see `util.config.setting`
 
 
-def add_settings(parser, config_class, skip=(), only=None, default='presets change some of the defaults'):
-    """Adds the fields of a config dataclass as flags: all except those in `skip`, or those in `only`. A flag that is
-    not given leaves no attribute behind, see `given_settings`. default: a note for the title of the group."""
+def add_settings(parser: argparse.ArgumentParser, config_class: type, skip=(), only=None,
+                 default: str = 'presets change some of the defaults') -> None:
+    """Adds the fields of a config dataclass as flags: all except those in `skip`, or those in
+    `only`. A flag that is not given leaves no attribute behind, see `given_settings`.
+
+    default: a note for the title of the group.
+    """
     group = parser.add_argument_group(f'settings ({default})')
     for field in fields(config_class):
         if field.name in skip or only and field.name not in only:
             continue
         choices = field.metadata['choices']
         kind = type(field.default)
-        options = dict(default=argparse.SUPPRESS, help=f'{field.metadata["help"]} [{as_text(field.default)}]')
+        # argparse formats help with %, so a bare % in it would be an error.
+        text = f'{field.metadata["help"]} [{as_text(field.default)}]'
+        options = dict(default=argparse.SUPPRESS, help=text)
         if kind is bool:
             options.update(action=argparse.BooleanOptionalAction)
         elif choices:
@@ -137,28 +152,36 @@ def add_settings(parser, config_class, skip=(), only=None, default='presets chan
             options.update(metavar='TEXT')
         else:
             number = int if kind is tuple else kind
-            options.update(type=Between(field.metadata['low'], field.metadata['high'], number), metavar='N')
+            between = Between(field.metadata['low'], field.metadata['high'], number)
+            options.update(type=between, metavar='N')
         if kind is tuple:
             options.update(nargs='*')
         group.add_argument(flag(field.name), **options)
 
 
-def as_text(value):
-    """The default of a setting, as its flag would be given. argparse formats help with %."""
+def as_text(value) -> str:
+    """The default of a setting, as its flag would be given."""
     if isinstance(value, bool):
         return 'yes' if value else 'no'
     if isinstance(value, tuple):
         return ' '.join(map(str, value)) or 'none'
-    return f'{value:g}' if isinstance(value, float) else str(value) or 'none'
+    if isinstance(value, float):
+        return f'{value:g}'
+    return str(value) or 'none'
 
 
-def given_settings(args, config_class, skip=('data', 'recipe')):
+def given_settings(args: argparse.Namespace, config_class: type,
+                   skip=('data', 'recipe')) -> dict:
     """The settings among the arguments: {field: value}, lists as tuples."""
     names = {field.name for field in fields(config_class)} - set(skip)
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in vars(args).items() if k in names}
+    given = {}
+    for name, value in vars(args).items():
+        if name in names:
+            given[name] = tuple(value) if isinstance(value, list) else value
+    return given
 
 
-def as_flags(changes):
+def as_flags(changes: dict) -> str:
     """{'light': True, 'dcn': False, 'grid': 20} -> '--light --no-dcn --grid 20'."""
     words = []
     for name, value in changes.items():
@@ -171,7 +194,7 @@ def as_flags(changes):
     return ' '.join(words)
 
 
-def describe(config):
+def describe(config) -> str:
     """The settings that differ from the defaults, as text: 'backbone=resnet18 dcn=False'."""
     default = type(config)()
     changed = [f'{k}={v}' for k, v in asdict(config).items() if v != getattr(default, k)]

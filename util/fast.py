@@ -1,24 +1,28 @@
-"""What makes a CPU fast. Each function equals the plain lines in its docstring (tests/test_fast.py)."""
+"""What makes a CPU fast. Each function equals the plain lines in its docstring
+(tests/test_fast.py)."""
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-# How many values `paint` enlarges at a time: what a CPU's cache holds, and what takes 64 MB of a GPU.
+# How many values `paint` enlarges at a time: what a CPU's cache holds, and what takes 64 MB of a
+# GPU.
 CPU_VALUES = 2 ** 18
 GPU_VALUES = 2 ** 24
 
 
-# ---------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 # Network
 
 
 def convolve_with_coordinates(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """A 3x3 convolution of x (B, C, h, w) and of two more maps, the relative coordinates x and y in -1..1:
+    """A 3x3 convolution of x (B, C, h, w) and of two more maps, the relative coordinates x and y in
+    -1..1:
 
-        F.conv2d(torch.cat([x, x_map, y_map], dim=1), weight, padding=1)        # weight (O, C + 2, 3, 3)
+        # weight (O, C + 2, 3, 3)
+        F.conv2d(torch.cat([x, x_map, y_map], dim=1), weight, padding=1)
 
-    The share of the coordinates is the same for every image, so it is computed once and added. A tenth more channels
-    would make the convolution slower on CPUs, which like multiples of 16.
+    The share of the coordinates is the same for every image, so it is computed once and added. Two
+    more channels would slow down the convolution on CPUs, which prefer multiples of 16.
     """
     h, w = x.shape[-2:]
     # Like linspace(-1, 1, n), whose length an ONNX file would fix.
@@ -33,13 +37,16 @@ def convolve_with_coordinates(x: torch.Tensor, weight: torch.Tensor) -> torch.Te
     return F.conv2d(x, weight[:, :-2], padding=1) + share
 
 
-def deform_conv2d_cpu(x, offset, mask, weight, bias, stride):
+def deform_conv2d_cpu(x: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor,
+                      weight: torch.Tensor, bias: torch.Tensor | None,
+                      stride: int) -> torch.Tensor:
     """Modulated deformable convolution with 3x3 taps, ten times as fast as torchvision's on a CPU:
 
         torchvision.ops.deform_conv2d(x, offset, weight, bias, stride, padding=1, mask=mask)
 
-    An embedding bag sums the four pixels around each tap with their weights; a matrix product per group of channels
-    does the rest.
+    x (B, C, H, W), offset (B, 18, h, w), mask (B, 9, h, w) -> (B, O, h, w). An embedding bag sums
+    the four pixels around each tap with their weights; a matrix product per group of channels does
+    the rest.
     """
     B, C, H, W = x.shape
     h, w = offset.shape[-2:]
@@ -65,14 +72,17 @@ def deform_conv2d_cpu(x, offset, mask, weight, bias, stride):
     image = torch.arange(B).view(-1, 1, 1, 1, 1)
     pixels = (image * H + rows.clamp(0, H - 1)) * W + cols.clamp(0, W - 1)
     table = x.permute(0, 2, 3, 1).reshape(-1, C)
-    taps = F.embedding_bag(pixels.view(-1, 4), table, per_sample_weights=share.view(-1, 4).to(x.dtype), mode='sum')
+    share = share.view(-1, 4).to(x.dtype)
+    taps = F.embedding_bag(pixels.view(-1, 4), table, per_sample_weights=share, mode='sum')
 
     # The convolution itself, as a matrix product.
     groups = C // weight.shape[1]
-    weight = weight.permute(0, 2, 3, 1)                                      # (O, 3, 3, C / groups)
+    weight = weight.permute(0, 2, 3, 1)                         # (O, 3, 3, C / groups)
     if groups == 1:
-        return F.linear(taps.view(B, h, w, 9 * C), weight.flatten(1), bias).permute(0, 3, 1, 2)
-    taps = taps.view(B, h, w, 9, groups, -1).permute(4, 0, 1, 2, 3, 5).reshape(groups, B * h * w, -1)
+        out = F.linear(taps.view(B, h, w, 9 * C), weight.flatten(1), bias)
+        return out.permute(0, 3, 1, 2)
+    taps = taps.view(B, h, w, 9, groups, -1).permute(4, 0, 1, 2, 3, 5)
+    taps = taps.reshape(groups, B * h * w, -1)
     out = taps @ weight.reshape(groups, -1, taps.shape[2]).mT
     out = out.permute(1, 0, 2).reshape(B, h, w, -1)
     if bias is not None:
@@ -80,15 +90,17 @@ def deform_conv2d_cpu(x, offset, mask, weight, bias, stride):
     return out.permute(0, 3, 1, 2)
 
 
-# ---------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 # Losses
 
 
-def cell_sums(k_ins, f_ins, masks, known):
-    """The sums that Dice needs for the map q = k . F_ins of every cell and the mask t of every person:
+def cell_sums(k_ins: torch.Tensor, f_ins: torch.Tensor, masks: torch.Tensor,
+              known: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The sums that Dice needs for the map q = k . F_ins of every cell and the mask t of every
+    person:
 
-        q = k_ins @ f_ins                                                    # (S*S, hw)
-        return q @ masks.T, q.square() @ known                               # sum q t, sum q q over known pixels
+        q = k_ins @ f_ins                                       # (S*S, hw)
+        return q @ masks.T, q.square() @ known                  # sum q t, sum q q over known pixels
 
     q is linear in k, so sum q t = k . (F t), sum q q = k . (F F^T) k, and no map of a cell is made.
     k_ins (S*S, C), f_ins (C, hw), masks (N, hw), known (hw,) -> (S*S, N), (S*S,).
@@ -99,39 +111,44 @@ def cell_sums(k_ins, f_ins, masks, known):
     return qt, qq
 
 
-def part_sums(q_ins, q_cate, labels, known):
+def part_sums(q_ins: torch.Tensor, q_cate: torch.Tensor, labels: torch.Tensor,
+              known: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The sums that Dice needs for p = q_ins * q_cate and the mask t of every part of every person:
 
-        p = q_ins[:, None] * q_cate                                          # (N, K, hw)
+        p = q_ins[:, None] * q_cate                             # (N, K, hw)
         t = F.one_hot(labels, K + 1).movedim(2, 1)[:, 1:] * known[:, None]
         return (p * t).sum(2), (p.square() * known[:, None]).sum(2), t.sum(2)
 
-    A pixel of a person has one label, so sum p t gathers p at the labels; sum p p is a matrix product. No N x K maps are
-    built. q_ins (N, hw), q_cate (K, hw), labels (N, hw) int64 in 0..K, known (N, hw) -> (N, K) each.
+    A pixel of a person has one label, so sum p t gathers p at the labels; sum p p is a matrix
+    product. No N x K maps are built.
+    q_ins (N, hw), q_cate (K, hw), labels (N, hw) int64 in 0..K, known (N, hw) -> (N, K) each.
     """
+    # Label 0, the background, is a class of zeros in front, cut off at the end.
     own = F.pad(q_cate, (0, 0, 1, 0)).gather(0, labels) * q_ins * known
-    size = len(labels), len(q_cate) + 1
+    size = (len(labels), len(q_cate) + 1)
     pt = known.new_zeros(size).scatter_add(1, labels, own)[:, 1:]
     pp = (q_ins.square() * known) @ q_cate.square().T
     tt = known.new_zeros(size).scatter_add(1, labels, known)[:, 1:]
     return pt, pp, tt
 
 
-# ---------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 # Painting
 
 
-def paint(parsing, maps, classes, size, theta):
-    """Writes one person's labels into parsing (H0, W0) uint8. A pixel takes the class of the largest value where that
-    exceeds theta:
+def paint(parsing: np.ndarray, maps: torch.Tensor, classes: torch.Tensor, size: tuple[int, int],
+          theta: float) -> None:
+    """Writes one person's labels into parsing (H0, W0) uint8. A pixel takes the class of the
+    largest value where that exceeds theta:
 
-        used = maps of the photo alone, without the padding                  # size (h, w) / 4 cells
+        used = maps of the photo alone, without the padding     # size (h, w) / 4 cells
         value, index = (used, bilinear to (H0, W0), centers on centers).max(0)
         parsing[:] = (classes[index] + 1) * (value > theta)
 
-    maps (k, h, w): correlations of the given classes (0-based), zero outside the person; size (h, w): of the network's
-    input without padding, in pixels. A few rows are enlarged at a time, and of these only the classes and columns that
-    can exceed theta: a pixel above theta lies beside a cell above theta.
+    maps (k, h, w): correlations of the given classes (0-based), zero outside the person;
+    size (h, w): of the network's input without padding, in pixels. A few rows are enlarged at a
+    time, and of these only the classes and columns that can exceed theta: a pixel above theta lies
+    beside a cell above theta.
     """
     above = (maps > theta).cpu().numpy()
     names = (classes + 1).to(torch.uint8)
@@ -157,26 +174,30 @@ def paint(parsing, maps, classes, size, theta):
         x0, x1, wx = x.part(left, right, maps.device)
         band = maps[some]
         rows = torch.lerp(band.index_select(1, y0), band.index_select(1, y1), wy[:, None])
-        value, index = torch.lerp(rows.index_select(2, x0), rows.index_select(2, x1), wx).max(0)
+        enlarged = torch.lerp(rows.index_select(2, x0), rows.index_select(2, x1), wx)
+        value, index = enlarged.max(0)
         labels = names[some][index] * (value > theta)
         parsing[top:bottom, left:right] = labels.cpu().numpy()
 
 
 class Taps:
-    """For each pixel along one axis: the lower cell, the upper cell, and the weight of the upper, as arrays."""
+    """For each pixel along one axis, as arrays: the lower cell, the upper cell, and the weight of
+    the upper."""
 
-    def __init__(self, low, high, weight):
+    def __init__(self, low: np.ndarray, high: np.ndarray, weight: np.ndarray):
         self.low = low
         self.high = high
         self.weight = weight
 
     def part(self, start, stop, device):
-        """The three of the pixels start..stop, as tensors."""
-        return [torch.from_numpy(values[start:stop]).to(device) for values in (self.low, self.high, self.weight)]
+        """The three arrays of the pixels start..stop, as tensors."""
+        arrays = (self.low, self.high, self.weight)
+        return [torch.from_numpy(values[start:stop]).to(device) for values in arrays]
 
 
-def bilinear_taps(cells, used, pixels):
-    """Bilinear weights along one axis, centers on centers, where `used` (real) of the map's `cells` cover `pixels`."""
+def bilinear_taps(cells: int, used: float, pixels: int) -> Taps:
+    """Bilinear weights along one axis, centers on centers, where `used` (real) of the map's `cells`
+    cover `pixels`."""
     source = (np.arange(pixels) + 0.5) * (used / pixels) - 0.5
     source = source.clip(0, cells - 1)
     low = np.floor(source).astype(np.int64)

@@ -85,12 +85,13 @@ def check_flip_pairs(pairs: tuple, num_classes: int):
     """ValueError where pairs are not of two ids of classes each, all different."""
     try:
         ids = [i for left, right in pairs for i in (left, right)]
-        good = all(type(i) is int and 0 < i < num_classes for i in ids) and len(set(ids)) == len(ids)
+        good = all(type(i) is int and 0 < i < num_classes for i in ids)
+        good = good and len(set(ids)) == len(ids)
     except (TypeError, ValueError):
         good = False
     if not good:
-        raise ValueError(f'its flip_pairs are {reprlib.repr(pairs)}; they are pairs of ids of classes '
-                         f'from 1 to {num_classes - 1}')
+        raise ValueError(f'its flip_pairs are {reprlib.repr(pairs)}; they are pairs of ids of '
+                         f'classes from 1 to {num_classes - 1}')
 
 
 def flip_order(num_classes: int, pairs: tuple) -> list[int]:

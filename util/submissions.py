@@ -399,7 +399,7 @@ class PredictionWriter:
             return
         if self.form == 'cihp':
             check_target(self.folder / 'global_parsing' / f'{image}.png')
-            write_file(self.folder / UNFINISHED, 'The predictions beside this file are incomplete.\n')
+            write_file(self.folder / UNFINISHED, 'The predictions in this folder are incomplete\n')
         else:
             for index, pictures in INDICES.values():
                 if pictures == INDICES[self.form][1]:
