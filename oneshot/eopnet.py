@@ -107,7 +107,8 @@ class EOPNet(FineHeads):
 
         classes: k-way, the ids that the episode keeps (None = all); 1-way, a tensor (B,) of each
         image's class. epoch: needed in training mode; None = after the warm-up. The dict also
-        holds `classes` and, for the         contrast of k-way training, `f2`: the fine features of query and support.
+        holds `classes` and, for the contrast of k-way training, `f2`: the fine features of query
+        and support.
         """
         one_way = self.config.one_way
         if one_way and not torch.is_tensor(classes):
