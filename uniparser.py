@@ -39,7 +39,7 @@ import released
 from backbone import Backbone
 from correlation import correlate, to_space
 from data import Geometry, input_geometry, network_input, to_photo
-from util.beyond import averaged, distinct, mixture, parsing_quality
+from util.beyond import averaged, distinct, keep_whole, map_quality, mixture, parsing_quality
 from util.checkpoints import (FORMAT, check_settings, load_pretrained, load_strictly, name_command,
                               read_checkpoint, reading, write_checkpoint)
 # Settings are part of this module's interface.
@@ -497,7 +497,10 @@ def keep_peaks(heatmap: torch.Tensor, config: Config) -> torch.Tensor:
 
 def rank_people(people: People, q_cate: torch.Tensor, config: Config) -> People:
     """--score center: unchanged. --score parsing, an option of ours: by the clarity of their
-    parts."""
+    parts. --theta-person, another: only people with a clear center and map."""
+    if config.theta_person:
+        quality = map_quality(people.q_ins > config.theta_mask, people.q_ins, people.scores)
+        people = people.take(quality > config.theta_person)
     if config.score == 'center':
         return people
     scores = parsing_quality(people.q_ins > config.theta_mask, people.q_ins, q_cate)
@@ -535,6 +538,8 @@ def paint_parts(people: People, q_cate: torch.Tensor, f_cate: torch.Tensor, geom
         classes = (score > config.theta_part).nonzero()[:, 0]
         if len(classes):
             paint_person(parsing[n], inside[n] * maps[classes], classes, geometry.size, theta_paint)
+        if config.whole:
+            keep_whole(parsing[n], people.q_ins[n], geometry.size, config.theta_mask)
     return parsing
 
 
