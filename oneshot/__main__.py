@@ -63,7 +63,7 @@ def add_parse_flags(command):
     command.add_argument('--names', help='of the classes: a,b,c or a JSON file')
     command.add_argument('--stored', action='store_true',
                          help="mask ids are the training set's: use its prototypes")
-    command.add_argument('--out', default='results',
+    command.add_argument('--out', type=filled, default='results',
                          help='folder for the results (default: results)')
     command.add_argument('--cutouts', action='store_true',
                          help='also write each person and part as an RGBA picture')

@@ -13,7 +13,7 @@ from oneshot.backbone import Atrous
 from oneshot.config import Config
 from oneshot.heads import conv_pair
 from oneshot.network import ExampleNetwork
-from oneshot.prototypes import (class_masks, cosine, foreground, smoothed_prototypes,
+from oneshot.prototypes import (check_labels, class_masks, cosine, foreground, smoothed_prototypes,
                                 static_prototypes)
 from util.tensors import resize_map
 
@@ -74,10 +74,14 @@ class EOPNet(ExampleNetwork):
         of logits at the query's size: agm and npm (B,K,H,W), 1-way (B,2,H,W); coarse (B,2,H,W).
 
         classes: k-way, the ids that the episode keeps (None = all); 1-way, a tensor (B,) of each
-        image's class. epoch: None = after the warm-up. The dict also holds `classes` and, for the
-        contrast of k-way training, `f2`: the fine features of query and support.
+        image's class. epoch: needed in training mode; None = after the warm-up. The dict also
+        holds `classes` and, for the contrast of k-way training, `f2`: the fine features of query
+        and support.
         """
         classes = self.check_classes(classes)
+        if self.training and epoch is None:
+            raise ValueError('training needs the epoch: the first ones are a warm-up')
+        check_labels(support_labels, self.config.num_labels)
         batch = len(support_labels)
 
         # Features of both photos.

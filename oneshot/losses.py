@@ -5,8 +5,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from oneshot.episodes import IGNORE
-from oneshot.prototypes import (at_least_float, class_masks, episode_labels, foreground,
-                                query_target, static_prototypes)
+from oneshot.prototypes import (at_least_float, check_labels, class_masks, episode_labels,
+                                foreground, query_target, static_prototypes)
 
 TEMPERATURE = 0.1     # of the contrast
 
@@ -22,6 +22,10 @@ def oneshot_loss(out: dict, query_labels: Tensor, support_labels: Tensor, epoch:
     """
     classes = out['classes']
     num_labels = out['npm'].shape[1]
+    # 1-way has two labels, which are no ids.
+    if not torch.is_tensor(classes):
+        check_labels(query_labels, num_labels)
+        check_labels(support_labels, num_labels)
     terms = fine_losses(out, ('agm', 'npm'), query_labels, support_labels)
     # Every part is a person's pixel, also one of a class that the episode leaves out.
     people = foreground(query_labels).long()
