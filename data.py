@@ -20,7 +20,7 @@ from tqdm import tqdm
 import released
 from util.beyond import degrade
 from util.config import Config
-from util.cli import CommandParser, add_shared, start
+from util.cli import CommandParser, add_shared, filled, start
 from util.datasets import DATASETS, open_dataset, swap_sides
 from util.files import check_target, user_errors, write_png
 from util.images import read_photo, to_rgb, upright
@@ -359,7 +359,7 @@ def main(argv=None):
     add_shared(parser, 'data', choices=list(DATASETS), required=True)
     add_shared(parser, 'root')
     add_shared(parser, 'split')
-    parser.add_argument('--out', default='samples.png',
+    parser.add_argument('--out', type=filled, default='samples.png',
                         help='picture of some samples, PNG (default: %(default)s)')
     args = parser.parse_args(argv)
     with user_errors():

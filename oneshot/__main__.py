@@ -30,7 +30,15 @@ def add_train_flags(command):
     add_shared(command, 'data', 'ATR', choices=DATASETS)
     add_shared(command, 'recipe', 'paper')
     add_run_flags(command)
-    add_settings(command, Config, skip=('data', 'recipe', 'num_labels', 'way'),
+    command.add_argument('--stage', type=number_or_all, choices=(1, 2, 3, 'all'),
+                         default=argparse.SUPPRESS,
+                         help='stage of POPNet: 1 people, 2 parents, 3 classes, or one after the '
+                              'other (default: all)')
+    command.add_argument('--previous', metavar='FILE',
+                         help='POPNet: best.pt of the stage before')
+    command.add_argument('--ablate', action='store_true',
+                         help='POPNet: train without stages before that are missing')
+    add_settings(command, Config, skip=('data', 'recipe', 'num_labels', 'way', 'stage', 'earlier'),
                  default='the defaults are the released ones')
     add_way(command, argparse.SUPPRESS)
 
@@ -57,7 +65,7 @@ def add_parse_flags(command):
     command.add_argument('--names', help='names of the classes: a,b,c or a JSON file')
     command.add_argument('--stored', action='store_true',
                          help="use the stored prototypes; mask ids are then the training set's")
-    command.add_argument('--out', default='results',
+    command.add_argument('--out', type=filled, default='results',
                          help='folder for the results (default: results)')
     command.add_argument('--cutouts', action='store_true',
                          help='also write each person and part as an RGBA picture')
@@ -76,6 +84,10 @@ def add_way(command, default):
     command.add_argument('--way', type=full_way, choices=('kway', '1way'), default=default,
                          help='all classes at once (k), or one class against the rest (1) '
                               '(default: kway)')
+
+
+def number_or_all(text: str) -> int | str:
+    return int(text) if text.isdecimal() else text
 
 
 def full_way(text: str) -> str:

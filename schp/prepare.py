@@ -17,7 +17,7 @@ from tqdm import tqdm
 from schp.data import LIP, flatten, open_dataset
 from schp.merged import (SCHEMES, SEGM, cihp_to_merged, deepfashion_to_merged, find_scheme,
                          lip_to_merged)
-from util.cli import Between, add_shared
+from util.cli import Between, add_shared, filled
 from util.datasets import Photos
 from util.files import index_folder, make_folder, writing
 from util.images import load_image, read_labels, read_stored
@@ -193,7 +193,7 @@ def write_split(folder: str, split: str, readers: dict[str, Reader]):
 def add_flags(parser: argparse.ArgumentParser):
     add_shared(parser, 'data', choices=list(DEFAULT_SCHEMES), default='DeepFashion')
     add_shared(parser, 'root', required=True)
-    parser.add_argument('--out', required=True,
+    parser.add_argument('--out', type=filled, required=True,
                         help='folder of the prepared set, which does not exist yet')
     parser.add_argument('--scheme', choices=list(SCHEMES),
                         help='scheme of the merged labels (default: sep of DeepFashion, else '

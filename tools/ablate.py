@@ -28,7 +28,7 @@ import train
 from uniparser import PRESETS, Config, UniParser, get_config
 from util.checkpoints import read_checkpoint
 from util.cli import (Between, CommandParser, add_settings, add_shared, as_flags, describe,
-                      given_settings, start)
+                      filled, given_settings, start)
 from util.datasets import DATASETS, DRAWN
 from util.files import write_file, write_json
 from util.masks import matrix_nms
@@ -386,7 +386,7 @@ def parse_arguments(argv=None):
     parser.add_argument('--seeds', type=Between(0, 2 ** 32), nargs='+', default=[0],
                         help='seeds; each row is trained once with each (default: 0)')
     add_shared(parser, 'device')
-    parser.add_argument('--out', default='runs/ablate',
+    parser.add_argument('--out', type=filled, default='runs/ablate',
                         help='folder of the runs and the tables (default: %(default)s)')
     parser.add_argument('--json', metavar='FILE', help='also write the numbers into this file')
     parser.add_argument('--page', metavar='FILE',
