@@ -108,7 +108,7 @@ class Backbone(nn.Module):
                     setattr(module, norm, nn.Identity())
 
 
-def make_resnet(name):
+def make_resnet(name: str) -> ResNet:
     """A ResNet of torchvision with random weights; resnet10, for drawn people and tests, has one
     block per stage."""
     if name == 'resnet10':
@@ -120,7 +120,7 @@ def make_resnet(name):
                      'resnet50')
 
 
-def fold_norm(conv, norm, scale=None):
+def fold_norm(conv: nn.Conv2d, norm: nn.Module, scale: torch.Tensor | None = None):
     """Folds a batch norm with fixed statistics into the convolution before it, in place. scale:
     that of the norm, (C,), where it is not `norm.weight`."""
     scale = (norm.weight if scale is None else scale) / (norm.running_var + norm.eps).sqrt()

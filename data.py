@@ -38,7 +38,7 @@ MOST_SKIPPED = 9
 # Sizes
 
 
-def scaled_size(width, height, short_side, long_side):
+def scaled_size(width: int, height: int, short_side: int, long_side: int) -> tuple[int, int]:
     """(width, height) with the short side at short_side, or less where the long side would pass
     long_side."""
     scale = min(short_side / min(width, height), long_side / max(width, height))
@@ -53,7 +53,7 @@ class Geometry:
     # The network's input: size, padded right and below to multiples of 32.
     padded: tuple
 
-    def cell_centers(self, cells, grid):
+    def cell_centers(self, cells: torch.Tensor, grid: int) -> torch.Tensor:
         """The centers (x, y) of cells (N,) = row * S + column of the network's input, in pixels of
         the photo: (N, 2)."""
         x = (2 * (cells % grid) + 1) / (2 * grid) * self.padded[1] / self.size[1] * self.photo[1]
@@ -67,7 +67,7 @@ def input_geometry(photo: Image.Image, config: Config) -> Geometry:
     return Geometry((photo.height, photo.width), (h, w), (round_up(h), round_up(w)))
 
 
-def round_up(length):
+def round_up(length: int) -> int:
     """To a multiple of 32, the stride of the network's coarsest features."""
     return -(-length // 32) * 32
 
@@ -76,12 +76,13 @@ def round_up(length):
 # Transforms of images, parsing and ignore, in training
 
 
-def resize_photo(photo, size):
+def resize_photo(photo: Image.Image, size: tuple) -> Image.Image:
     """Pillow image -> size (width, height), bilinear; antialiased where it shrinks."""
     return photo.resize(size, Image.BILINEAR)
 
 
-def resize_labels(parsing, ignore, size):
+def resize_labels(parsing: np.ndarray, ignore: np.ndarray,
+                  size: tuple) -> tuple[np.ndarray, np.ndarray]:
     """Nearest: the label under the middle of each new pixel. size: (width, height)."""
     people = [np.asarray(Image.fromarray(person).resize(size, Image.NEAREST)) for person in parsing]
     parsing = np.array(people, np.uint8).reshape(-1, *size[::-1])
@@ -89,7 +90,8 @@ def resize_labels(parsing, ignore, size):
     return parsing, np.asarray(ignore) > 0
 
 
-def resize_sample(image, parsing, ignore, size, config):
+def resize_sample(image: np.ndarray, parsing: np.ndarray, ignore: np.ndarray, size: tuple,
+                  config: Config) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The photo and its labels, to size (width, height)."""
     if size == image.shape[1::-1]:
         return image, parsing, ignore
@@ -110,7 +112,7 @@ def random_crop(image, parsing, ignore, rng, smallest=0.5):
     return image[rows, cols], parsing[:, rows, cols], ignore[rows, cols]
 
 
-def color_jitter(image, strength, rng):
+def color_jitter(image: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:
     """Brightness, contrast and saturation, each times 1 - strength .. 1 + strength."""
     image = Image.fromarray(image)
     for enhance in ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color:
@@ -118,7 +120,8 @@ def color_jitter(image, strength, rng):
     return np.asarray(image)
 
 
-def train_transform(image, parsing, ignore, flip_pairs, config, rng):
+def train_transform(image: np.ndarray, parsing: np.ndarray, ignore: np.ndarray, flip_pairs,
+                    config: Config, rng: np.random.Generator) -> tuple:
     """Random crop, scale, flip and colors. People without a remaining pixel are dropped. In and out
     as `dataset.read` returns them."""
     if rng.random() < config.crop:
@@ -334,7 +337,7 @@ def check(dataset, out) -> int:
     return len(errors)
 
 
-def draw_samples(dataset, indices, out, columns=4, side=400):
+def draw_samples(dataset, indices: list[int], out, columns: int = 4, side: int = 400):
     """Picture of images and labels as training sees them: cropped, flipped, in other colors."""
     config = Config(short_side=(side,), long_side=side, crop=0.3, color_jitter=0.2)
     rows = -(-len(indices) // columns)

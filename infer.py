@@ -16,6 +16,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,11 +24,14 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from correlation import correlate
 from data import Geometry, input_geometry, network_input
 from maps import draw_maps, read_points
-from uniparser import INFERENCE, Config, UniParser, decode
+from uniparser import (INFERENCE, Config, UniParser, decode, find_centers, find_people,
+                       part_scores)
+from util.beyond import map_quality, mixture, parsing_quality
 from util.classes import list_classes
-from util.cli import Between, CommandParser, add_settings, filled, start
+from util.cli import Between, CommandParser, add_settings, filled, flag, start
 from util.datasets import DATASETS, open_dataset
 from util.files import find_photos, printable, user_errors, write_png
 from util.images import read_photo
@@ -228,7 +232,10 @@ class ParsingPipeline(PhotoPipeline):
                 page = draw_maps(self.model, job.out, job.photo, found, self.points)
                 write_png(self.folder / f'{job.name}_maps.png', page)
         found.save(self.folder, job.name, self.args.cutouts)
-        return f'{printable(job.path)}: {self.message(found)}', len(found.scores)
+        text = f'{printable(job.path)}: {self.message(found)}'
+        if not len(found.scores) and not self.args.only:
+            text += self.reason(job.out)
+        return text, len(found.scores)
 
     def find(self, out, photo: Image.Image, path=None) -> Parsing:
         """The network's output for a photo -> its people with visible parts, in the classes of
@@ -253,9 +260,77 @@ class ParsingPipeline(PhotoPipeline):
             return f'{number} {"person" if number == 1 else "people"}'
         if self.args.only:
             return f'found no person with {" or ".join(self.args.only.split(","))}'
-        config = self.model.config
-        return (f'found no person; lower --theta-center ({config.theta_center}) or '
-                f'--theta-part ({config.theta_part})')
+        return 'found no person'
+
+    def reason(self, out) -> str:
+        """Why a UniParser found nobody in a photo, to follow the message; '' for other models."""
+        if not isinstance(self.model, UniParser):
+            return ''
+        return advice(out, 0, self.model.config)
+
+
+# --------------------------------------------------------------------------------------------------
+# Why nobody was found
+
+
+def advice(out: dict, i: int, config: Config) -> str:
+    """A sentence for image i of a network's outputs, in which `decode` finds nobody: the threshold
+    that held the best candidate back. '' where none can be named."""
+    found = held_back(out, i, config) if config.fusion == 'index' else None
+    if not found:
+        return ''
+    name, value = found
+    asked = getattr(config, name)
+    return f'; the best candidate has {value:.2f} where {flag(name)} asks for more than {asked:g}'
+
+
+@torch.no_grad()
+def held_back(out: dict, i: int, config: Config) -> tuple[str, float] | None:
+    """The first setting that no candidate passes, in the order of `decode`, and the value of the
+    best candidate, which is at most the setting's. None where the candidates pass each threshold,
+    but lose all their pixels at the photo's size."""
+    _, scores = find_centers(out['heatmap'][i, 0], replace(config, theta_center=0.0))
+    if not len(scores) or scores[0] <= config.theta_center:
+        return 'theta_center', float(scores[:1].sum())
+
+    people = find_people(out, i, config)
+    q_ins = people.q_ins
+    gate = q_ins > config.theta_mask
+    if not gate.any():
+        return 'theta_mask', float(q_ins.max())
+
+    # The two filters of people, see `rank_people`.
+    q_cate = correlate(out['k_cate'], out['f_cate'][i], config.space)
+    if config.theta_person:
+        quality = map_quality(gate, q_ins, people.scores)
+        if quality.max() <= config.theta_person:
+            return 'theta_person', float(quality.max())
+        gate = gate[quality > config.theta_person]
+        q_ins = q_ins[quality > config.theta_person]
+    if config.score == 'parsing':
+        quality = parsing_quality(gate, q_ins, q_cate)
+        if quality.max() <= config.theta_score:
+            return 'theta_score', float(quality.max())
+        gate = gate[quality > config.theta_score]
+    return part_held_back(gate, q_cate, config)
+
+
+def part_held_back(gate, q_cate, config) -> tuple[str, float] | None:
+    """The same for the parts of people whom the filters let pass. gate (N, h, w) bool."""
+    theta_paint = config.theta_paint or config.theta_mask
+    if config.assign == 'mixture':
+        found = [mixture(q_cate, person, config.theta_part) for person in gate]
+        mean = max(float(means.max()) for _, means in found)
+        if mean <= config.theta_part:
+            return 'theta_part', mean
+        value = max(float(maps.max()) for maps, _ in found)
+        return ('theta_paint', value) if value <= theta_paint else None
+    # Here the mean of a part counts only what is above theta_paint.
+    value = float((gate[:, None] * q_cate).max())
+    if value <= theta_paint:
+        return 'theta_paint', value
+    mean = float(part_scores(gate, q_cate, theta_paint).max())
+    return ('theta_part', mean) if mean <= config.theta_part else None
 
 
 # --------------------------------------------------------------------------------------------------
@@ -279,7 +354,7 @@ def predict_split(args: argparse.Namespace, dataset, predict: Callable):
     arrays of `dataset.read`."""
     with PredictionWriter(args.out, args.format) as writer:
         for i in tqdm(range(len(dataset)), unit='photo'):
-            writer.add(dataset.ids[i], predict(*dataset.read(i)))
+            writer.add(dataset.ids[i], predict(*dataset.read(i)).labelled())
     words = f'python evaluate.py --data {args.data}'
     for name in ('root', 'labels'):
         value = getattr(args, name, None)

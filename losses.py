@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 from torchvision.ops import sigmoid_focal_loss
 
 from correlation import correlate
@@ -42,23 +43,23 @@ class Targets:
     categories       (K, h*w) float       where anyone wears each category
     category_known   (h*w,) float         where the categories are known: not ignored, nobody is 255
     """
-    regions: torch.Tensor
-    cells: torch.Tensor
-    exists: torch.Tensor
-    ignored_cells: torch.Tensor
-    labels: torch.Tensor
-    persons: torch.Tensor
-    known: torch.Tensor
-    present: torch.Tensor
-    categories: torch.Tensor
-    category_known: torch.Tensor
+    regions: Tensor
+    cells: Tensor
+    exists: Tensor
+    ignored_cells: Tensor
+    labels: Tensor
+    persons: Tensor
+    known: Tensor
+    present: Tensor
+    categories: Tensor
+    category_known: Tensor
 
 
 @dataclass
 class Correlations:
     """The maps of one image: q_ins (N, h, w) of its people, q_cate (K, h, w) of the categories."""
-    q_ins: torch.Tensor
-    q_cate: torch.Tensor
+    q_ins: Tensor
+    q_cate: Tensor
 
 
 class UniParserLoss:
@@ -73,7 +74,7 @@ class UniParserLoss:
         self.config = config
         self.fusion = fusion
 
-    def __call__(self, out: dict, parsings: list, ignores: torch.Tensor) -> dict:
+    def __call__(self, out: dict, parsings: list, ignores: Tensor) -> dict:
         """L_total = L_c + lambda_aux L_aux + lambda_par L_par + lambda_metric L_metric     Eq. (4)
 
         out: what the model returned; parsings: list of B tensors (N_i, H, W); ignores: (B, H, W).
@@ -115,7 +116,7 @@ class UniParserLoss:
 
     # ---- targets and maps
 
-    def make_targets(self, parsing, ignore, size) -> Targets:
+    def make_targets(self, parsing: Tensor, ignore: Tensor, size: tuple) -> Targets:
         """The targets of one image: parsing (N, H, W), ignore (H, W); size: (h, w) of the
         features."""
         S = self.config.grid
@@ -142,11 +143,11 @@ class UniParserLoss:
                        known=known, present=present[1:K + 1], categories=categories,
                        category_known=category_known)
 
-    def center_cells(self, parsing, size):
+    def center_cells(self, parsing: Tensor, size: tuple) -> tuple[Tensor, Tensor, Tensor]:
         """regions, cells and exists of `Targets`; size: (H, W) that the grid covers."""
         return center_target(parsing, size, self.config)
 
-    def correlations(self, out, i, target) -> Correlations:
+    def correlations(self, out: dict, i: int, target: Targets) -> Correlations:
         """Maps of image i: q_ins as Eq. (2), with the kernels at the barycenters' cells, and q_cate
         as Eq. (3)."""
         k_ins = out['k_ins'][i].flatten(1).T                    # (S*S, C)
@@ -154,12 +155,12 @@ class UniParserLoss:
         q_cate = correlate(out['k_cate'], out['f_cate'][i], self.config.space)  # (K, h, w)  Eq. (3)
         return Correlations(q_ins, q_cate)
 
-    def person_maps(self, k_ins, f_ins, target):
+    def person_maps(self, k_ins: Tensor, f_ins: Tensor, target: Targets) -> Tensor:
         return correlate(k_ins[target.cells], f_ins, self.config.space)
 
     # ---- the terms of Eq. (4)
 
-    def center_loss(self, heatmap, targets):
+    def center_loss(self, heatmap: Tensor, targets: list[Targets]) -> Tensor:
         """L_c: focal loss [33] of the heat map (B, 1, S, S), summed, over the number of positive
         cells of the batch + 1."""
         positive = torch.stack([t.regions.any(0) for t in targets])
@@ -168,7 +169,7 @@ class UniParserLoss:
         loss = sigmoid_focal_loss(heatmap[:, 0], positive.to(heatmap.dtype), alpha=0.25, gamma=2.0)
         return (loss * is_counted).sum() / (positive.sum() + 1)
 
-    def instance_loss(self, out, targets):
+    def instance_loss(self, out: dict, targets: list[Targets]) -> Tensor:
         """1/N_c sum_i Dice(q_ins^i, q_ins^i*)     Eq. (5), first part
 
         i: the positive cells of the batch, each with the mask of its person.
@@ -187,19 +188,21 @@ class UniParserLoss:
             counted.append(target.regions.flatten(1).T & self.is_seen(target, area))
         return masked_mean(dices, counted)
 
-    def instance_sums(self, k, f, masks, known):
+    def instance_sums(self, k: Tensor, f: Tensor, masks: Tensor,
+                      known: Tensor) -> tuple[Tensor, Tensor]:
         """For q = k . f of every cell: sum q t with the mask t of every person, and sum q q."""
         if self.config.space == 'sigmoid_after':
             q = (k @ f).sigmoid()
             return q @ masks.T, q.square() @ known
         return cell_sums(k, f, masks, known)
 
-    def is_seen(self, target, area):
+    def is_seen(self, target: Targets, area: Tensor) -> Tensor:
         """The people that count (N,) bool: those with a known pixel. area: their number of known
         pixels (N,)."""
         return area > 0
 
-    def category_loss(self, maps, targets):
+    def category_loss(self, maps: list[Correlations],
+                      targets: list[Targets]) -> tuple[Tensor, Tensor]:
         """1/N_cate sum_{j,k} Dice(q_cate^j, q_cate^j*) + l1(q_cate^k, 0)     Eq. (5), other parts
 
         j: the categories with a known pixel at stride 4, k: those without any pixel in the image;
@@ -215,7 +218,8 @@ class UniParserLoss:
         # Over all N_cate categories.
         return (dice * visible).mean(), torch.stack(absent).mean()
 
-    def category_dice(self, maps, targets):
+    def category_dice(self, maps: list[Correlations],
+                      targets: list[Targets]) -> tuple[Tensor, Tensor]:
         """Dice of each category's map with its pixels, and whether it has any: (B, K) each."""
         dice = []
         visible = []
@@ -228,7 +232,7 @@ class UniParserLoss:
             visible.append(area > 0)
         return torch.stack(dice), torch.stack(visible)
 
-    def parsing_loss(self, out, maps, targets):
+    def parsing_loss(self, out: dict, maps: list[Correlations], targets: list[Targets]) -> Tensor:
         """L_par: Dice of q_parsing^{n,c} with person n's part c (Sec. 3.4), averaged over the parts
         in the images."""
         dices = []
@@ -239,7 +243,8 @@ class UniParserLoss:
             counted.append(area > 0)
         return masked_mean(dices, counted)
 
-    def parsing_sums(self, m, t, f_cate):
+    def parsing_sums(self, m: Correlations, t: Targets,
+                     f_cate: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """For p = q_parsing of every person and class and the mask t of its part: sum p t, sum p p,
         sum t t."""
         labels = t.labels.flatten(1)                            # (N, hw)
@@ -253,7 +258,7 @@ class UniParserLoss:
         mask = (labels[:, None] == classes[:, None]) * known[:, None]  # (N, K, hw)
         return (p * mask).sum(2), (p.square() * known[:, None]).sum(2), mask.sum(2)
 
-    def metric_loss(self, out, targets):
+    def metric_loss(self, out: dict, targets: list[Targets]) -> Tensor:
         """L_metric = (sum l1(A_cate, Diag) + sum l1(A_ins, Diag)) / (N_cate + N_c)     Eq. (6)
 
         A: the correlations of the kernels with each other, A_ins of the people of one image.
@@ -267,7 +272,7 @@ class UniParserLoss:
             losses.append((cate + ins) / (len(k_cate) + t.exists.sum()))  # Eq. (6)
         return torch.stack(losses).mean()
 
-    def pull_loss(self, f_cates, targets):
+    def pull_loss(self, f_cates: Tensor, targets: list[Targets]) -> Tensor:
         """Sec. 6.5 (CIHP): brings the pixels of a category together. One minus the mean cosine over
         all pairs of its pixels, which is 1 - |mean f|^2, averaged over the categories in the
         images."""
@@ -285,10 +290,14 @@ class UniParserLoss:
 def make_loss(config: Config, fusion=None) -> UniParserLoss:
     """The loss of the config's recipe. `released` needs that file to be imported, as uniparser.py
     does."""
-    return config.choose(UniParserLoss, UniParserLoss.released)(config, fusion)
+    loss = config.choose(UniParserLoss, UniParserLoss.released)
+    if loss is None:
+        raise ImportError('the recipe `released` needs `import released`')
+    return loss(config, fusion)
 
 
-def uniparser_loss(out, parsings, ignores, config, fusion=None):
+def uniparser_loss(out: dict, parsings: list, ignores: Tensor, config: Config,
+                   fusion=None) -> dict:
     """Eq. (4) in one call, see `UniParserLoss`."""
     return make_loss(config, fusion)(out, parsings, ignores)
 
@@ -297,7 +306,7 @@ def uniparser_loss(out, parsings, ignores, config, fusion=None):
 # Centers (Sec. 6.1)
 
 
-def center_target(parsing, size, config):
+def center_target(parsing: Tensor, size: tuple, config: Config) -> tuple[Tensor, Tensor, Tensor]:
     """The positive cells of each person, where each cell belongs to one person (the paper does not
     say what happens to cells of two): regions (N, S, S), cells (N,), exists (N,), see `Targets`.
     size: (H, W) that the grid covers."""
@@ -305,7 +314,7 @@ def center_target(parsing, size, config):
     return resolve_overlaps(regions, cells, exists), cells, exists
 
 
-def positive_cells(parsing, size, config):
+def positive_cells(parsing: Tensor, size: tuple, config: Config) -> tuple[Tensor, Tensor, Tensor]:
     """Cells of the S x S grid over size (H, W) whose center should fire: a rectangle of sigma times
     the person's height and width around its barycenter (Sec. 6.1). People may share cells. Returns
     regions (N, S, S), cells (N,), exists (N,), see `Targets`."""
@@ -317,7 +326,7 @@ def positive_cells(parsing, size, config):
     return regions, row * S + col, exists
 
 
-def barycenters(parsing):
+def barycenters(parsing: Tensor) -> tuple[tuple, tuple, Tensor]:
     """Each person's mean pixel (y, x), truncated: ((N,), (N,)) int64; its height and width, largest
     minus smallest position: ((N,), (N,)); whether it has a pixel (N,) bool."""
     person = parsing > 0
@@ -342,7 +351,7 @@ def cells_along(center, extent, length, config):
     return own, (cells >= low[:, None]) & (cells <= high[:, None])
 
 
-def middle_and_extent(count):
+def middle_and_extent(count: Tensor) -> tuple[Tensor, Tensor]:
     """Number of pixels at each of n positions (..., n) -> their mean position, truncated; the
     largest minus the smallest position."""
     n = count.shape[-1]
@@ -354,7 +363,7 @@ def middle_and_extent(count):
     return middle, (last - first).clamp(min=0)
 
 
-def resolve_overlaps(regions, cells, exists):
+def resolve_overlaps(regions: Tensor, cells: Tensor, exists: Tensor) -> Tensor:
     """Where regions (N, S, S) overlap, the later person keeps the cell, but a barycenter's own cell
     stays with its person: regions without overlap."""
     number = torch.arange(1, len(regions) + 1, device=cells.device)
@@ -371,7 +380,7 @@ def resolve_overlaps(regions, cells, exists):
 # Parts and sums
 
 
-def pad_to(labels, size):
+def pad_to(labels: Tensor, size: tuple) -> Tensor:
     """(..., h', w') zero-padded at the right and bottom to size: the released light map is larger
     than the labels."""
     return F.pad(labels, (0, size[1] - labels.shape[-1], 0, size[0] - labels.shape[-2]))
@@ -387,20 +396,20 @@ def category_masks(labels, known, num_classes):
     return masks[1:] * known, known
 
 
-def dice_loss(pt, pp, tt):
+def dice_loss(pt: Tensor, pp: Tensor, tt: Tensor) -> Tensor:
     """1 - 2 sum(p t) / (sum(p p) + sum(t t)) from the three sums [34]; each has 0.001 added, as in
     the released code."""
     return 1 - (2 * pt + 0.002) / (pp + tt + 0.002)
 
 
-def masked_mean(values, counted):
+def masked_mean(values: list[Tensor], counted: list[Tensor]) -> Tensor:
     """Mean over lists of tensors of the values that count (bool); 0 where none does."""
     values = torch.cat([v.flatten() for v in values])
     counted = torch.cat([c.flatten() for c in counted]).to(values.dtype)
     return (values * counted).sum() / counted.sum().clamp(min=1)
 
 
-def distance_to_identity(kernels, exists):
+def distance_to_identity(kernels: Tensor, exists: Tensor) -> Tensor:
     """Sum of |k_i . k_j - (i = j)| over the pairs of existing kernels (n, C)."""
     A = kernels @ kernels.T
     distance = (A - torch.eye(len(A), device=A.device)).abs()

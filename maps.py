@@ -12,7 +12,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from correlation import correlate
-from data import input_geometry
+from data import Geometry, input_geometry
 from util.config import Config
 from util.pictures import heat_picture, join, matrix_picture, overlay, titled_row
 from util.results import Parsing
@@ -50,10 +50,11 @@ def draw_maps(model, out: dict, photo: Image.Image, found: Parsing, points=(),
     the photo, see `read_points`.
     """
     config = model.config
-    panel = PanelMaker(photo, config)
+    geometry = input_geometry(photo, config)
+    panel = PanelMaker(photo, geometry)
 
     # The heat map, and the maps of people and of categories.
-    k_ins = people_kernels(out, photo, found, config)
+    k_ins = people_kernels(out, found, geometry, config.grid)
     q_ins = correlate(k_ins, out['f_ins'][0], config.space)                     # (N, h, w)  Eq. (2)
     q_cate = correlate(out['k_cate'], out['f_cate'][0], config.space)           # (K, h, w)  Eq. (3)
     heatmap = panel('heat map', out['heatmap'][0, 0].sigmoid())                 # Eq. (1)
@@ -96,8 +97,7 @@ class PanelMaker:
     a cross.
     """
 
-    def __init__(self, photo: Image.Image, config: Config):
-        geometry = input_geometry(photo, config)
+    def __init__(self, photo: Image.Image, geometry: Geometry):
         self.photo = photo
         self.padded = geometry.padded
         self.size = geometry.size
@@ -123,13 +123,13 @@ class PanelMaker:
         return (x + 0.5) / self.photo.width * width, (y + 0.5) / self.photo.height * height
 
 
-def people_kernels(out: dict, photo: Image.Image, found: Parsing, config: Config) -> torch.Tensor:
+def people_kernels(out: dict, found: Parsing, geometry: Geometry, grid: int) -> torch.Tensor:
     """Kernels (N, C) of the people found, from the cells of their centers."""
     # Pixels of the photo -> shares of the padded input -> cells (column, row) of the S x S grid.
-    geometry = input_geometry(photo, config)
-    scale = np.array(geometry.size[::-1]) / photo.size / geometry.padded[::-1]
-    cells = (config.grid * found.centers * scale).astype(int)                   # (N, 2)
-    index = cells @ (1, config.grid)                                            # row * S + column
+    scale = np.array(geometry.size[::-1]) / geometry.photo[::-1] / geometry.padded[::-1]
+    cells = (grid * found.centers * scale).astype(int)                          # (N, 2)
+    column, row = cells.T
+    index = row * grid + column
     return out['k_ins'][0].flatten(1).T[index]
 
 

@@ -45,13 +45,14 @@ from util.datasets import CIHP, MHP
 # Photos and labels
 
 
-def resize_photo(photo, size):
+def resize_photo(photo: Image.Image, size: tuple) -> Image.Image:
     """Pillow image -> size (width, height), bilinear without antialiasing."""
     scale = photo.width / size[0], 0, 0, 0, photo.height / size[1], 0
     return photo.transform(size, Image.AFFINE, scale, Image.BILINEAR)
 
 
-def resize_labels(parsing, ignore, size):
+def resize_labels(parsing: np.ndarray, ignore: np.ndarray,
+                  size: tuple) -> tuple[np.ndarray, np.ndarray]:
     """The label under the upper left corner of each new pixel. size: (width, height)."""
     width, height = size
     rows = np.arange(height) * ignore.shape[0] // height
@@ -63,7 +64,7 @@ def resize_labels(parsing, ignore, size):
 # Network and inference
 
 
-def corner_pixels(f, grid, training):
+def corner_pixels(f: torch.Tensor, grid: int, training: bool) -> torch.Tensor:
     """Features f (B, C, h, w) at the cells of the grid: in training f resized, in inference the
     pixel at each cell's upper left corner -> (B, C, S, S)."""
     if training:
@@ -74,14 +75,15 @@ def corner_pixels(f, grid, training):
     return f[:, :, rows][..., cols]
 
 
-def keep_corner_peaks(heatmap):
+def keep_corner_peaks(heatmap: torch.Tensor) -> torch.Tensor:
     """Logits (S, S) -> the same, -inf where they are not the maximum of the 2x2 cells up and
     left."""
     highest = F.max_pool2d(heatmap[None], 2, 1, 1)[0, :-1, :-1]
     return heatmap.masked_fill(heatmap != highest, -torch.inf)
 
 
-def paint(parsing, maps, classes, size, theta):
+def paint(parsing: np.ndarray, maps: torch.Tensor, classes: torch.Tensor, size: tuple,
+          theta: float):
     """Writes one person's labels into parsing (H0, W0) uint8: maps (k, h, w) x4 bilinear and
     cropped to the input's size; then bilinear to a smaller photo, or the labels by nearest to a
     larger one."""
@@ -194,7 +196,8 @@ class ReleasedLoss(UniParserLoss):
 UniParserLoss.released = ReleasedLoss
 
 
-def part_targets(parsing, size, num_classes):
+def part_targets(parsing: torch.Tensor, size: tuple,
+                 num_classes: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Masks at stride 4, from the 4x4 pixels of a cell: a person where the middle 2x2 pixels are
     all its own; a part where two of them are, or, if that leaves the part without a cell, where any
     of the 16 is. Parts one pixel wide or high are left out. Returns persons (N, h, w), parts (N, K,
@@ -265,7 +268,7 @@ def is_released(state: dict) -> bool:
     return any(str(key).removeprefix('module.') == 'mask_head.seg_kernels' for key in keys)
 
 
-def convert(state: dict, path):
+def convert(state: dict, path) -> tuple[str, dict, tuple | None, tuple, dict]:
     """A released checkpoint, as read from `path` -> preset, its changed settings, class names (or
     None), flip pairs, and the weights under our names."""
     weights = rename(state)

@@ -36,7 +36,7 @@ def test_unknown_settings_are_refused_with_a_hint():
     with pytest.raises(ValueError, match="did you mean 'epochs'"):
         get_config('mhp', epoch=3)
     with pytest.raises(ValueError, match='unknown preset'):
-        get_config('coco')
+        get_config('kitti')
     with pytest.raises(ValueError, match='unknown backbone'):
         UniParser(tiny_config(backbone='vgg16'))
 

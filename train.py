@@ -34,7 +34,7 @@ from losses import make_loss
 from uniparser import PRESETS, Config, UniParser, get_config
 from util.checkpoints import FORMAT, PATHS, load_strictly, read_checkpoint, reading
 from util.cli import CommandParser, add_settings, describe, flag, given_settings, start
-from util.datasets import DATASETS, DRAWN, open_dataset
+from util.datasets import DATASETS, DRAWN, Mixed, open_dataset
 from util.files import explain as explain_error, is_exhausted, write_png
 from util.pictures import compare_labels
 from util.run import Run, add_run_flags, catching_signals, memory, thread_advice
@@ -556,7 +556,7 @@ class UniParserTask(Task):
                     raise
                 tqdm.write(f'skipped: {error}', file=sys.stderr)
                 continue
-            found = self.model.predict(image)[0]
+            found = self.model.predict(image)[0].labelled()
             metrics.add(i, found, dataset.truth(i, parsing, ignore))
             if run.folder and i < PICTURES:
                 path = run.folder / 'val' / f'{i:02d}_{dataset.ids[i]}.png'
@@ -598,6 +598,16 @@ def fresh_config(args: argparse.Namespace) -> Config:
     return get_config(preset_of(args.data, args.recipe), **changes)
 
 
+def count_images(config: Config) -> tuple[int, int]:
+    """Training images per epoch: of the data set (0: its default), and of COCO beside CCP."""
+    if not config.coco:
+        return config.samples, 0
+    if config.data != 'CCP' or not config.samples:
+        raise ValueError('--coco adds photos to the scenes of --data CCP; give that, and --samples')
+    coco = round(config.coco_share * config.samples)
+    return max(1, config.samples - coco), coco
+
+
 def open_sets(config: Config, root: str | None, skip_bad: bool) -> tuple:
     """Training and validation set of a config. skip_bad: unreadable images are left out and
     named."""
@@ -607,8 +617,19 @@ def open_sets(config: Config, root: str | None, skip_bad: bool) -> tuple:
         settings += ['long_side', 'samples']
     if config.data == 'CCP':
         settings += ['backgrounds', 'people', 'tagged', 'rare', 'things']
+    of_coco = ['licenses', 'parts']
+    if config.data == 'COCO':
+        settings += ['samples', *of_coco]
     options = {name: getattr(config, name) for name in settings}
+    samples, windows = count_images(config)
+    if 'samples' in options:
+        options['samples'] = samples
     train_set = open_dataset(config.data, root, 'train', **options)
+    if windows:
+        # --coco: windows of its photos follow the scenes of CCP.
+        options = {name: getattr(config, name) for name in of_coco}
+        others = open_dataset('COCO', config.coco, 'fit', samples=windows, **options)
+        train_set = Mixed([train_set, others])
     val_set = open_dataset(config.data, root, 'val')
     train_set.skip_bad = skip_bad
     val_set.skip_bad = skip_bad

@@ -39,7 +39,7 @@ import released
 from backbone import Backbone
 from correlation import correlate, to_space
 from data import Geometry, input_geometry, network_input, to_photo
-from util.beyond import averaged, distinct, mixture, parsing_quality
+from util.beyond import averaged, distinct, keep_whole, map_quality, mixture, parsing_quality
 from util.checkpoints import (FORMAT, check_settings, load_pretrained, load_strictly, name_command,
                               read_checkpoint, reading, write_checkpoint)
 # Settings are part of this module's interface.
@@ -173,7 +173,7 @@ class InstanceFeatureSpaceBuilder(nn.Module):
         return f_ins, k_ins
 
 
-def middle_pixels(f, grid, training):
+def middle_pixels(f: torch.Tensor, grid: int, training: bool) -> torch.Tensor:
     """The pixel in the middle of each cell: f (B, C, h, w) -> (B, C, S, S). training: only
     `released.corner_pixels` needs it."""
     cell = torch.arange(grid, device=f.device)
@@ -304,7 +304,7 @@ class UniParser(nn.Module):
         pyramid = self.pyramid(features)                        # P2..P6: (B, 256, h, w), ..
         return self.heads(pyramid)
 
-    def pyramid(self, features):
+    def pyramid(self, features) -> list[torch.Tensor]:
         if not self.config.light:
             return list(self.fpn(dict(enumerate(features))).values())
         # The same P2, and no other level.
@@ -314,7 +314,7 @@ class UniParser(nn.Module):
             x = self.fpn.inner_blocks[i](features[i]) + x
         return [self.fpn.layer_blocks[0](x)]
 
-    def heads(self, pyramid):
+    def heads(self, pyramid) -> dict:
         f_neck = self.neck(pyramid)                             # (B, 256, h, w)
         heatmap = self.center_locator(f_neck)                   # (B, 1, S, S)   Eq. (1)
         f_ins, k_ins = self.instance_builder(f_neck)            # (B,C,h,w), (B,C,S,S)   Eq. (2)
@@ -323,7 +323,7 @@ class UniParser(nn.Module):
         f_cate, k_cate = self.category_builder(f_neck)          # (B, C, h, w), (K, C)   Eq. (3)
         return dict(heatmap=heatmap, f_ins=f_ins, k_ins=k_ins, f_cate=f_cate, k_cate=k_cate)
 
-    def fold(self):
+    def fold(self) -> 'UniParser':
         """Folds every BatchNorm into its convolution, in place, and returns the model. Same
         numbers, fewer operations; not for training."""
         if not self.folded:
@@ -431,7 +431,7 @@ class People:
     scores: torch.Tensor                # (N,) in 0..1
     q_ins: torch.Tensor                 # (N, h, w): their maps, Eq. (2)
 
-    def take(self, kept):
+    def take(self, kept) -> 'People':
         """The people with these indices, in this order."""
         return People(self.cells[kept], self.scores[kept], self.q_ins[kept])
 
@@ -460,7 +460,7 @@ def decode(out: dict, i: int, geometry: Geometry, config: Config,
 # ---- find people
 
 
-def find_people(out, i, config) -> People:
+def find_people(out: dict, i: int, config: Config) -> People:
     """Peaks of the heat map and their maps, each person once."""
     cells, scores = find_centers(out['heatmap'][i, 0], config)  # (N,), (N,)
     k_ins = out['k_ins'][i].flatten(1).T[cells]                 # (N, C)
@@ -469,7 +469,7 @@ def find_people(out, i, config) -> People:
     return people.take(distinct(q_ins > config.theta_mask, config.theta_same))
 
 
-def find_centers(heatmap, config):
+def find_centers(heatmap: torch.Tensor, config: Config) -> tuple[torch.Tensor, torch.Tensor]:
     """Sigmoid of Eq. (1) and WHERE(H_c > theta_c) of Eq. (2), kept to local maxima of 5x5 cells:
     the target of a person is a rectangle. Logits (S, S) -> cells (N,) = row * S + column, scores
     (N,) descending, at most max_people."""
@@ -480,7 +480,7 @@ def find_centers(heatmap, config):
     return cells[found], scores[found]
 
 
-def keep_peaks(heatmap, config):
+def keep_peaks(heatmap: torch.Tensor, config: Config) -> torch.Tensor:
     """Logits (S, S) -> the same, -inf where they are not the maximum of 5x5 cells (config.peaks).
     Logits, because the sigmoid of confident cells saturates: a plateau of 1.0 would be many
     people."""
@@ -493,9 +493,12 @@ def keep_peaks(heatmap, config):
 # ---- rank them
 
 
-def rank_people(people, q_cate, config) -> People:
+def rank_people(people: People, q_cate: torch.Tensor, config: Config) -> People:
     """--score center: unchanged. --score parsing, an option of ours: by the clarity of their
-    parts."""
+    parts. --theta-person, another: only people with a clear center and map."""
+    if config.theta_person:
+        quality = map_quality(people.q_ins > config.theta_mask, people.q_ins, people.scores)
+        people = people.take(quality > config.theta_person)
     if config.score == 'center':
         return people
     scores = parsing_quality(people.q_ins > config.theta_mask, people.q_ins, q_cate)
@@ -507,7 +510,8 @@ def rank_people(people, q_cate, config) -> People:
 # ---- paint their parts
 
 
-def paint_parts(people, q_cate, f_cate, geometry, config, fusion):
+def paint_parts(people: People, q_cate: torch.Tensor, f_cate: torch.Tensor, geometry: Geometry,
+                config: Config, fusion: Fusion | None) -> np.ndarray:
     """Sec. 3.4, index: the map of a person selects from the maps of the categories. Returns parsing
     (N, H0, W0) uint8, at the photo's size."""
     theta_paint = config.theta_paint or config.theta_mask
@@ -532,10 +536,12 @@ def paint_parts(people, q_cate, f_cate, geometry, config, fusion):
         classes = (score > config.theta_part).nonzero()[:, 0]
         if len(classes):
             paint_person(parsing[n], inside[n] * maps[classes], classes, geometry.size, theta_paint)
+        if config.whole:
+            keep_whole(parsing[n], people.q_ins[n], geometry.size, config.theta_mask)
     return parsing
 
 
-def part_scores(inside, q, theta):
+def part_scores(inside: torch.Tensor, q: torch.Tensor, theta: float) -> torch.Tensor:
     """How clear each class is inside each person (released code, "maskness"): the sum of its
     correlations above theta over the number of those above 0.1. inside (N, h, w) bool, q (K, h, w)
     -> (N, K)."""

@@ -6,7 +6,6 @@ class is such a kernel, too. So UniParser parses into the classes of the support
 people as always. Nothing is trained.
 """
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -113,7 +112,8 @@ class UniParserByExample:
             alone = torch.zeros_like(support)
             alone[1] = support[c]
             support = alone
-        photo = SimpleNamespace(width=size[1], height=size[0])
+        # The size of the photo is enough.
+        photo = Image.new('L', size[::-1])
         people = self.people(query, photo, support)
         parsing = flatten_people(people.parsing)[0]
         return {head: parsing for head in heads}

@@ -344,7 +344,7 @@ def test_class_names_and_flip_pairs_agree():
         assert names[0] == 'background' and len(set(names)) == len(names) and set(pairs) == lefts
         assert all(names[right] == names[left].replace('left', 'right') for left, right in pairs.items())
     numbers = {name: len(dataset.class_names) - 1 for name, dataset in datasets.DATASETS.items()}
-    known = dict(MHP=58, CIHP=19, DensePose=14, CCP=19, synthetic=6, crowd=12)
+    known = dict(MHP=58, CIHP=19, DensePose=14, CCP=19, COCO=19, synthetic=6, crowd=12)
     assert known.items() <= numbers.items()
 
 

@@ -197,7 +197,7 @@ def test_the_page_of_maps_shows_the_points(checkpoint, tmp_path):
 def test_a_cross_marks_the_pixel_of_a_point():
     photo = Image.new('RGB', (60, 40))
     # The input is 120x80 pixels, padded to 128x96.
-    panel = maps.PanelMaker(photo, tiny_config(test_short_side=80, long_side=200))
+    panel = maps.PanelMaker(photo, data.input_geometry(photo, tiny_config(test_short_side=80, long_side=200)))
     name, picture = panel('x', torch.zeros(24, 32), (20, 10))
     white = np.argwhere(np.asarray(picture).min(2) == 255)
     assert name == 'x' and picture.size == (120, 80)

@@ -1,23 +1,36 @@
 """Counts the people that a model finds, misses and invents in photos without labels of parts.
 
     python -m tools.count_people coco_people/images --instances coco_people/instances
-    python -m tools.count_people coco_backgrounds/images             # photos of nobody
+    python -m tools.count_people coco_backgrounds/images                  # photos of nobody
+    python -m tools.count_people --data COCO --root coco --split held      # with keypoints
 
 --instances: a folder of ID.png (0 = nobody, 255 = crowd, else a person). A person counts as found
 where a detection's mask has an IoU of at least --iou with the person's. A detection that lies
 mostly in a crowd is not counted as false.
+
+--data COCO counts as util/person_counts.py says. --curve prints found people against false ones for
+many values of a threshold.
 """
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 
 import numpy as np
 from tqdm import tqdm
 
-from infer import add_model_flags, load_model
-from util.cli import Between, CommandParser, start
+from data import input_geometry, network_input
+from infer import add_model_flags, check_classes, load_model
+from uniparser import Config, decode
+from util import person_counts
+from util.cli import Between, CommandParser, flag, start
+from util.datasets import COCO, open_dataset
 from util.files import pick_all, pick_files, user_errors
 from util.images import read_labels, read_stored
 
 CROWD = 255
+VALUES = [step / 20 for step in range(1, 20)]     # of a threshold, for --curve
+
+
+# --------------------------------------------------------------------------------------------------
+# A folder of photos
 
 
 @dataclass
@@ -69,17 +82,8 @@ def count(model, path: str, instances: str | None, iou: float) -> Counts:
     return Counts(people, found, false, len(masks), painted.sum(), nobody.sum())
 
 
-def parse_arguments(argv=None):
-    parser = CommandParser(__doc__)
-    parser.add_argument('photos', help='folder of photos')
-    parser.add_argument('--instances', help='folder of ID.png; without it, the photos show nobody')
-    parser.add_argument('--iou', type=Between(0, 1, float), default=0.5,
-                        help='of masks; default 0.5')
-    add_model_flags(parser)
-    return parser.parse_args(argv)
-
-
-def count_people(args):
+def print_folder(args):
+    """Prints the counts of the folder of photos."""
     photos = pick_all(args.photos)
     instances = [None] * len(photos)
     if args.instances:
@@ -94,10 +98,68 @@ def count_people(args):
           f'{100 * total.painted / total.outside:.1f} % of the other pixels painted')
 
 
+# --------------------------------------------------------------------------------------------------
+# A split of COCO
+
+
+def print_split(args):
+    """Prints the counts of the split: one line, or one for each value of --curve."""
+    dataset = open_dataset(args.data, args.root, args.split)
+    model = load_model(args, args.device)
+    check_classes(model, args.weights, args.data, dataset.class_names)
+    if not args.curve:
+        total, = count_split(model, dataset, [model.config])
+        print(total.summary())
+        return
+    configs = [replace(model.config, **{args.curve: value}) for value in VALUES]
+    for value, total in zip(VALUES, count_split(model, dataset, configs)):
+        print(f'{flag(args.curve)} {value:.2f}: {total.summary()}')
+
+
+def count_split(model, dataset: COCO, configs: list[Config]) -> list[person_counts.Counts]:
+    """Counts over a split, one for each of the configs, which differ in their thresholds alone."""
+    totals = [person_counts.Counts() for _ in configs]
+    for k in tqdm(range(len(dataset)), unit='photo'):
+        photo = read_stored(dataset.photos[k])
+        people, ignore = dataset.persons(k)
+        geometry = input_geometry(photo, model.config)
+        out = model.outputs(network_input(photo, model.config, geometry))
+        for n, config in enumerate(configs):
+            found = decode(out, 0, geometry, config, model.fusion)
+            totals[n] += person_counts.count_photo(found.parsing, people, ignore)
+    return totals
+
+
+# --------------------------------------------------------------------------------------------------
+# The command
+
+
+def parse_arguments(argv=None):
+    parser = CommandParser(__doc__)
+    parser.add_argument('photos', nargs='?', help='folder of photos')
+    parser.add_argument('--instances', help='folder of ID.png; without it, the photos show nobody')
+    parser.add_argument('--iou', type=Between(0, 1, float), default=0.5,
+                        help='without --data: of masks; default 0.5')
+    parser.add_argument('--data', choices=['COCO'],
+                        help='count on a split of this data set instead')
+    parser.add_argument('--root', help='with --data: its folder, as downloaded')
+    parser.add_argument('--split', default='held', choices=COCO.splits,
+                        help='with --data: default held')
+    parser.add_argument('--curve', choices=['theta_score', 'theta_person'],
+                        help='with --data: for many values of this setting')
+    add_model_flags(parser)
+    return parser.parse_args(argv)
+
+
 def main(argv=None):
     args = parse_arguments(argv)
     with user_errors():
-        count_people(args)
+        if bool(args.photos) == bool(args.data):
+            raise ValueError('give a folder of photos, or --data COCO with --root')
+        if args.data:
+            print_split(args)
+        else:
+            print_folder(args)
 
 
 if __name__ == '__main__':

@@ -3,23 +3,43 @@
 The difference to the usual predictions shows what that part costs.
 
     python -m tools.oracle people --data CCP --root DIR --out results/   # then evaluate.py as usual
+    python -m tools.oracle where --data COCO --root DIR --split held     # where people are lost
+
+The second replaces nothing: it prints the share of COCO's people who pass each stage between the
+heat map and the result.
 """
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from tqdm import tqdm
 
+from correlation import correlate
 from data import Geometry, input_geometry, network_input, resize_sample
 from infer import add_model_flags, load_model, open_split, predict_split
 from losses import Targets, make_loss
-from uniparser import Config, decode
+from uniparser import Config, decode, find_centers
+from util.beyond import person_mask
 from util.cli import CommandParser, start
-from util.datasets import DATASETS
+from util.datasets import COCO, DATASETS
+from util.datasets.coco import Person
 from util.files import user_errors
+from util.images import read_stored
+from util.person_counts import IOU, SMALLEST_SHARE, mask_ious, percent
 from util.results import Parsing
 from util.submissions import FORMS
 
 SURE = 9.0                                   # logit of a center; -SURE: of a cell without one
+STAGES = (
+    'a peak of the heat map lies in the person',
+    'the map of the best cell in the person has an IoU above 0.5',
+    'the map of some peak has an IoU above 0.5',
+    'a person of the result has an IoU above 0.5',
+)
+
+
+# --------------------------------------------------------------------------------------------------
+# The ground truth in place of a part
 
 
 @torch.no_grad()
@@ -72,14 +92,81 @@ def make_targets(image: np.ndarray, parsing: np.ndarray, ignore: np.ndarray, geo
     return make_loss(config).make_targets(parsing, ignore, size)
 
 
+# --------------------------------------------------------------------------------------------------
+# Where people are lost
+
+
+def print_where(model, dataset: COCO):
+    """Prints the share of the people of a split that pass each stage."""
+    rows = []
+    for k in tqdm(range(len(dataset)), unit='photo'):
+        people, ignore = dataset.persons(k)
+        rows.append(stages_of_photo(model, read_stored(dataset.photos[k]), people, ignore))
+    rows = np.concatenate(rows)
+    for name, passed in zip(STAGES, rows.sum(0).tolist()):
+        print(f'{percent(passed, len(rows)):>8} of {len(rows)} people: {name}')
+
+
+@torch.no_grad()
+def stages_of_photo(model, photo: Image.Image, people: list[Person],
+                    ignore: np.ndarray) -> np.ndarray:
+    """Which stages each person of at least 1 % of the photo passes: bool (people, STAGES)."""
+    config = model.config
+    least = SMALLEST_SHARE * ignore.size
+    people = [person for person in people if np.count_nonzero(person.mask) >= least]
+    passed = np.zeros((len(people), len(STAGES)), bool)
+    if not people:
+        return passed
+    geometry = input_geometry(photo, config)
+    out = model.outputs(network_input(photo, config, geometry))
+    masks = np.array([person.mask for person in people])
+    heatmap = out['heatmap'][0, 0]
+    k_ins = out['k_ins'][0].flatten(1).T                        # (S*S, C)
+
+    def ious_of(cells):
+        """IoUs of the maps of some cells with the people, at the photo's size."""
+        q_ins = correlate(k_ins[cells], out['f_ins'][0], config.space)
+        found = [person_mask(q, geometry.size, geometry.photo, config.theta_mask) for q in q_ins]
+        return mask_ious(np.array(found, bool).reshape(-1, *geometry.photo), masks)
+
+    cells, _ = find_centers(heatmap, config)
+    peaks = ious_of(cells)
+    result = mask_ious(decode(out, 0, geometry, config, model.fusion).parsing > 0, masks)
+    heat = heatmap.flatten().cpu().numpy()
+    for n, person in enumerate(people):
+        own = np.flatnonzero(cells_of(person.mask, geometry, config.grid))
+        passed[n, 0] = np.isin(cells.cpu().numpy(), own).any()
+        if len(own):
+            best = own[heat[own].argmax()]
+            passed[n, 1] = ious_of([best])[0, n] > IOU
+        passed[n, 2] = peaks[:, n].max(initial=0) > IOU
+        passed[n, 3] = result[:, n].max(initial=0) > IOU
+    return passed
+
+
+def cells_of(mask: np.ndarray, geometry: Geometry, grid: int) -> np.ndarray:
+    """The cells of the heat map whose middle lies in a person's mask (H0, W0): bool (S, S)."""
+    cells = torch.arange(grid * grid)
+    x, y = geometry.cell_centers(cells, grid).long().T.numpy()
+    height, width = geometry.photo
+    there = (y < height) & (x < width)            # the others lie in the padding
+    inside = np.zeros(grid * grid, bool)
+    inside[there] = mask[y[there], x[there]]
+    return inside.reshape(grid, grid)
+
+
+# --------------------------------------------------------------------------------------------------
+# The command
+
+
 def parse_arguments(argv=None):
     parser = CommandParser(__doc__)
-    parser.add_argument('part', choices=['centers', 'people', 'classes'],
-                        help='what the ground truth replaces')
+    parser.add_argument('part', choices=['centers', 'people', 'classes', 'where'],
+                        help='what the ground truth replaces; where: nothing, see above')
     parser.add_argument('--data', choices=list(DATASETS), required=True)
     parser.add_argument('--root', help='folder of the data set, as downloaded')
     parser.add_argument('--split', default='val')
-    parser.add_argument('--out', required=True, help='folder for the predictions')
+    parser.add_argument('--out', help='folder for the predictions')
     parser.add_argument('--format', choices=FORMS, default=FORMS[0], help='form of the predictions')
     add_model_flags(parser)
     return parser.parse_args(argv)
@@ -88,8 +175,13 @@ def parse_arguments(argv=None):
 def main(argv=None):
     args = parse_arguments(argv)
     with user_errors():
+        if args.part == 'where' and args.data != 'COCO' or args.part != 'where' and not args.out:
+            raise ValueError('where is for --data COCO; the others write predictions to the folder '
+                             '--out')
         model = load_model(args, args.device)
         dataset = open_split(args, model)
+        if args.part == 'where':
+            return print_where(model, dataset)
 
         def predict(image, parsing, ignore):
             return predict_with_truth(model, args.part, image, parsing, ignore)

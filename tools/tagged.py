@@ -41,7 +41,7 @@ SMALLEST = {
     **dict.fromkeys(('hat', 'glove', 'socks', 'scarf'), 0.001),
 }
 DEFAULTS = dict(score='parsing', theta_score=0.0, assign='correlation', theta_paint=0.2,
-                theta_part=0.1)
+                theta_part=0.1, whole=False)
 
 
 class Tags:

@@ -3,6 +3,8 @@
 
     theta_same      `distinct`                  two detections of one person
     score           `parsing_quality`           people are ranked by their parts
+    theta_person    `map_quality`               people without a clear center and map are left out
+    whole           `keep_whole`                a person's pixels without a class are kept
     assign          `mixture`                   a pixel's class depends on the person's other pixels
     flip_test       `averaged`                  the photo and its mirror image
     lambda_cross    `balanced_cross_entropy`    tells similar classes apart
@@ -14,6 +16,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
+
+from util.fast import paint
+from util.files import UNKNOWN
 
 # -------------------------------------------------------------------------------------------------
 # Inference
@@ -77,6 +82,37 @@ def parsing_quality(gate: torch.Tensor, q_ins: torch.Tensor, q_cate: torch.Tenso
     gate = gate.flatten(1)
     total = (gate * quality.flatten(1)).sum(1)
     return total.clamp(min=0) / gate.sum(1).clamp(min=1)
+
+
+def map_quality(gate: torch.Tensor, q_ins: torch.Tensor, centers: torch.Tensor) -> torch.Tensor:
+    """A score (N,) that does not ask what a person wears: the mean correlation of the person's
+    pixels times the root of the center's score.
+
+    gate (N, h, w): the pixels of each person; q_ins (N, h, w); centers (N,) in 0..1.
+    """
+    gate = gate.flatten(1)
+    total = (gate * q_ins.flatten(1)).sum(1)
+    return total / gate.sum(1).clamp(min=1) * centers.sqrt()
+
+
+def person_mask(q_ins: torch.Tensor, size: tuple, shape: tuple, theta: float) -> np.ndarray:
+    """Mask (H0, W0) uint8 of one person at the photo's size: 1 where the map exceeds theta.
+
+    q_ins (h, w); size: (height, width) of the photo in the network, as of `paint`; shape: (H0, W0).
+    """
+    mask = np.zeros(shape, np.uint8)
+    paint(mask, q_ins[None], torch.zeros(1), size, theta)
+    return mask
+
+
+def keep_whole(parsing: np.ndarray, q_ins: torch.Tensor, size: tuple, theta: float):
+    """Writes 255 (this person, part unknown) into a label map, in place, where the person is and no
+    class is: a person whose clothes are unsure is still a person.
+
+    parsing (H0, W0) uint8; the others as of `person_mask`.
+    """
+    mask = person_mask(q_ins, size, parsing.shape, theta)
+    parsing[(parsing == 0) & (mask > 0)] = UNKNOWN
 
 
 def mixture(q: torch.Tensor, gate: torch.Tensor, theta: float, temperature: float = 0.1,

@@ -22,7 +22,8 @@ import torch.nn as nn
 from util.files import replacing, short
 
 FORMAT = 'uniparser 1'
-PATHS = 'pretrained', 'backgrounds', 'people', 'tagged'  # settings that may hold a user's folder
+# Settings that may hold a folder of the user's machine.
+PATHS = 'pretrained', 'backgrounds', 'people', 'tagged', 'coco', 'parts'
 COMMANDS = {                                      # of each system: what its files are for
     'uniparser': 'of UniParser; use python infer.py PHOTO --weights FILE',
     'schp': 'of SCHP, for photos of one person; use python -m schp extract PHOTO --weights FILE',

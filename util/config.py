@@ -152,10 +152,14 @@ class Config:
         choices=('center', 'parsing'))
     theta_score: float = setting(
         0.0, 'with --score parsing: people below it are left out', low=0, high=1)
+    theta_person: float = setting(
+        0.0, 'people whose center and map are less clear are left out', low=0, high=1)
     assign: str = setting(
         'correlation',
         "of classes to a person's pixels: each alone, or by their shares in the person",
         choices=('correlation', 'mixture'))
+    whole: bool = setting(
+        False, "pixels of a person that no class claims are 255, not 0")
     flip_test: bool = setting(
         False, 'average the photo with its mirror image: twice the time')
 
@@ -192,9 +196,10 @@ class Config:
     seed: int = setting(
         0, 'of all random numbers', low=0, high=2 ** 32)
 
-    # ---- scenes of CCP, and drawn ones
+    # ---- scenes of CCP, drawn ones, and COCO
     samples: int = setting(
-        0, 'training images per epoch of CCP and synthetic; 0 = their default', low=0, high=10 ** 9)
+        0, 'training images per epoch of CCP, COCO and synthetic; 0 = their default',
+        low=0, high=10 ** 9)
     backgrounds: str = setting(
         '', 'CCP: folder of photos without people, for a fifth of the scenes')
     people: str = setting(
@@ -206,6 +211,14 @@ class Config:
         low=0, high=1)
     things: float = setting(
         0.0, 'CCP: share of scenes with blobs, mostly of clothes, that are nobody', low=0, high=1)
+    coco: str = setting(
+        '', 'CCP: folder of COCO, whose photos are a share of the images')
+    coco_share: float = setting(
+        0.5, 'CCP: that share', low=0, high=1)
+    licenses: str = setting(
+        '', "of COCO's photos: free, or ids such as 4,5; '' = all")
+    parts: str = setting(
+        '', "folder of label maps of COCO's people, written by tools.keypoints")
 
     def __post_init__(self):
         check_ranges(self)
@@ -227,7 +240,8 @@ class Config:
 # What may change when a trained model is used.
 INFERENCE = (
     'theta_center', 'theta_mask', 'theta_paint', 'theta_part', 'theta_same', 'theta_score',
-    'peaks', 'max_people', 'score', 'assign', 'flip_test', 'test_short_side', 'long_side')
+    'theta_person', 'peaks', 'max_people', 'score', 'assign', 'whole', 'flip_test',
+    'test_short_side', 'long_side')
 
 
 # -------------------------------------------------------------------------------------------------
@@ -282,6 +296,7 @@ PRESETS = {
     'cihp': CIHP,
     'densepose': dict(data='DensePose', num_classes=14),
     'ccp': CCP,
+    'coco': {**CCP, 'data': 'COCO'},
     'synthetic': SYNTHETIC,
     'crowd': CROWD,
     'mhp_released': {

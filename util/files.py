@@ -229,16 +229,16 @@ def result_names(paths: list[Path]) -> list[str]:
     Photos with the same stem add folder, ending or number.
     """
     # File systems may ignore capitals or the form of an accent.
-    def folded(name):
+    def normal_form(name):
         return unicodedata.normalize('NFC', name).casefold()
 
-    stems = Counter(folded(path.stem) for path in paths)
+    stems = Counter(normal_form(path.stem) for path in paths)
     names = []
     taken = set()
     last = Counter()                              # the last number of each name
     for path in paths:
         name = path.stem
-        if stems[folded(path.stem)] > 1:
+        if stems[normal_form(path.stem)] > 1:
             ending = path.suffix.replace('.', '_')
             name = f'{path.parent.name}_{path.stem}{ending}'.lstrip('_')
         # The limit is 255 bytes, and `_person1_..` follows.
@@ -246,11 +246,11 @@ def result_names(paths: list[Path]) -> list[str]:
             name = name[:-1]
         unique = name
         number = last[name] or 1
-        while folded(unique) in taken:
+        while normal_form(unique) in taken:
             number += 1
             unique = f'{name}_{number}'
         last[name] = number                       # the next photo of this name begins here
-        taken.add(folded(unique))
+        taken.add(normal_form(unique))
         names.append(unique)
     return names
 

@@ -2,6 +2,8 @@
 from copy import copy
 
 import numpy as np
+
+from util.files import UNKNOWN
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
@@ -45,6 +47,11 @@ def flatten_people(parsing: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         parts[mask] = parsing[n][mask]
         people[mask] = n + 1
     return parts, people
+
+
+def without_unknown(parsing: np.ndarray) -> np.ndarray:
+    """Label maps uint8 with 0 in place of 255: for evaluators, and for pictures of parts."""
+    return np.where(parsing == UNKNOWN, np.uint8(0), parsing)
 
 
 # ---- boxes -------------------------------------------------------------------------------------

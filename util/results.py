@@ -20,9 +20,9 @@ from PIL import Image
 from scipy import ndimage
 
 from util import pictures
-from util.files import MARK, check_name, is_ours, result_names, write_png, write_result
+from util.files import MARK, UNKNOWN, check_name, is_ours, result_names, write_png, write_result
 from util.labels import SETS, convert, find_set, names_of, voc_palette
-from util.masks import box_of, encode_rle, flatten_people
+from util.masks import box_of, encode_rle, flatten_people, without_unknown
 from util.pictures import cutout, palette, palette_image
 
 
@@ -68,6 +68,13 @@ class Person:
     def area(self) -> int:
         """Number of pixels."""
         return sum(part.area for part in self.part_list)
+
+    @property
+    def rle(self) -> dict:
+        """The person's mask, with pixels of unknown parts, in COCO's compressed run lengths: {size,
+        counts}."""
+        x, y, w, h = self.box
+        return encode_rle(self.labels[y:y + h, x:x + w] > 0, x, y, self.labels.shape)
 
     @cached_property
     def box(self) -> list[int]:
@@ -127,6 +134,13 @@ class Parsing(namedtuple('Parsing', 'parsing scores centers')):
         return self._replace(parsing=self.parsing[keep], scores=self.scores[keep],
                              centers=self.centers[keep])
 
+    def labelled(self) -> 'Parsing':
+        """The people for an evaluator: without pixels of unknown parts (255), and without people
+        that consist of such pixels alone."""
+        if not (self.parsing == UNKNOWN).any():
+            return self
+        return self._replace(parsing=without_unknown(self.parsing)).visible()
+
     def visible(self) -> 'Parsing':
         """The people with visible pixels."""
         some = self.parsing.any((1, 2))
@@ -151,7 +165,8 @@ class Parsing(namedtuple('Parsing', 'parsing scores centers')):
 
     def overlay(self) -> Image.Image:
         """The photo with colored parts, outlines and a legend."""
-        return pictures.overlay(self.photo, self.parsing, self.class_names, colors=self.colors)
+        return pictures.overlay(self.photo, self.parsing, self.class_names, colors=self.colors,
+                                unknown=False)
 
     def save(self, folder: str | Path, name: str | None = None, cutouts: bool = False):
         """Writes the files of infer.py to the folder, called after the photo or `name`.
@@ -216,10 +231,11 @@ def describe_people(found: Parsing, class_names: list[str]) -> list[dict]:
     records = []
     for person in list_people(found, class_names):
         parts = [{'id': part.id, 'name': part.name, 'area': part.area, 'box': part.box,
-                  'rle': part.rle} for part in person.part_list]
+                  'rle': part.rle} for part in person.part_list if part.id != UNKNOWN]
         center = [round(value, 1) for value in person.center]
         records.append({'id': person.id, 'score': round(person.score, 4), 'center': center,
-                        'box': person.box, 'area': person.area, 'parts': parts})
+                        'box': person.box, 'area': person.area, 'rle': person.rle,
+                        'parts': parts})
     return records
 
 
@@ -232,8 +248,8 @@ def write_results(folder: Path, name: str, path: str | Path, photo: Image.Image,
     """
     colors = palette(256) if colors is None else colors
     parts, people = flatten_people(found.parsing)
-    picture = pictures.overlay(photo, found.parsing, class_names, colors=colors)
-    write_png(folder / f'{name}_parts.png', palette_image(parts, colors))
+    picture = pictures.overlay(photo, found.parsing, class_names, colors=colors, unknown=False)
+    write_png(folder / f'{name}_parts.png', palette_image(without_unknown(parts), colors))
     write_png(folder / f'{name}_people.png', palette_image(people, palette(256)))
     write_png(folder / f'{name}_overlay.png', picture)
     record = {'software': MARK, 'photo': str(path), 'width': photo.width, 'height': photo.height,

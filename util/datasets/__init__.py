@@ -8,18 +8,21 @@ import os
 from util.datasets.base import GroundTruth, Photos, check_ids, swap_sides
 from util.datasets.ccp import CCP, read_layers
 from util.datasets.cihp import CIHP
+from util.datasets.coco import COCO
 from util.datasets.densepose import DensePose
 from util.datasets.drawn import Crowd, Synthetic
 from util.datasets.mhp import MHP
+from util.datasets.mixed import Mixed
 
-__all__ = ['CCP', 'CIHP', 'Crowd', 'DATASETS', 'DRAWN', 'DensePose', 'GroundTruth', 'MHP', 'Photos',
-           'Synthetic', 'check_ids', 'open_dataset', 'read_layers', 'swap_sides']
+__all__ = ['CCP', 'CIHP', 'COCO', 'Crowd', 'DATASETS', 'DRAWN', 'DensePose', 'GroundTruth', 'MHP',
+           'Mixed', 'Photos', 'Synthetic', 'check_ids', 'open_dataset', 'read_layers', 'swap_sides']
 
 DATASETS = {
     'MHP': MHP,
     'CIHP': CIHP,
     'DensePose': DensePose,
     'CCP': CCP,
+    'COCO': COCO,
     'synthetic': Synthetic,
     'crowd': Crowd,
 }

@@ -1,0 +1,55 @@
+"""The weighted mean of the weights of two models of the same sizes and classes.
+
+    python -m tools.mean first.pt second.pt --share 0.6 --out mean.pt     # 0.4 first + 0.6 second
+
+If one was trained further from the other, the mean keeps more of what the first one knew (Wortsman
+et al. 2022). Configuration, class names and settings of inference are those of the second.
+"""
+import torch
+
+from uniparser import UniParser
+from util.cli import Between, CommandParser, start
+from util.files import check_target, user_errors
+
+
+@torch.no_grad()
+def mean_weights(first: UniParser, second: UniParser, share: float) -> dict:
+    """State dict: (1 - share) times the weights and statistics of the first plus share times those
+    of the second, in the types of the second. ValueError where names or shapes differ."""
+    first = first.state_dict()
+    second = second.state_dict()
+    different = [k for k in second if k not in first or first[k].shape != second[k].shape]
+    if different or len(first) != len(second):
+        raise ValueError('the two models are of different sizes; give two of one architecture')
+    mean = {}
+    for name, value in second.items():
+        if value.is_floating_point():
+            value = torch.lerp(first[name].double(), value.double(), share).to(value.dtype)
+        mean[name] = value
+    return mean
+
+
+def parse_arguments(argv=None):
+    parser = CommandParser(__doc__)
+    parser.add_argument('first', help='weights file')
+    parser.add_argument('second', help='weights file')
+    parser.add_argument('--share', type=Between(0, 1, float), default=0.5,
+                        help='of the second; default 0.5')
+    parser.add_argument('--out', required=True, help='weights file to write')
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    args = parse_arguments(argv)
+    with user_errors():
+        check_target(args.out)
+        first = UniParser.from_pretrained(args.first)
+        second = UniParser.from_pretrained(args.second)
+        if first.class_names != second.class_names:
+            raise ValueError(f'{args.first} and {args.second} have different classes')
+        second.load_state_dict(mean_weights(first, second, args.share))
+        second.save(args.out)
+
+
+if __name__ == '__main__':
+    start(main)
