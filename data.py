@@ -20,7 +20,7 @@ from tqdm import tqdm
 import released
 from util.beyond import degrade
 from util.config import Config
-from util.cli import CommandParser, start
+from util.cli import CommandParser, filled, start
 from util.datasets import DATASETS, open_dataset, swap_sides
 from util.files import check_target, user_errors, write_png
 from util.images import read_photo, to_rgb, upright
@@ -359,7 +359,8 @@ def main(argv=None):
     parser.add_argument('--data', required=True, choices=list(DATASETS))
     parser.add_argument('--root', help='folder of the unpacked download')
     parser.add_argument('--split', default='val')
-    parser.add_argument('--out', default='samples.png', help='picture of some samples, PNG')
+    parser.add_argument('--out', type=filled, default='samples.png',
+                        help='picture of some samples, PNG')
     args = parser.parse_args(argv)
     with user_errors():
         # Before minutes of reading.

@@ -8,6 +8,7 @@ import base64
 import html
 import io
 import os
+import re
 import shutil
 import signal
 import tempfile
@@ -36,6 +37,7 @@ by_uniparser = hubconf.load_module('oneshot.by_uniparser')
 
 ASSETS = Path(__file__).parent / 'assets'
 NAMES = 'hair,face,top,skirt,arms,legs,shoes'   # of the classes of example_mask.png
+LOCAL_ADDRESS = re.compile(rb'(http://)?(127\.0\.0\.1|localhost)(:\d+)?', re.IGNORECASE)
 SHOWN = 900                                     # pixels of the long side of the picture
 STYLE = """
 .picture svg {width: 100%; max-height: 75vh}
@@ -321,10 +323,49 @@ def import_gradio(folder: str):
     return gradio
 
 
-def build(gr, networks: dict, respond):
-    """The page. networks: {name: Network}; respond: `answer` with its first arguments."""
+class LocalRequests:
+    """ASGI middleware of the page: refuses what another site makes a browser ask.
+
+    Its address may lead to this computer (DNS rebinding), so the headers Host and Origin must name
+    this one. Any port will do: it may be forwarded.
+    """
+
+    def __init__(self, app):
+        self.app = app
+
+    async def __call__(self, scope, receive, send):
+        if scope['type'] == 'lifespan' or self.is_local(scope['headers']):
+            await self.app(scope, receive, send)
+            return
+        await send(dict(type='http.response.start', status=403,
+                        headers=[(b'content-type', b'text/plain')]))
+        await send(dict(type='http.response.body', body=b'this page serves this computer alone'))
+
+    def is_local(self, headers: list) -> bool:
+        """headers: pairs of bytes, as ASGI gives them."""
+        addresses = [value for name, value in headers if name in (b'host', b'origin')]
+        names = [name for name, value in headers]
+        return b'host' in names and all(map(LOCAL_ADDRESS.fullmatch, addresses))
+
+
+def uploaded_path(gr, folder: str, payload) -> str | None:
+    """The path of a file that was dropped on the page, or of a sample: one in Gradio's folder.
+
+    Who asks without a browser may name any file of this computer; whether it exists is no matter.
+    """
+    if not payload:
+        return None
+    path = os.path.realpath(payload.path or '')
+    if not path.startswith(os.path.realpath(folder) + os.sep) or not os.path.isfile(path):
+        raise gr.Error('the page takes photos that were dropped on it', print_exception=False)
+    return path
+
+
+def build(gr, networks: dict, respond, folder: str):
+    """The page. networks: {name: Network}; respond: `answer` with its first arguments; folder: that
+    of `import_gradio`."""
     # The project's own reader opens the dropped file, with its limits and its sentences.
-    gr.Image.preprocess = lambda self, payload: payload and payload.path
+    gr.Image.preprocess = lambda self, payload: uploaded_path(gr, folder, payload)
     drop = partial(gr.Image, sources=['upload', 'clipboard'])
 
     def choose(event: gr.EventData):
@@ -372,7 +413,8 @@ def serve(gr, blocks, port: int):
     try:
         blocks.launch(server_name='127.0.0.1', server_port=port, share=False, max_file_size='50mb',
                       theme=theme, css=STYLE, footer_links=[], ssr_mode=False, quiet=True,
-                      prevent_thread_lock=True)
+                      prevent_thread_lock=True,
+                      app_kwargs=dict(middleware=[(LocalRequests, (), {})]))
     except OSError:
         raise OSError(f'--port {port} is used by another program; choose another') from None
     print(f'http://127.0.0.1:{port} (Ctrl-C ends)', flush=True)
@@ -385,7 +427,7 @@ def main(argv=None):
         networks = load_networks(args.weights, args.device, args.labels)
         gr = import_gradio(folder)
         respond = partial(answer, gr, networks, folder, args.max_size)
-        serve(gr, build(gr, networks, respond), args.port)
+        serve(gr, build(gr, networks, respond, folder), args.port)
 
 
 if __name__ == '__main__':

@@ -528,7 +528,26 @@ def warn(images: list[str], what: str):
         print(f'warning: {len(images)} {what}; the first is {short(min(images))}', file=sys.stderr)
 
 
+def check_outputs(args):
+    """ValueError where two outputs have one name, or one would replace a predicted file."""
+    outputs = {}
+    for flag in ('--json', '--per-image', '--plot'):
+        path = getattr(args, flag[2:].replace('-', '_'))
+        if not path:
+            continue
+        real = os.path.realpath(path)
+        if real in outputs:
+            raise ValueError(f'{outputs[real]} and {flag} are both {short(path)}; give two names')
+        outputs[real] = flag
+        predictions = os.path.realpath(args.predictions)
+        inside = os.path.commonpath([real, predictions]) == predictions
+        if inside and os.path.lexists(path):
+            raise ValueError(f'{flag} is {short(path)}, a file among the predictions; choose '
+                             'another name')
+
+
 def run(args):
+    check_outputs(args)
     if args.predicted_labels and not args.labels:
         raise ValueError('--predicted-labels is converted to --labels; give both')
     dataset = open_dataset(args.data, args.root, args.split)

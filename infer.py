@@ -63,7 +63,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = CommandParser(__doc__)
     parser.add_argument('photos', nargs='*',
                         help='files, folders (searched for photos) and globs')
-    parser.add_argument('--out', default='results',
+    parser.add_argument('--out', type=filled, default='results',
                         help='folder for the results (default: results)')
     parser.add_argument('--only', type=filled, metavar='NAMES',
                         help='keep these parts, e.g. hair,dress')

@@ -37,7 +37,8 @@ from util.cli import CommandParser, add_settings, describe, flag, given_settings
 from util.datasets import DATASETS, DRAWN, Mixed, open_dataset
 from util.files import explain as explain_error, is_exhausted, write_png
 from util.pictures import compare_labels
-from util.run import Run, add_run_flags, catching_signals, memory, thread_advice
+from util.run import (Run, add_run_flags, catching_signals, is_of_a_run, memory,
+                      thread_advice)
 from util.workers import open_loader, read_batches, workers_of
 
 LOG_SECONDS = 10                    # between two lines of the log, at least
@@ -432,9 +433,11 @@ def check_run(begin: Start, run: Run, args: argparse.Namespace):
     """ValueError where the processes cannot share the batches or continue the run, or where --out
     holds another run."""
     config = begin.config
-    if args.out and os.path.exists(os.path.join(args.out, 'last.pt')):
-        raise ValueError(f'{args.out} holds a run already; go on with --resume {args.out} or '
-                         'choose another --out')
+    weights = Path(args.out).glob('*.pt') if args.out else []
+    if any(map(is_of_a_run, weights)):
+        can_resume = os.path.exists(os.path.join(args.out, 'last.pt'))
+        go_on = f'go on with --resume {args.out} or ' if can_resume else ''
+        raise ValueError(f'{args.out} holds a run already; {go_on}choose another --out')
     passes = run.world * config.accumulate
     if config.batch_size % passes:
         raise ValueError(f'--batch-size {config.batch_size} cannot be shared by {run.world} '
@@ -503,6 +506,8 @@ def run_command(function: Callable, *arguments, stopped: str = STOPPED):
     is the sentence `stopped` and exit code 130."""
     try:
         return function(*arguments)
+    except BrokenPipeError:                       # `util.cli.start` ends the command
+        raise
     except (Exception, KeyboardInterrupt) as error:
         sentence = explain(error, stopped)
         if not sentence:

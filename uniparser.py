@@ -45,6 +45,7 @@ from util.checkpoints import (FORMAT, check_settings, load_pretrained, load_stri
 # Settings are part of this module's interface.
 from util.config import INFERENCE, PRESETS, Config, get_config  # noqa: F401
 from util.fast import convolve_with_coordinates, paint
+from util.labels import check_flip_pairs
 from util.results import Parsing
 from util.run import find_device
 from util.tensors import resize_map
@@ -249,6 +250,7 @@ class UniParser(nn.Module):
         if not class_names:
             class_names = ['background', *(f'part {i + 1}' for i in range(config.num_classes))]
         self.class_names = list(class_names)
+        check_flip_pairs(flip_pairs, config.num_classes + 1)
         self.flip_pairs = [list(pair) for pair in flip_pairs]
         if len(self.class_names) != config.num_classes + 1:
             raise ValueError(f'{config.num_classes} classes need {config.num_classes + 1} names, '
@@ -351,8 +353,8 @@ class UniParser(nn.Module):
 
         A photo is a path, a PIL image, an RGB array (H, W, 3) or (H, W) uint8, or a tensor (3, H,
         W), uint8 or float in 0..1; four dimensions are a list of photos. Only photos of the same
-        padded size share a batch, so that no result depends on the other photos. Errors:
-        FileNotFoundError, ValueError naming the photo.
+        padded size share a batch, so that no label depends on the other photos; scores may
+        differ by rounding. Errors: FileNotFoundError, ValueError naming the photo.
         """
         if batch_size < 1:
             raise ValueError(f'batch_size is {batch_size}; it is at least 1')

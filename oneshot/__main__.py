@@ -29,7 +29,15 @@ def add_train_flags(command):
     command.add_argument('--data', choices=DATASETS, help='default: ATR')
     command.add_argument('--recipe', choices=('paper', 'released'), help='default: paper')
     add_run_flags(command)
-    add_settings(command, Config, skip=('data', 'recipe', 'num_labels', 'way'),
+    command.add_argument('--stage', type=number_or_all, choices=(1, 2, 3, 'all'),
+                         default=argparse.SUPPRESS,
+                         help='of POPNet: people, parents, classes, or one after the other; '
+                              'default: all')
+    command.add_argument('--previous', metavar='FILE',
+                         help='of POPNet: best.pt of the stage before')
+    command.add_argument('--ablate', action='store_true',
+                         help='of POPNet: stages before may be missing')
+    add_settings(command, Config, skip=('data', 'recipe', 'num_labels', 'way', 'stage', 'earlier'),
                  default='the defaults are the released ones')
     add_way(command, argparse.SUPPRESS)
 
@@ -55,7 +63,7 @@ def add_parse_flags(command):
     command.add_argument('--names', help='of the classes: a,b,c or a JSON file')
     command.add_argument('--stored', action='store_true',
                          help="mask ids are the training set's: use its prototypes")
-    command.add_argument('--out', default='results',
+    command.add_argument('--out', type=filled, default='results',
                          help='folder for the results (default: results)')
     command.add_argument('--cutouts', action='store_true',
                          help='also write each person and part as an RGBA picture')
@@ -73,6 +81,10 @@ def add_model_flags(command):
 def add_way(command, default):
     command.add_argument('--way', type=full_way, choices=('kway', '1way'), default=default,
                          help='or k and 1; default: kway')
+
+
+def number_or_all(text: str) -> int | str:
+    return int(text) if text.isdecimal() else text
 
 
 def full_way(text: str) -> str:

@@ -1,4 +1,5 @@
-"""The backbone of EOP-Net, a DeepLabv3+ (Chen et al. 2018) on an Xception, trained on COCO.
+"""The backbone of EOP-Net and POPNet: a DeepLabv3+ (Chen et al. 2018) on an Xception, trained on
+COCO.
 
 Names are those of the released state dicts, because files are loaded by name. In the released code
 the first ReLU of a block works in place, so that the skip connection carries relu(x), not x. Here
@@ -135,7 +136,8 @@ class Atrous(nn.Module):
 
 
 class DeepLab(nn.Module):
-    """The backbone and a decoder, `mid_level`: features of c channels at a quarter of the size."""
+    """The backbone and two decoders, `mid_level` and `high_level`: features of c channels at a
+    quarter of the size. EOP-Net runs the first, POPNet the second; their files have both."""
 
     def __init__(self, stem=32, middle=16, c=256, high_level=True):
         super().__init__()
@@ -152,7 +154,7 @@ class DeepLab(nn.Module):
             self.add_high_level(wide, low, c)
 
     def add_high_level(self, wide, low, c):
-        """DeepLab's pyramid. It is part of released files; EOP-Net does not run it."""
+        """DeepLab's pyramid and its decoder."""
         self.aspp1 = nn.Module()
         self.aspp1.atrous_convolution = nn.Conv2d(wide, c, 1, bias=False)
         self.aspp1.bn = nn.BatchNorm2d(c)
@@ -173,6 +175,17 @@ class DeepLab(nn.Module):
         low = F.relu(self.feature_projection_bn1(self.feature_projection_conv1(low)))
         x = resize_map(x, low.shape[2:])                                           # (B,C,h,w)
         return self.midfea_conv(torch.cat([x, low], 1))
+
+    def high_level(self, images: Tensor) -> Tensor:
+        """The same of DeepLab's pyramid (B,3,H,W) -> (B,C,h,w)."""
+        low, x = self.xception_features(images)
+        levels = [F.relu(self.aspp1.bn(self.aspp1.atrous_convolution(x))),
+                  self.aspp2(x), self.aspp3(x), self.aspp4(x),
+                  self.global_avg_pool(x).expand(-1, -1, *x.shape[2:])]            # (B,C,H/16,..)
+        x = F.relu(self.concat_projection_bn1(self.concat_projection_conv1(torch.cat(levels, 1))))
+        low = F.relu(self.feature_projection_bn1(self.feature_projection_conv1(low)))
+        x = resize_map(x, low.shape[2:])                                           # (B,C,h,w)
+        return self.decoder1(torch.cat([x, low], 1))
 
     def load_backbone(self, path) -> list[str]:
         """Starts from DeepLabv3+ trained on COCO (deeplab_v3plus_v3.pth): copies every entry of the

@@ -26,6 +26,7 @@ ROWS = 256            # prototypes are indexed by label
 class UniParserByExample:
     """The methods of `oneshot.EOPNet` that photos and test episodes need, for a UniParser. The
     UniParser is folded. ValueError where its kernels cannot be replaced."""
+    head = 'npm'          # the name of its answer in tables
 
     def __init__(self, model: UniParser, name: str = 'this model'):
         config = model.config

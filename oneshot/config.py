@@ -1,4 +1,5 @@
-"""Settings of one-shot parsing. The defaults are those of EOP-Net's released training on ATR-OS."""
+"""Settings of one-shot parsing. The defaults are those of EOP-Net's released training on ATR-OS.
+POPNet's training was not released; its defaults are the same."""
 from dataclasses import dataclass
 
 from util.config import check_ranges, setting
@@ -10,6 +11,8 @@ MOST = 10 ** 9
 
 @dataclass(frozen=True)
 class Config:
+    system: str = setting('eopnet', 'the network to train', choices=('eopnet', 'popnet'))
+
     # ---- episodes
     data: str = setting('ATR', 'data set', choices=DATASETS)
     fold: int = setting(1, 'which classes are novel: 1 or 2', 1, 2)
@@ -27,7 +30,15 @@ class Config:
     channels: int = setting(256, 'C, channels of the decoder and the heads', 16, 4096)
     high_level: bool = setting(True, "modules of feature level 'high', which are in released "
                                      'files and never run')
+    mode: str = setting('fixed', 'ucs: only the classes of the supports take part',
+                        choices=('fixed', 'ucs'))
     pretrained: str = setting('', 'start from this file: deeplab_v3plus_v3.pth, or an EOP-Net')
+
+    # ---- stages of POPNet, see oneshot/stages.py; an EOP-Net has the last alone
+    stage: int = setting(3, 'whose network it is', 1, 3)
+    earlier: tuple = setting((), 'the stages before it', 1, 2)
+    parents: str = setting('all', 'labels of stages 1 and 2: of all pixels of people, or of base '
+                                  'classes alone', choices=('all', 'base'))
 
     # ---- photos
     long_side: int = setting(0, 'photos are reduced to it; 0 = as they are, as released', 0, 10000)
@@ -51,8 +62,15 @@ class Config:
 
     def __post_init__(self):
         check_ranges(self)
+        if self.system == 'popnet':
+            if self.batch_size // self.accumulate < 2:
+                raise ValueError(f'--batch-size {self.batch_size} with --accumulate '
+                                 f'{self.accumulate}: POPNet trains with two episodes or more per '
+                                 'pass; give at least 2')
+            if not self.high_level:
+                raise ValueError('--no-high-level: POPNet runs these modules; leave it out')
 
     @property
     def one_way(self) -> bool:
-        """Whether an episode has a single class: 1 against 0."""
-        return self.way == '1way'
+        """Whether an episode has a single class: 1 against 0. Only the last stage may."""
+        return self.way == '1way' and self.stage == 3

@@ -8,10 +8,11 @@ import torch
 from tqdm import tqdm
 
 from oneshot.data import OneShotPhotos, open_photos
-from oneshot.eopnet import EOPNet
 from oneshot.episodes import IGNORE, Episode, Fold, merge, read_episodes, write_episodes
 from oneshot.models import load_model
+from oneshot.network import ExampleNetwork
 from oneshot.prototypes import known_labels
+from oneshot.stages import photos_of_stage
 from util.files import write_json
 from util.metrics import confusion_matrix
 
@@ -23,7 +24,7 @@ WITHOUT_BACKGROUND = dict(base='base_parts', human='human_parts')
 # Counting pixels
 
 
-def count_pixels(model, photos: OneShotPhotos, episodes: list[Episode], way: str,
+def count_pixels(model, photos: OneShotPhotos, episodes: list[Episode], one_way: bool,
                  heads=('npm',), stopped=lambda: False) -> dict[str, np.ndarray] | None:
     """Confusions of a model, see oneshot/models.py, over the episodes: {head: (K,K)}; 1-way
     (K,2,2), by class. None where `stopped` became true.
@@ -31,7 +32,6 @@ def count_pixels(model, photos: OneShotPhotos, episodes: list[Episode], way: str
     What a query or a support gives is computed once, while the released code does so in each
     episode. Episodes that short pools repeat are counted as often as they occur.
     """
-    one_way = way == '1way'
     fold = photos.fold
     num = fold.num_labels
     shape = (num, 2, 2) if one_way else (num, num)
@@ -128,6 +128,8 @@ def table(results: dict[str, dict], fold: Fold) -> str:
         mark = ' (novel)' if c in fold.novel else ''
         add_row(f'{name}{mark}', [result['iou'][c] for result in results.values()])
     for key in MEANS:
+        if key == 'novel' and not fold.novel:
+            continue
         add_row(f'{key} mIoU', [result[key] for result in results.values()])
         if key in WITHOUT_BACKGROUND:
             without = WITHOUT_BACKGROUND[key]
@@ -144,6 +146,10 @@ def table(results: dict[str, dict], fold: Fold) -> str:
 def evaluate(args):
     model = load_model(args.weights, args.device)
     photos = open_photos(args.data, args.root, 'test', args.fold)
+    one_way = args.way == '1way'
+    if isinstance(model, ExampleNetwork):
+        photos = photos_of_stage(photos, model.config)
+        one_way = model.config.one_way
     check_model(model, args, photos.fold)
     # --list is read where it exists, else written.
     if args.list and os.path.exists(args.list):
@@ -152,8 +158,8 @@ def evaluate(args):
         episodes = photos.test_episodes()
         if args.list:
             write_episodes(args.list, episodes)
-    heads = ('npm', 'agm') if args.agm else ('npm',)
-    counts = count_pixels(model, photos, episodes, args.way, heads)
+    heads = (model.head, 'agm') if args.agm else (model.head,)
+    counts = count_pixels(model, photos, episodes, one_way, heads)
     results = {head: scores(pixels, photos.fold) for head, pixels in counts.items()}
     print(f'{args.data}-OS, fold {args.fold}, {args.way}: {len(episodes)} test episodes, '
           f'{args.weights}')
@@ -166,13 +172,14 @@ def evaluate(args):
 
 def check_model(model, args, fold: Fold):
     """ValueError where a model cannot parse the episodes of the arguments."""
-    if not isinstance(model, EOPNet):
+    if not isinstance(model, ExampleNetwork):
         if args.agm:
             raise ValueError('--agm: UniParser has no AGM head; leave it out')
         return
     config = model.config
     if config.way != args.way:
         raise ValueError(f'{args.weights} is of --way {config.way}, not {args.way}')
-    if config.num_labels != fold.num_labels:
+    # POPNet's released classes have no row for ATR's last label, which no class of the folds is.
+    if config.num_labels not in (fold.num_labels, max(fold.all) + 1):
         raise ValueError(f'{args.weights} has {config.num_labels} labels, but {args.data}-OS has '
                          f'{fold.num_labels}; give weights of that set')

@@ -1,4 +1,5 @@
 """The fine heads, NPM and AGM: from the cosines to each class's prototype to logits of classes.
+POPNet has the same heads; it calls NPM NCM, nearest centroid.
 
 NPM, nearest prototype, looks at the cosines alone. AGM, attention guidance, runs convolutions on
 the feature, emphasized where it is like the prototype. The loss begins with AGM and ends with NPM,

@@ -1,11 +1,12 @@
-"""The losses of EOP-Net: cross-entropies of its three outputs, and the contrast of prototypes."""
+"""The losses of EOP-Net, cross-entropies of its three outputs and the contrast of prototypes, and
+those of POPNet, the cross-entropies of both fine heads."""
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from oneshot.episodes import IGNORE
-from oneshot.prototypes import (class_masks, episode_labels, foreground, query_target,
-                                static_prototypes)
+from oneshot.prototypes import (at_least_float, check_labels, class_masks, episode_labels,
+                                foreground, query_target, static_prototypes)
 
 TEMPERATURE = 0.1     # of the contrast
 
@@ -21,11 +22,11 @@ def oneshot_loss(out: dict, query_labels: Tensor, support_labels: Tensor, epoch:
     """
     classes = out['classes']
     num_labels = out['npm'].shape[1]
-    terms = {}
-    # Query classes that the support lacks count as background.
-    target = query_target(query_labels, support_labels, classes, num_labels)
-    for name in ('agm', 'npm'):
-        terms[name] = F.cross_entropy(out[name].float(), target, ignore_index=IGNORE)
+    # 1-way has two labels, which are no ids.
+    if not torch.is_tensor(classes):
+        check_labels(query_labels, num_labels)
+        check_labels(support_labels, num_labels)
+    terms = fine_losses(out, ('agm', 'npm'), query_labels, support_labels)
     # Every part is a person's pixel, also one of a class that the episode leaves out.
     people = foreground(query_labels).long()
     terms['coarse'] = F.cross_entropy(out['coarse'].float(), people, ignore_index=IGNORE)
@@ -38,6 +39,28 @@ def oneshot_loss(out: dict, query_labels: Tensor, support_labels: Tensor, epoch:
     beta = epoch / epochs
     total = (1 - beta) * terms['agm'] + beta * terms['npm'] + terms['coarse'] + terms['contrast']
     return dict(terms, total=total)
+
+
+def popnet_loss(out: dict, query_labels: Tensor, support_labels: Tensor, epoch: int,
+                epochs: int) -> dict[str, Tensor]:
+    """Scalars agm and ncm, and total = (1 - beta) agm + beta ncm, beta = epoch / epochs.
+
+    out: of `POPNet.forward`. Labels (B,H,W): as given to it. No loss of POPNet was released; the
+    schedule of the released EOP-Net still has POPNet's names.
+    """
+    terms = fine_losses(out, ('agm', 'ncm'), query_labels, support_labels)
+    beta = epoch / epochs
+    return dict(terms, total=(1 - beta) * terms['agm'] + beta * terms['ncm'])
+
+
+def fine_losses(out: dict, heads: tuple[str, str], query_labels: Tensor,
+                support_labels: Tensor) -> dict[str, Tensor]:
+    """The cross-entropy of each fine head. Query classes that the support lacks count as
+    background."""
+    num_labels = out['agm'].shape[1]
+    target = query_target(query_labels, support_labels, out['classes'], num_labels)
+    return {name: F.cross_entropy(at_least_float(out[name]), target, ignore_index=IGNORE)
+            for name in heads}
 
 
 def contrast_prototypes(f2: Tensor, labels: Tensor, classes, num_labels: int) -> Tensor:

@@ -7,9 +7,9 @@ import numpy as np
 from PIL import Image
 
 from infer import ParsingPipeline
-from oneshot.eopnet import EOPNet
 from oneshot.episodes import IGNORE
 from oneshot.models import load_model
+from oneshot.network import ExampleNetwork
 from util.files import find_photos, naming
 from util.images import first_channel, load_image, read_photo, to_rgb
 from util.photos import check_failures, name_jobs, share_of_process
@@ -202,7 +202,7 @@ def parse(args):
     supports, masks, classes = read_supports(args.support, args.support_mask)
     names = read_names(args.names, classes)
     model = load_model(args.weights, args.device)
-    if args.stored and not isinstance(model, EOPNet):
+    if args.stored and not isinstance(model, ExampleNetwork):
         raise ValueError('--stored: UniParser has no stored prototypes; leave it out')
     options = dict(stored=True) if args.stored else {}
     example = model.learn(supports, masks, **options)

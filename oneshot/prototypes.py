@@ -38,6 +38,14 @@ def foreground(labels: Tensor) -> Tensor:
     return torch.where(labels == IGNORE, IGNORE, labels.clamp(max=1))
 
 
+def check_labels(labels: Tensor, num_labels: int):
+    """ValueError where labels (B,H,W) are none of 0..num_labels-1 and not IGNORE."""
+    strange = labels[(labels >= num_labels) & (labels != IGNORE)]
+    if len(strange):
+        raise ValueError(f'the label {int(strange[0])} is none of 0 to {num_labels - 1} and not '
+                         f'{IGNORE}; is it of another data set?')
+
+
 def class_masks(labels: Tensor, num: int, size: tuple[int, int]) -> Tensor:
     """Labels (B,H,W) -> float masks (B,num,h,w) of the labels 0..num-1 at this size (h,w)."""
     small = F.interpolate(labels[:, None].float(), size, mode='nearest')
@@ -72,8 +80,15 @@ def query_target(query_labels: Tensor, support_labels: Tensor, classes,
 def static_prototypes(features: Tensor, masks: Tensor) -> Tensor:
     """The mean of features (B,C,h,w) over each of masks (B,R,h,w) -> (B,R,C); zeros for an empty
     mask."""
-    sums = torch.einsum('bchw,brhw->brc', features.float(), masks)
+    features = at_least_float(features)
+    masks = masks.to(features)
+    sums = torch.einsum('bchw,brhw->brc', features, masks)
     return sums / masks.sum((2, 3)).clamp(min=1)[..., None]
+
+
+def at_least_float(x: Tensor) -> Tensor:
+    """Half precision becomes float32."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def mean_prototypes(prototypes: list[Tensor]) -> Tensor:

@@ -62,13 +62,13 @@ def enlarge(box: Sequence[int], size: tuple) -> tuple:
     """Box [x, y, width, height] -> inclusive corners (x0, y0, x1, y1) of the box enlarged about its
     center, inside a photo of this size (height, width)."""
     x, y, width, height = box
-    center_x = x + (width - 1) / 2
-    center_y = y + (height - 1) / 2
-    half_width = ENLARGE * width / 2
-    half_height = ENLARGE * height / 2
-    return (max(0, int(center_x - half_width)), max(0, int(center_y - half_height)),
-            min(size[1] - 1, int(center_x + half_width)),
-            min(size[0] - 1, int(center_y + half_height)))
+    # As in the released code, the corner x + width is one pixel outside the box, and halves are
+    # rounded to even numbers.
+    border_x = width * (ENLARGE - 1) / 2
+    border_y = height * (ENLARGE - 1) / 2
+    return (max(0, round(x - border_x)), max(0, round(y - border_y)),
+            min(size[1] - 1, round(x + width + border_x)),
+            min(size[0] - 1, round(y + height + border_y)))
 
 
 def fuse_logits(global_logits: np.ndarray,

@@ -18,7 +18,7 @@ import torch
 from schp.crops import crop, crop_matrix, invert, label_map, warp
 from schp.network import load_model
 from schp.single_person import SinglePersonNetwork
-from util.cli import Between
+from util.cli import Between, filled
 from util.files import find_photos, printable, read_list, write_array, write_png
 from util.labels import voc_palette
 from util.photos import PhotoJob, PhotoPipeline, check_failures, name_jobs, share_of_process
@@ -34,7 +34,7 @@ PASCAL = 'checkpoints/exp-schp-201908270938-pascal-person-part.pth'
 
 def add_flags(parser: argparse.ArgumentParser):
     parser.add_argument('photos', nargs='*', help='files, folders (searched through) and globs')
-    parser.add_argument('--out', help='folder for the results (default: results; for '
+    parser.add_argument('--out', type=filled, help='folder for the results (default: results; for '
                                       'IntegratedPIFu render_human_parse_results)')
     parser.add_argument('--logits', action='store_true', help='also write NAME.npy')
     parser.add_argument('--integratedpifu', metavar='DIR',

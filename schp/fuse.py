@@ -28,7 +28,7 @@ from schp.data import check_classes
 from schp.network import load_model
 from schp.single_person import SinglePersonNetwork
 from uniparser import UniParser
-from util.cli import Between
+from util.cli import Between, filled
 from util.datasets import DATASETS, Photos, open_dataset
 from util.files import check_pair, find_photos, naming, printable, read_rows, write_pair, write_png
 from util.images import read_prediction
@@ -45,7 +45,7 @@ FindPeople = Callable[[str, Image.Image], tuple[np.ndarray, Sequence[float]]]
 
 def add_flags(parser: argparse.ArgumentParser):
     parser.add_argument('photos', nargs='*', help='files, folders (searched through) and globs')
-    parser.add_argument('--out', default='results',
+    parser.add_argument('--out', type=filled, default='results',
                         help='folder for the results (default: results)')
     parser.add_argument('--local-weights',
                         help='weights for the crops of people (default: those of --weights); '

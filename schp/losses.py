@@ -34,8 +34,15 @@ def schp_loss(out: dict, labels: torch.Tensor, soft: dict | None = None, cycle: 
     Its consistency term is always 0 and left out here."""
     if (cycle > 0) != (soft is not None):
         raise ValueError(f'cycle {cycle} {"needs" if cycle else "takes no"} soft labels')
+    if recipe not in ('paper', 'released'):
+        raise ValueError(f'recipe is {recipe!r}; it can be paper or released')
     released = recipe == 'released'
     labels = labels.long()
+    num_classes = out['fusion'].shape[1]
+    strange = labels[(labels >= num_classes) & (labels != IGNORE) | (labels < 0)]
+    if len(strange):
+        raise ValueError(f'the label {int(strange[0])} is none of 0 to {num_classes - 1} and not '
+                         f'{IGNORE}; is it of another data set?')
     edge = edges(labels)
     if not released:
         edge = edge.masked_fill(labels == IGNORE, IGNORE)

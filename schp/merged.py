@@ -83,7 +83,10 @@ def check_scheme(scheme: str) -> tuple:
 def deepfashion_to_merged(segm: np.ndarray, parts: np.ndarray, scheme: str = 'sep') -> np.ndarray:
     """DeepFashion-MultiModal's segmentation (H, W), 0..23, and DensePose's parts (H, W), 0..24 ->
     merged labels (H, W), uint8. Skin takes the label of the nearest part within 10 pixels, else it
-    is background. ValueError for other labels."""
+    is background. ValueError for other labels, and for maps of two sizes."""
+    if segm.shape != parts.shape:
+        raise ValueError(f'the segmentation has the shape {segm.shape}, the parts {parts.shape}; '
+                         'give maps of one size')
     segm_table, dense_table = find_scheme(scheme)
     merged = relabel(segm, segm_table)
     skin = segm == SKIN

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from schp.data import LIP, flatten, open_dataset
 from schp.merged import (SCHEMES, SEGM, cihp_to_merged, deepfashion_to_merged, find_scheme,
                          lip_to_merged)
-from util.cli import Between
+from util.cli import Between, filled
 from util.datasets import Photos
 from util.files import index_folder, make_folder, writing
 from util.images import load_image, read_labels, read_stored
@@ -193,7 +193,7 @@ def write_split(folder: str, split: str, readers: dict[str, Reader]):
 def add_flags(parser: argparse.ArgumentParser):
     parser.add_argument('--data', choices=list(DEFAULT_SCHEMES), default='DeepFashion')
     parser.add_argument('--root', required=True, help='folder of the data set, as downloaded')
-    parser.add_argument('--out', required=True,
+    parser.add_argument('--out', type=filled, required=True,
                         help='folder of the prepared set, which does not exist yet')
     parser.add_argument('--scheme', choices=list(SCHEMES),
                         help='default: sep of DeepFashion, else sans_torso')

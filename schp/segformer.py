@@ -27,6 +27,9 @@ from util.checkpoints import load_strictly, read_checkpoint, reading
 ATTENTION_HEADS = (1, 2, 5, 8)
 SR_RATIOS = (8, 4, 2, 1)
 
+# Pixels of a side: the first stage has a quarter of them, and its attention an eighth of those.
+SMALLEST = 32
+
 # Largest probability of stochastic depth, that of the last block.
 DROP = 0.1
 
@@ -207,6 +210,9 @@ class SegFormer(SinglePersonNetwork):
             nn.init.zeros_(linear.bias)
 
     def forward(self, images: torch.Tensor, heads: Sequence[str] = HEADS) -> dict:
+        if min(images.shape[2:]) < SMALLEST:
+            raise ValueError(f'the network segformer needs images of {SMALLEST} pixels at least, '
+                             f'not {tuple(images.shape[2:])}; choose a larger --size or --scales')
         c1, c2, c3, c4 = self.backbone(images)
         feature = self.head((c1, c2, c3, c4))                                # (B, 256, h, w)
         edge_features = self.edge.features(c1, c2, c3)

@@ -11,7 +11,7 @@ from data import to_photo
 from schp.crops import crop, crop_matrix, invert, label_map, warp
 from schp.layers import HEADS, fold_norms
 from util.checkpoints import write_checkpoint
-from util.labels import flip_order
+from util.labels import check_flip_pairs, flip_order
 from util.tensors import resize_map
 
 
@@ -28,6 +28,7 @@ class SinglePersonNetwork(nn.Module):
         super().__init__()
         self.labels = tuple(labels)
         self.size = tuple(size)
+        check_flip_pairs(flip_pairs, len(self.labels))
         self.flip_pairs = tuple(tuple(pair) for pair in flip_pairs)
         self.num_classes = len(self.labels)
         self.config = None
@@ -92,22 +93,34 @@ class SinglePersonNetwork(nn.Module):
         nearest pixel. 'int' truncates the centers of the crops, as for the published numbers.
 
         options: flip and scales of `crop_logits`. ValueError for what is no photo."""
+        if centers not in (None, 'int', 'float'):
+            raise ValueError(f'centers is {centers!r}; it can be None, int or float')
         training = self.training
         dtype = next(self.parameters()).dtype
-        self.eval()
         results = []
-        for start in range(0, len(photos), batch_size):
-            arrays = [np.asarray(to_photo(photo)) for photo in photos[start:start + batch_size]]
-            matrices = [crop_matrix(array.shape[:2], self.size, integer_center=centers == 'int')
-                        for array in arrays]
-            crops = torch.stack([crop(array, matrix, self.size, self.device)
-                                 for array, matrix in zip(arrays, matrices)])
-            crops = crops.to(dtype, memory_format=torch.channels_last)
-            scores = self.crop_logits(crops, **options)
-            for array, matrix, score in zip(arrays, matrices, scores):
-                result = back_to_photo(score, invert(matrix), array.shape[:2], logits, centers)
-                results.append(result.cpu().numpy())
-        self.train(training)
+        self.eval()
+        try:
+            for start in range(0, len(photos), batch_size):
+                results += self.predict_batch(photos[start:start + batch_size], dtype, logits,
+                                              centers, options)
+        finally:
+            self.train(training)
+        return results
+
+    def predict_batch(self, photos: Sequence, dtype: torch.dtype, logits: bool,
+                      centers: str | None, options: dict) -> list[np.ndarray]:
+        """`predict` of the photos of a batch, in eval mode."""
+        arrays = [np.asarray(to_photo(photo)) for photo in photos]
+        matrices = [crop_matrix(array.shape[:2], self.size, integer_center=centers == 'int')
+                    for array in arrays]
+        crops = torch.stack([crop(array, matrix, self.size, self.device)
+                             for array, matrix in zip(arrays, matrices)])
+        crops = crops.to(dtype, memory_format=torch.channels_last)
+        scores = self.crop_logits(crops, **options)
+        results = []
+        for array, matrix, score in zip(arrays, matrices, scores):
+            result = back_to_photo(score, invert(matrix), array.shape[:2], logits, centers)
+            results.append(result.cpu().numpy())
         return results
 
 

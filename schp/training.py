@@ -284,6 +284,9 @@ def make_task(begin: Start, run: Run, args: argparse.Namespace) -> SCHPTask:
     if config.batch_size // run.world // config.accumulate < 2:
         raise ValueError('a pass needs two images at least, because the norms of one have no '
                          'variance; choose a larger --batch-size or a smaller --accumulate')
+    if config.phase == 1 and not (args.weights or config.pretrained or begin.state):
+        raise ValueError('--phase 1 trains the heads on a backbone that stays as it is; give one '
+                         'with --weights or --pretrained')
     train_set, val_set = open_sets(config, begin.root, args.skip_bad)
     loader = make_loader(Samples(train_set, config), config, run)
     model = build(config, LabelSet(train_set.class_names, config.size, train_set.flip_pairs))

@@ -629,3 +629,40 @@ def test_overlay_colors_people_and_names_classes():
     named = pictures.overlay(Image.fromarray(image), parsing, datasets.Synthetic.class_names)
     assert named.width == 200 and named.height > 80
     assert pictures.overlay(image, parsing[:0], datasets.Synthetic.class_names).size == (200, 80)
+
+
+@pytest.mark.parametrize('change, message', [
+    (lambda m: m.astype(np.int16) - 3, 'groundtruth holds -3, which is below 0'),
+    (lambda m: m.astype(np.int8) - 1, 'groundtruth holds -1, which is below 0'),
+    (lambda m: m + 0.5, 'groundtruth holds no integers'), (lambda m: m * np.nan, 'groundtruth holds no integers'),
+    (lambda m: np.zeros((9000, 9000), np.uint8), 'and its labels differ in size'),
+    (lambda m: np.array(['x']), 'and its labels differ in size'), (lambda m: m + np.int64(40), 'it has the label 81'),
+    (lambda m: None, 'it has no variable groundtruth'),
+    (lambda m: m.astype(np.float64), None), (lambda m: m.astype(np.int8), None), (lambda m: m.astype(np.int64), None)])
+def test_labels_of_ccp_are_integers_of_any_type_or_refused_by_name(tmp_path, monkeypatch, change, message):
+    from scipy.io import loadmat, savemat
+    write_ccp(tmp_path, monkeypatch)
+    dataset, path = open_dataset('CCP', tmp_path, 'val_photos'), tmp_path / 'annotations' / 'pixel-level' / '0001.mat'
+    expected = dataset.read(0)
+    changed = change(loadmat(path)['groundtruth'])
+    savemat(path, {} if changed is None else dict(groundtruth=changed), do_compression=True)
+    if message is None:
+        assert same(dataset.read(0), expected)
+        return
+    with pytest.raises(ValueError, match=message) as refused:
+        dataset.read(0)
+    assert '0001' in str(refused.value)
+
+
+def test_other_variables_of_a_mat_file_are_not_read(tmp_path, monkeypatch):
+    import tracemalloc
+    from scipy.io import loadmat, savemat
+    write_ccp(tmp_path, monkeypatch)
+    dataset, path = open_dataset('CCP', tmp_path, 'val_photos'), tmp_path / 'annotations' / 'pixel-level' / '0001.mat'
+    expected, truth = dataset.read(0), loadmat(path)['groundtruth']
+    savemat(path, dict(large=np.zeros((4 * 10 ** 8,), np.uint8), groundtruth=truth), do_compression=True)
+    tracemalloc.start()
+    assert same(dataset.read(0), expected)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 3 * 10 ** 8                                                # scipy inflates a block of 128 kB at once

@@ -1,6 +1,7 @@
 """The page of demo.py: its answers, and in a real browser (headless Chromium) uploads, legend, downloads and errors. The
 browser's tests are skipped without Gradio, Selenium, Chromium and its driver."""
 import contextlib
+import http.client
 import importlib.util
 import io
 import json
@@ -334,6 +335,67 @@ def test_the_page_is_private(browser):
     output = browser.server.output.read_text()
     assert not list(HERE.glob('*.pyi')) and not list(HERE.glob('util/*.pyi'))                      # Gradio's
     assert 'NETWORK' not in output and 'Traceback' not in output and 'gradio.live' not in output
+
+
+# ---- from another program. Gradio prints tracebacks about what it refuses, so this comes after the test of privacy -------
+
+needs_gradio = pytest.mark.skipif('gradio' in MISSING, reason='the page needs gradio')
+
+
+def ask(server, path, content=None, **headers):
+    """A request as another program sends it -> status and text of the answer."""
+    connection = http.client.HTTPConnection(server.address.removeprefix('http://'), timeout=60)
+    body = None if content is None else json.dumps(content)
+    connection.request('POST' if body else 'GET', f'/gradio_api/{path}', body,
+                       {'Content-Type': 'application/json', **headers})
+    response = connection.getresponse()
+    return response.status, response.read().decode()
+
+
+def call_endpoint(server, name, values):
+    status, text = ask(server, f'call{name}', dict(data=values))
+    return ask(server, f'call{name}/{json.loads(text)["event_id"]}')[1] if status == 200 else text
+
+
+@needs_gradio
+def test_the_page_reads_no_file_that_was_not_dropped_on_it(server, files, tmp_path):
+    """Every endpoint that Gradio lists, with paths in the place of uploads. Existing and missing files look alike."""
+    write_photo(tmp_path / 'secret.png', size=(90, 60))
+    endpoints = json.loads(ask(server, 'info')[1])['named_endpoints']
+    assert endpoints
+    link = server.output.parent / 'secret link.png'
+    link.symlink_to(tmp_path / 'secret.png')
+    attacked = 0
+    for name, about in endpoints.items():
+        kinds = [parameter['python_type']['type'] for parameter in about['parameters']]
+        for place, kind in enumerate(kinds):
+            answers = set()
+            for path in tmp_path / 'secret.png', tmp_path / 'none.png', files / 'mask.png', link, '/etc/passwd', tmp_path:
+                values = ['uniparser.pt'] + [None] * (len(kinds) - 1)
+                values[place] = dict(path=str(path)) if 'filepath' in kind else str(path)
+                answers.add(call_endpoint(server, name, values))
+            assert not any('base64' in answer or 'root:' in answer for answer in answers)
+            if 'filepath' in kind:
+                attacked += 1
+                assert len(answers) == 1 and 'dropped on it' in answers.pop()
+    assert attacked >= 3
+    for path in tmp_path / 'secret.png', '/etc/passwd':
+        assert ask(server, f'file={path}')[0] in (403, 404)
+
+
+@needs_gradio
+def test_the_page_answers_no_other_site(server):
+    port = server.address.rpartition(':')[2]
+    assert ask(server, 'info')[0] == 200
+    for host in f'localhost:{port}', '127.0.0.1', 'LOCALHOST':
+        assert ask(server, 'info', Host=host)[0] == 200
+    for headers in (dict(Host=f'evil.example:{port}'), dict(Host='127.0.0.1.evil.example'), dict(Host=''),
+                    dict(Origin='https://evil.example'), dict(Origin='null'), dict(Host='localhost', Origin='http://[::')):
+        status, text = ask(server, 'info', **headers)
+        assert status == 403 and 'named_endpoints' not in text, headers
+
+
+# ---- the end ---------------------------------------------------------------------------------------------------
 
 
 @needs_browser

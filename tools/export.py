@@ -37,6 +37,7 @@ import importlib
 import io
 import json
 import os
+from pathlib import Path
 
 import torch
 import torch.nn as nn
@@ -48,8 +49,9 @@ from schp import SCHP, crops
 from uniparser import INFERENCE, PRESETS, UniParser, get_config, keep_peaks
 from util.checkpoints import find_system, read_checkpoint
 from util.cli import CommandParser, describe, filled, start
-from util.files import user_errors, write_file
+from util.files import MARK, user_errors, write_file
 from util.labels import LABEL_SETS
+from util.run import NAMES, is_of_a_run
 
 NEEDED = 'onnx', 'onnxscript'                # what torch.onnx needs
 OPSET = 19
@@ -131,7 +133,7 @@ def write_onnx(path: str, model: nn.Module, image: torch.Tensor, shape: dict, ou
     program = torch.onnx.export(model.eval(), (image,), dynamo=True, opset_version=OPSET,
                                 verbose=False, input_names=['image'], output_names=outputs,
                                 dynamic_shapes=(shape,), external_data=False)
-    for key, value in metadata.items():
+    for key, value in dict(metadata, software=MARK).items():
         program.model.metadata_props[key] = json.dumps(value)
     file = io.BytesIO()
     program.save(file, external_data=False)
@@ -148,7 +150,33 @@ def open_model(args):
     return UniParser.from_pretrained(args.weights)
 
 
+def check_out(args):
+    """ValueError where --out has another ending, or would replace the weights, the state of a
+    training, or a file that this program did not write."""
+    out = Path(args.out)
+    if out.suffix not in ('.onnx', '.pt'):
+        raise ValueError(f'--out is {args.out}; its ending is .onnx or .pt')
+    if not os.path.lexists(out):
+        return
+    if not args.preset and os.path.realpath(out) == os.path.realpath(args.weights):
+        raise ValueError(f'{out} is an input and would be replaced by a result; choose another '
+                         '--out')
+    if not is_export(out):
+        raise ValueError(f'{out} exists and this program did not write it, or it belongs to a run; '
+                         'choose another --out')
+
+
+def is_export(path: Path) -> bool:
+    """Whether this command wrote a file: an ONNX file with the mark, or weights alone."""
+    if not path.is_file() or any(map(path.match, NAMES)):
+        return False
+    if path.suffix == '.onnx':
+        return MARK.encode() in path.read_bytes()
+    return is_of_a_run(path) and 'optimizer' not in read_checkpoint(path)
+
+
 def export(args):
+    check_out(args)
     model = open_model(args)
     if not args.out.endswith('.onnx'):
         if args.half:
@@ -169,7 +197,8 @@ def parse_arguments(argv=None):
                         help='an untrained network instead of weights')
     parser.add_argument('--labels', choices=list(LABEL_SETS),
                         help='SCHP with 20 classes: lip (default) or cihp')
-    parser.add_argument('--out', required=True, metavar='FILE', help='FILE.onnx or FILE.pt')
+    parser.add_argument('--out', type=filled, required=True, metavar='FILE',
+                        help='FILE.onnx or FILE.pt')
     parser.add_argument('--half', action='store_true',
                         help='FILE.pt in half precision: half the size')
     return parser.parse_args(argv)

@@ -13,18 +13,19 @@ Unless given, the settings are --score parsing --assign correlation --theta-pain
 0.1: with the tags, a label is seldom wrong.
 """
 import json
+import math
 import os
 from dataclasses import replace
 
 import numpy as np
 import torch
-from scipy.io import loadmat
 
 from data import input_geometry, network_input
 from infer import add_model_flags, check_classes, load_model
 from uniparser import decode
-from util.cli import Between, CommandParser, start
+from util.cli import Between, CommandParser, filled, start
 from util.datasets import CIHP, read_layers
+from util.datasets.ccp import mat_shape, read_mat
 from util.files import (UNKNOWN, index_folder, inside, naming, pick_files, printable, user_errors,
                         write_png)
 from util.images import read_stored
@@ -35,6 +36,7 @@ from util.run import sum_over_processes
 NAMES = CIHP.class_names
 ALWAYS = 'hair', 'face', 'left-arm', 'right-arm', 'left-leg', 'right-leg'
 FOREIGN = 'tights', 'bodysuit'               # clothes without a class of CIHP
+MOST_TAGS = 1000                             # of a photo; CCP's have about ten
 # Smallest shares of tagged classes in the person.
 SMALLEST = {
     **dict.fromkeys(('upper-clothes', 'dress', 'coat', 'pants', 'skirt'), 0.02),
@@ -54,7 +56,9 @@ class Tags:
         """The classes that can appear in a photo: bool (19,), without the background. None where
         the photo shows clothes that CIHP does not have."""
         with naming(path):
-            tags = loadmat(path)['tags'].ravel().tolist()
+            if math.prod(mat_shape(path, 'tags')) > MOST_TAGS:
+                raise ValueError('it has too many tags')
+            tags = read_mat(path, 'tags').astype(int).ravel().tolist()
             rows = [self.rows[tag] for tag in tags]
         if any(row['name'] in FOREIGN for row in rows):
             return None
@@ -144,7 +148,7 @@ def lacks_a_garment(labels: np.ndarray, tagged: np.ndarray) -> bool:
 def parse_arguments(argv=None):
     parser = CommandParser(__doc__)
     parser.add_argument('--root', required=True, help='folder of CCP, as downloaded')
-    parser.add_argument('--out', required=True, help='folder for the label maps')
+    parser.add_argument('--out', type=filled, required=True, help='folder for the label maps')
     parser.add_argument('--confident', type=Between(0, 1, float), default=0.4, metavar='SCORE',
                         help='smallest score of a person; default 0.4')
     parser.add_argument('--certain', type=Between(0.01, 1, float), default=0.4, metavar='VALUE',

@@ -8,12 +8,14 @@ them.
 import os
 import pickletools
 import re
+import reprlib
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -51,6 +53,7 @@ HARMLESS = re.compile('|'.join([
     r'torch\.nn\.parameter\.Parameter',
     r'numpy\.(dtype|ndarray|(_?core)\.multiarray\.(scalar|_reconstruct))',
     r'(os|posix|nt|sys)\..*']))
+MOST_REPEATED = 10 ** 6                           # values that stand twice, see `check_pickle`
 KINDS = '?', 'b1', 'i1', 'u1', 'i2', 'i4', 'i8', 'f2', 'f4', 'f8', 'U'       # dtypes of numpy
 
 
@@ -59,11 +62,26 @@ def read_checkpoint(path: str | Path) -> dict:
     if not os.path.isfile(path):
         reason = 'is a folder' if os.path.isdir(path) else 'does not exist'
         raise FileNotFoundError(f'{path} {reason}; give the path of a weights file')
-    check_archive(path)
-    try:
-        check_globals(path)
+    with explaining(path):
+        unpacked = unpacked_size(path)
+    # Unpacked, a small file could fill the memory. torch.save stores its entries as they are.
+    if unpacked > os.path.getsize(path):
+        raise ValueError(f'{path} unpacks to {unpacked:,} bytes, more than the file has; '
+                         'torch.save does not compress: get the file again')
+    with explaining(path):
+        check_pickles(path)
         with torch.serialization.safe_globals(numpy_types()):
             state = torch.load(path, map_location='cpu', weights_only=True)
+    if not isinstance(state, dict):
+        raise ValueError(f'{path} holds a {type(state).__name__}, not a dictionary of weights')
+    return state
+
+
+@contextmanager
+def explaining(path: str | Path) -> Iterator[None]:
+    """Turns any error about the form of a weights file into one sentence."""
+    try:
+        yield
     except Exception as error:                    # torch raises many types on broken files
         foreign = re.search(r'Unsupported (?:global: GLOBAL|class) ([\w.]+)', str(error))
         if foreign:
@@ -74,45 +92,66 @@ def read_checkpoint(path: str | Path) -> dict:
                 'torch.save(s[\'state_dict\'], \'weights.pt\')"') from None
         raise ValueError(f'{path} is not a readable weights file; give one of train.py or of the '
                          'released code') from None
-    if not isinstance(state, dict):
-        raise ValueError(f'{path} holds a {type(state).__name__}, not a dictionary of weights')
-    return state
 
 
-def check_archive(path: str | Path):
-    """Raises a ValueError for a zip archive whose entries claim more bytes than the file has.
-
-    Unpacked, they could fill the memory. torch.save stores its entries as they are.
-    """
+def unpacked_size(path: str | Path) -> int:
+    """Bytes that the entries of a zip archive claim; 0 for another file."""
     if not zipfile.is_zipfile(path):
-        return
+        return 0
     with zipfile.ZipFile(path) as archive:
-        unpacked = sum(info.file_size for info in archive.infolist())
-    if unpacked > os.path.getsize(path):
-        raise ValueError(f'{path} unpacks to {unpacked:,} bytes, more than the file has; '
-                         'torch.save does not compress: get the file again')
+        return sum(info.file_size for info in archive.infolist())
 
 
-def check_globals(path: str | Path):
-    """Raises an UnpicklingError for a pickle that names anything but HARMLESS things.
-
-    weights_only allows more, such as bytearray and torch.ByteTensor, which allocate any size that
-    they are told.
-    """
+def check_pickles(path: str | Path):
+    """`check_pickle` of all that torch.load unpickles."""
     with open(path, 'rb') as file:
         is_zip = file.read(4) == b'PK\3\4'        # as torch decides it
         if is_zip:
-            pickles = [torch._C.PyTorchFileReader(str(path)).get_record('data.pkl')]
+            check_pickle(torch._C.PyTorchFileReader(str(path)).get_record('data.pkl'))
+            return
+        file.seek(0)
+        # Magic number, protocol, system, content, keys of the storages.
+        for _ in range(5):
+            check_pickle(file)
+
+
+def check_pickle(content: bytes | BinaryIO):
+    """Raises an UnpicklingError for a pickle that names anything but HARMLESS things, or that would
+    unfold to a giant.
+
+    weights_only allows more, such as bytearray and torch.ByteTensor, which allocate any size that
+    they are told. And tuples that hold the same tuple twice, and so on, are small in the file and
+    in the memory, but their hash and their text take the time of all their paths.
+    """
+    stack = []                                    # sizes: of a value, or of all that a tuple holds
+    marks = []
+    memo = {}
+    repeated = 0                                  # size of what stands in several places
+    for opcode, argument, _ in pickletools.genops(content):
+        name = opcode.name
+        if name == 'GLOBAL' and not HARMLESS.fullmatch(argument.replace(' ', '.')):
+            raise UnpicklingError(f'Unsupported global: GLOBAL {argument.replace(" ", ".")}')
+        if name == 'MARK':
+            marks.append(len(stack))
+        elif name.endswith('PUT'):
+            memo[argument] = stack[-1]
+        elif name.endswith('GET'):
+            stack.append(memo[argument])
+            repeated += memo[argument] - 1
+            if repeated > MOST_REPEATED:
+                raise UnpicklingError('values within values')
         else:
-            file.seek(0)
-            pickles = [file] * 4                  # magic number, protocol, system, content
-        for content in pickles:
-            for opcode, argument, _ in pickletools.genops(content):
-                if opcode.name != 'GLOBAL':
-                    continue
-                name = argument.replace(' ', '.')
-                if not HARMLESS.fullmatch(name):
-                    raise UnpicklingError(f'Unsupported global: GLOBAL {name}')
+            # The opcode takes values off the stack and puts another one there.
+            taken = list(opcode.stack_before)
+            size = 1
+            if pickletools.markobject in taken:
+                start = marks.pop()
+                size += sum(stack[start:])
+                del stack[start:]
+                taken = taken[:taken.index(pickletools.markobject)]
+            for _ in taken:
+                size += stack.pop()
+            stack += [size] * len(opcode.stack_after)
 
 
 def numpy_types() -> list[tuple[Callable, str]]:
@@ -208,8 +247,8 @@ def check_settings(config, config_class: type):
         default = getattr(config_class, name)
         integer_for_float = (type(value), type(default)) == (int, float)
         if type(value) is not type(default) and not integer_for_float:
-            raise ValueError(f'its setting {name} is {short(repr(value))}, but should be like '
-                             f'{default!r}')
+            raise ValueError(f'its setting {name} is {short(reprlib.repr(value))}, but should be '
+                             f'like {default!r}')
 
 
 # ---- weights into networks ---------------------------------------------------------------------
@@ -224,14 +263,30 @@ def load_strictly(module: nn.Module, weights: dict, path: str | Path):
     own = module.state_dict()
     check_stored(weights, path)
     check_entries(weights, own, path)
-    broken = [k for k, v in weights.items() if v.is_floating_point() and not v.isfinite().all()]
-    if broken:
-        raise ValueError(f'{path} holds NaN or infinite numbers in {len(broken)} of {len(own)} '
-                         f'entries, the first is {short(broken[0])}; take an earlier file')
+    weights = {k: v.float() if v.is_floating_point() else v for k, v in weights.items()}
+    check_numbers(weights, own, path)
     if any(v.is_meta for v in own.values()):
         module.to_empty(device='cpu')
-    module.load_state_dict({k: v.float() if v.is_floating_point() else v
-                            for k, v in weights.items()})
+    module.load_state_dict(weights)
+
+
+def check_numbers(weights: dict[str, torch.Tensor], own: dict[str, torch.Tensor],
+                  path: str | Path):
+    """Raises a ValueError for numbers that no network has: of another type, NaN, infinite (perhaps
+    only in float32), or a negative variance. weights: in float32, with the names of own."""
+    wrong = {'numbers of another type': [], 'NaN or infinite numbers': [],
+             'negative variances': []}
+    for name, values in weights.items():
+        if values.is_floating_point() != own[name].is_floating_point() or values.is_complex():
+            wrong['numbers of another type'].append(name)
+        elif values.is_floating_point() and not values.isfinite().all():
+            wrong['NaN or infinite numbers'].append(name)
+        elif name.endswith('running_var') and (values < 0).any():
+            wrong['negative variances'].append(name)
+    for kind, names in wrong.items():
+        if names:
+            raise ValueError(f'{path} holds {kind} in {len(names)} of {len(own)} entries, the '
+                             f'first is {short(names[0])}; take an earlier file')
 
 
 def check_stored(weights: dict[str, torch.Tensor], path: str | Path):
@@ -292,6 +347,8 @@ def load_imagenet(backbone: nn.Module, source: str, name: str,
     if wrong or missing - {'layer2', 'layer3', 'layer4'}:
         raise ValueError(f'{source} is not for {name}: it has {len(wrong)} entries of other names '
                          f'or shapes {wrong[:1]} and lacks {sorted(missing)}')
+    state = {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
+    check_numbers({k: v for k, v in state.items() if k in own}, own, source)
     backbone.load_state_dict(state, strict=False)
     first_missing = min((int(stage[-1]) for stage in missing), default=5)
     return first_missing - 1

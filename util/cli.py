@@ -1,22 +1,56 @@
 """What every command shares: its start, its parser, and settings as flags. Needs the standard
 library alone."""
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import NoReturn
 
+BROKEN_PIPE = 141                                 # exit code of tools that SIGPIPE ends
+
 
 def start(main: Callable[[], None]) -> None:
-    """Runs the `main` of a command. Ctrl-C ends it with a word."""
+    """Runs the `main` of a command. Ctrl-C ends it with a word, a reader that leaves (| head)
+    quietly."""
+    open_streams()
     try:
         # A terminal may lack the letters of a file's name.
         sys.stdout.reconfigure(errors='backslashreplace')
-        main()
+        try:
+            main()
+        finally:
+            sys.stdout.flush()
     except KeyboardInterrupt:
         print('stopped', file=sys.stderr)
         sys.exit(130)
+    except BrokenPipeError:
+        drop_output()
+        sys.exit(BROKEN_PIPE)
+    except OSError as error:
+        # Of the last flush: all others are sentences by now.
+        drop_output()
+        fail(f'the output of this command cannot be written ({error.strerror})')
+
+
+def open_streams() -> None:
+    """Gives standard streams that the shell has closed (>&-) to nobody: Python has None for them,
+    and the first file that is opened would get their number."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            # The lowest free number is this one.
+            os.open(os.devnull, os.O_RDWR)
+    for name in ('stdout', 'stderr'):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, 'w'))
+
+
+def drop_output() -> None:
+    """What is still to be printed goes nowhere: Python tries it again at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def fail(sentence: str) -> NoReturn:

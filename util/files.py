@@ -14,6 +14,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from errno import ENOSPC
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +58,8 @@ def user_errors() -> Iterator[None]:
     """In a command: a user's mistake becomes one sentence on stderr and exit code 2."""
     try:
         yield
+    except BrokenPipeError:                       # `util.cli.start` ends the command
+        raise
     except USER_ERRORS as error:
         print(f'error: {explain(error)}', file=sys.stderr)
         sys.exit(2)
@@ -68,6 +71,8 @@ def explain(error: Exception) -> str:
         return 'the memory or the threads of this machine are used up; end other programs'
     if isinstance(error, RuntimeError):
         raise error
+    if isinstance(error, OSError) and error.errno == ENOSPC and not error.filename:
+        return f'the output of this command cannot be written ({error.strerror}); make room'
     return '\n'.join(map(printable, str(error).split('\n')))
 
 
@@ -215,6 +220,8 @@ def search_folder(folder: str) -> tuple[list[Path], list[str]]:
     unreadable = []
     lacking = set(MODERN) - ENDINGS
     for place, _, names in os.walk(folder, onerror=lambda e: photos.append(Path(e.filename))):
+        # macOS puts a file ._NAME beside NAME on disks of others.
+        names = [name for name in names if not name.startswith('._')]
         photos += [Path(place, name) for name in names if Path(name).suffix.lower() in ENDINGS]
         unreadable += [name for name in names if Path(name).suffix.lower() in lacking]
 

@@ -1,5 +1,6 @@
 """Reading photos and label maps. Any error is one sentence that names the file. Needs no torch."""
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from errno import EINVAL
@@ -11,6 +12,9 @@ from PIL import Image, ImageOps
 from util.files import FORMATS, UNKNOWN, naming, printable, short
 
 ORIENTATION = 0x0112                              # EXIF tag of how a phone was held; 1 is upright
+START_OF_SCAN = b'\xff\xda'                       # a marker of JPEG
+MARKER = re.compile(b'\xff[^\x00\xff\xd0-\xd7]')   # any but those in the data of a scan
+MOST_SCANS = 100                                  # of a JPEG; progressive ones have about ten
 
 
 @contextmanager
@@ -24,6 +28,34 @@ def open_image(path: str | Path) -> Iterator[Image.Image]:
         yield image
 
 
+def check_scans(image: Image.Image, path: str | Path):
+    """Raises a ValueError for a JPEG of more than MOST_SCANS scans.
+
+    Each of them passes over all pixels, and an empty one takes a few bytes: thousands would keep
+    libjpeg busy for minutes, in which it hears no signal.
+    """
+    if image.format not in ('JPEG', 'MPO'):
+        return
+    content = Path(path).read_bytes()
+    if content.count(START_OF_SCAN) > MOST_SCANS and count_scans(content) > MOST_SCANS:
+        raise ValueError(f'it is a JPEG of more than {MOST_SCANS} scans')
+
+
+def count_scans(content: bytes) -> int:
+    """The scans of a JPEG, without those of thumbnails in its header."""
+    count = 0
+    place = 2                                     # behind the start of the image
+    while len(content) >= place + 4 and content[place] == 0xFF:
+        count += content[place:place + 2] == START_OF_SCAN
+        place += 2 + int.from_bytes(content[place + 2:place + 4])
+        # In the data of a scan FF comes before 00, a restart marker or another FF.
+        marker = MARKER.search(content, place)
+        if not marker:
+            break
+        place = marker.start()
+    return count
+
+
 def load_image(path: str | Path, draft: tuple[float, float] | None = None) -> Image.Image:
     """Decoded Pillow image; the first of a file with several.
 
@@ -32,6 +64,7 @@ def load_image(path: str | Path, draft: tuple[float, float] | None = None) -> Im
     with naming(path, 'check its name'), open_image(path) as image:
         if draft is not None:
             image.draft('RGB', tuple(max(1, int(side)) for side in draft))
+        check_scans(image, path)
         image.load()
         return image
 
@@ -115,6 +148,7 @@ def read_prediction(path: str | Path, shape: tuple[int, int], largest: int = 655
     try:
         with open_image(path) as image:
             width, height = image.size            # before decoding: the file may claim any size
+            check_scans(image, path)
             labels = first_channel(image) if (height, width) == shape else None
     except FileNotFoundError:
         raise FileNotFoundError(f'{name} is missing; write the predictions again') from None

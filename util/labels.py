@@ -2,6 +2,7 @@
 
 docs/labels.md shows the tables. Needs no torch.
 """
+import reprlib
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -78,6 +79,19 @@ def choose_labels(num_classes: int, labels: str | LabelSet | None = None,
         raise ValueError(f'{path} has {num_classes} classes, the label set {len(chosen.names)} '
                          f'({", ".join(chosen.names[:4])}, ..); choose other --labels')
     return chosen
+
+
+def check_flip_pairs(pairs: tuple, num_classes: int):
+    """ValueError where pairs are not of two ids of classes each, all different."""
+    try:
+        ids = [i for left, right in pairs for i in (left, right)]
+        good = all(type(i) is int and 0 < i < num_classes for i in ids)
+        good = good and len(set(ids)) == len(ids)
+    except (TypeError, ValueError):
+        good = False
+    if not good:
+        raise ValueError(f'its flip_pairs are {reprlib.repr(pairs)}; they are pairs of ids of '
+                         f'classes from 1 to {num_classes - 1}')
 
 
 def flip_order(num_classes: int, pairs: tuple) -> list[int]:

@@ -25,6 +25,8 @@ from util.labels import SETS, convert, find_set, names_of, voc_palette
 from util.masks import box_of, encode_rle, flatten_people, without_unknown
 from util.pictures import cutout, palette, palette_image
 
+MOST_BYTES = 60                                   # of a part in the name of a file
+
 
 # ---- people and parts --------------------------------------------------------------------------
 
@@ -272,8 +274,11 @@ def remove_cutouts(folder: Path, name: str, class_names: list[str]):
 
 
 def file_part(name: str) -> str:
-    """The name of a part as it stands in file names."""
-    return name.replace('/', '-').replace(' ', '-')
+    """The name of a part as it stands in file names, in few bytes: NAME_person1_ precedes it."""
+    name = re.sub(r'[/ \0]', '-', name)
+    while len(name.encode()) > MOST_BYTES:
+        name = name[:-1]
+    return name
 
 
 def write_cutouts(folder: Path, name: str, photo: Image.Image, found: Parsing, people: list[dict]):

@@ -29,7 +29,8 @@ STOP_STEPS = 5
 def add_run_flags(parser: argparse.ArgumentParser):
     """The flags that every training command has."""
     parser.add_argument('--root', help='folder of the data set, as downloaded')
-    parser.add_argument('--out', help='folder of the run; default runs/NAME, the first free name')
+    parser.add_argument('--out', type=filled,
+                        help='folder of the run; default runs/NAME, the first free name')
     parser.add_argument('--resume', type=filled, metavar='RUN',
                         help='folder of a run to continue')
     parser.add_argument('--device', default='auto', choices=['auto', 'cpu', 'cuda', 'mps'])

@@ -17,8 +17,8 @@ import numpy as np
 from PIL import Image
 
 from util.datasets.base import GroundTruth, Photos
-from util.files import (check_name, is_ours, printable, read_rows, short, write_file, write_pair,
-                        write_png)
+from util.files import (check_name, check_target, is_ours, printable, read_rows, short, write_file,
+                        write_pair, write_png, writing)
 from util.images import read_prediction
 from util.labels import convert, find_set, names_of
 from util.masks import CroppedMap, as_label_maps, split_map
@@ -35,6 +35,7 @@ INDICES = {                                       # files without a mark, and th
     'coco': ('parsing.json', 'instances'),
     'mhp': ('results.txt', 'global_seg'),
 }
+UNFINISHED = 'unfinished.txt'                     # is in a folder of cihp while it is written
 Shape = tuple[int, int]                           # (H, W) in pixels
 
 
@@ -63,8 +64,8 @@ class InstanceMaps:
 
     instances: one full-size label map per person in instances/, `instances.json` = {image:
     [{file, score}]}, and optional class maps semantic/ID.png. coco: a list of {image_id, score,
-    parsing: file}; if every image_id is an id of the data set, they are ids, else they are
-    positions in it, counted from 1, as in UniParser's lists.
+    parsing: file}; if every image_id is a position in the data set, counted from 1 as in
+    UniParser's lists, and none is an id of it, they are positions, else they are ids.
     """
     unknown_metrics = ()
 
@@ -94,8 +95,10 @@ class InstanceMaps:
                         for image in index for person in index[image]]
             else:
                 rows = [(str(row['image_id']), row['parsing'], row['score']) for row in index]
-                if not {image for image, _, _ in rows} <= set(ids):
-                    places = {str(i): image for i, image in enumerate(ids, 1)}
+                places = {str(i): image for i, image in enumerate(ids, 1)}
+                images = {image for image, _, _ in rows}
+                if images & set(ids) or not images <= set(places):
+                    places = {}                   # ids, perhaps with some of another data set
             people = {image: [] for image in index} if isinstance(index, dict) else {}
             for image, file, score in rows:
                 image = places.get(image, image)
@@ -169,6 +172,9 @@ class CIHPSubmission:
         def find(*names):
             return next((path / name for name in names if (path / name).is_dir()), None)
 
+        if (path / UNFINISHED).exists():
+            raise ValueError(f'{printable(path)} holds incomplete predictions: their command was '
+                             'stopped; write them again')
         self.source = path
         self.classes = path / 'global_parsing'
         self.people = find('instance_segmentation', 'global_tag')
@@ -349,6 +355,7 @@ class PredictionWriter:
         self.folder = Path(folder)
         self.form = form
         self.index = {}                           # {image: its entry in the index}
+        self.begun = False
         if form in INDICES:
             index, pictures = INDICES[form]
             ours = any(map(is_ours, (self.folder / pictures).glob('*.png')))
@@ -366,6 +373,7 @@ class PredictionWriter:
     def add(self, image: str, prediction):
         """prediction: (parsing uint8 (N, H, W), scores (N,)), or an object with the two."""
         check_name(str(image), 'the predictions are of the image', 'give its id')
+        self.begin(image)
         parsing, scores = as_pair(prediction)
         parsing = as_label_maps(parsing, np.shape(parsing)[1:])
         scores = [float(score) for score in scores]
@@ -384,6 +392,20 @@ class PredictionWriter:
             self.add_mhp(image, classes, owner, people)
         else:
             self.add_cihp(image, classes, people)
+
+    def begin(self, image: str):
+        """Before the first picture: no index of an earlier run lists pictures of this one."""
+        if self.begun:
+            return
+        if self.form == 'cihp':
+            check_target(self.folder / 'global_parsing' / f'{image}.png')
+            write_file(self.folder / UNFINISHED, 'The predictions in this folder are incomplete\n')
+        else:
+            for index, pictures in INDICES.values():
+                if pictures == INDICES[self.form][1]:
+                    with writing(self.folder / index):
+                        (self.folder / index).unlink(missing_ok=True)
+        self.begun = True
 
     def add_instances(self, image: str, parsing: np.ndarray, scores: list[float]):
         files = [f'{image}_{i:02d}.png' for i in range(len(scores))]
@@ -420,7 +442,8 @@ class PredictionWriter:
             write_pair(self.folder / name, image, text)
 
     def close(self):
-        """Writes the index, without which a folder holds no predictions."""
+        """Writes the index, without which a folder holds no predictions. That of cihp has none: the
+        sign of incomplete ones goes."""
         if self.form == 'instances':
             write_file(self.folder / 'instances.json', json.dumps(self.index, indent=0))
         elif self.form == 'coco':
@@ -430,3 +453,5 @@ class PredictionWriter:
         elif self.form == 'mhp':
             lines = [' '.join([image, *people]) + '\n' for image, people in self.index.items()]
             write_file(self.folder / 'results.txt', ''.join(lines))
+        else:
+            (self.folder / UNFINISHED).unlink(missing_ok=True)

@@ -447,3 +447,19 @@ def test_training_starts_from_deeplab(tmp_path):
     torch.save({'a': torch.zeros(1)}, tmp_path / 'other.pth')
     with pytest.raises(ValueError, match='other.pth.*no weight that fits'):
         model.load_backbone(str(tmp_path / 'other.pth'))
+
+
+def test_training_needs_its_epoch_and_labels_of_the_network():
+    """Without an epoch there was no warm-up; labels that the network lacks had a finite loss."""
+    query, support, seen, labels = small_episode()
+    model = small().train()
+    with pytest.raises(ValueError, match='training needs the epoch'):
+        model(query, support, labels)
+    strange = labels.clone()
+    strange[0, 0, 0] = model.config.num_labels
+    message = f'the label {model.config.num_labels} is none of 0 to {model.config.num_labels - 1}'
+    with pytest.raises(ValueError, match=message):
+        model(query, support, strange, epoch=1)
+    out = model(query, support, labels, epoch=1)
+    with pytest.raises(ValueError, match=message):
+        oneshot_loss(out, strange, labels, 1, 2)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from data import input_geometry, network_input
-from oneshot import Config, EOPNet, UniParserByExample, episodes, evaluation
+from oneshot import Config, EOPNet, UniParserByExample, episodes, evaluation, load_model
 from oneshot import __main__ as commands
 from oneshot.data import EpisodePairs, EpisodeSamples, normalize, open_photos
 from oneshot.eopnet import screened
@@ -234,6 +234,110 @@ def test_training_starts_from_another_file(atr, eop, tmp_path):
 
 
 # -------------------------------------------------------------------------------------------------
+# Stages of POPNet
+
+POP = ['train', '--system', 'popnet', *[word for word in TINY if word != '--no-high-level']]
+
+
+@pytest.fixture(scope='module')
+def stages(atr, tmp_path_factory):
+    """The folder of a run of all stages, and what it printed"""
+    folder = tmp_path_factory.mktemp('pop')
+    done = call(commands, *POP, '--root', atr, '--out', folder)
+    assert done.returncode == 0, done.stderr
+    return folder, done.stdout
+
+
+def test_all_stages_train_one_after_the_other(stages, atr):
+    folder, printed = stages
+    lines = [line for line in printed.splitlines() if line.startswith('epoch 2: ')]
+    assert ['novel' in line for line in lines] == [False, False, True]
+    files = [load_model(folder / f'stage{stage}' / 'best.pt', 'cpu') for stage in (1, 2, 3)]
+    assert [(m.config.stage, m.config.earlier, m.config.num_labels) for m in files] == [
+        (1, (), 2), (2, (1,), 5), (3, (1, 2), 18)]
+    # A later file holds the earlier ones unchanged.
+    for before, model in zip(files, files[1:]):
+        kept = model.previous_stage.state_dict()
+        assert all(torch.equal(value, kept[name]) for name, value in before.state_dict().items())
+    novel = list(open_photos('ATR', atr, 'train', 1).fold.novel)
+    assert files[2].prototype.any() and not files[2].prototype[novel].any()
+
+
+def test_a_stage_is_the_same_alone(stages, atr, tmp_path):
+    """By its own command, and stopped and resumed"""
+    folder, _ = stages
+    start = [*POP, '--root', atr, '--stage', '2', '--previous', folder / 'stage1' / 'best.pt']
+    with pytest.MonkeyPatch.context() as patch:
+        stop_at_step(patch, 3)
+        done = call(commands, *start, '--out', tmp_path / 'run')
+    assert done.returncode == 0 and '--resume' in done.stdout, done.stderr
+    done = call(commands, 'train', '--resume', tmp_path / 'run', '--device', 'cpu')
+    assert done.returncode == 0, done.stderr
+    parts = weights(tmp_path / 'run')
+    assert all(torch.equal(value, parts[name])
+               for name, value in weights(folder / 'stage2').items())
+
+
+def test_evaluate_and_parse_read_the_system_off_the_file(stages, atr, photos, tmp_path):
+    folder, _ = stages
+    for stage, words in ((1, ['person']), (2, ['head', 'legs']), (3, ['skirt (novel)'])):
+        done = call(commands, 'evaluate', '--root', atr, '--weights',
+                    folder / f'stage{stage}' / 'best.pt', '--agm', '--device', 'cpu', '--json',
+                    tmp_path / 'scores.json')
+        assert done.returncode == 0 and all(word in done.stdout for word in words), done.stderr
+        assert 'NCM' in done.stdout and ('novel mIoU' in done.stdout) == (stage == 3)
+        assert json.loads((tmp_path / 'scores.json').read_text())['ncm']['iou']['0'] >= 0
+    done = call(commands, *start('--weights', folder / 'stage3' / 'best.pt'), cwd=photos)
+    assert done.returncode == 0, done.stderr
+    check_results(photos / 'out', 'q0', {2: '2', 7: '7', 9: '9'})
+
+
+def test_1way_is_the_last_stage_alone(atr, tmp_path):
+    done = call(commands, *POP, '--root', atr, '--way', '1', '--epochs', '1', '--out', tmp_path)
+    assert done.returncode == 0, done.stderr
+    model = load_model(tmp_path / 'stage3' / 'last.pt', 'cpu')
+    assert model.config.one_way and not model.previous_stage.config.one_way
+    done = call(commands, 'evaluate', '--root', atr, '--way', '1', '--weights',
+                tmp_path / 'stage3' / 'last.pt', '--device', 'cpu')
+    assert done.returncode == 0 and 'binary IoU' in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize('change, sentence', [
+    (['--stage', '3', '--previous', 1], '--stage 3 needs the stages before it, 1 and 2; --previous '
+                                        '{} has 1'),
+    (['--stage', '2'], '--stage 2 needs the stages before it, 1; give the file of the last one'),
+    (['--stage', '2', '--previous', 2], 'needs the stages before it, 1; --previous {} has 1 and 2'),
+    (['--stage', '2', '--previous', 1, '--fold', '2'], '--previous {} is of --fold 1, not 2'),
+    (['--stage', '2', '--previous', 1, '--way', '1'], '{} is of --way kway, not 1way'),
+    (['--stage', '2', '--previous', 1, '--channels', '32'], '{} is of --channels 16, not 32'),
+    (['--stage', '2', '--previous', 'eop'], 'eop.pt is of --system eopnet, not popnet'),
+    (['--stage', '2', '--previous', 'no.pt'], 'no.pt does not exist'),
+    (['--previous', 1], '--stage all begins without stages'),
+    (['--stage', '1', '--batch-size', '1'], '--batch-size 1 with --accumulate 1: POPNet trains'),
+    (['--stage', '1', '--no-high-level'], 'POPNet runs these modules'),
+    (['--system', 'eopnet', '--stage', '2'], 'only POPNet has stages; add --system popnet')])
+def test_wrong_stages_are_one_sentence(stages, atr, eop, tmp_path, change, sentence):
+    files = {stage: stages[0] / f'stage{stage}' / 'best.pt' for stage in (1, 2)}
+    files['eop'] = eop
+    given = [word for word in change if word in files]
+    words = [files.get(word, word) for word in change]
+    done = call(commands, *POP, '--root', atr, *words, '--out', tmp_path / 'run')
+    assert is_one_sentence(done), done.stderr
+    assert sentence.format(*[files[word] for word in given]) in done.stderr, done.stderr
+    assert not (tmp_path / 'run').exists()
+
+
+def test_stages_may_be_left_out_to_compare(stages, atr, tmp_path):
+    folder, _ = stages
+    start = [*POP, '--root', atr, '--stage', '3', '--ablate', '--epochs', '1']
+    for name, more, earlier in (('alone', [], ()),
+                                ('first', ['--previous', folder / 'stage1' / 'best.pt'], (1,))):
+        done = call(commands, *start, *more, '--out', tmp_path / name)
+        assert done.returncode == 0, done.stderr
+        assert load_model(tmp_path / name / 'last.pt', 'cpu').config.earlier == earlier
+
+
+# -------------------------------------------------------------------------------------------------
 # evaluate
 
 
@@ -310,7 +414,7 @@ def test_a_list_of_episodes_is_written_and_read(atr, eop, tmp_path):
 
 def test_a_stopped_count_is_none(atr):
     photos = open_photos('ATR', atr, 'test', 1)
-    counts = evaluation.count_pixels(small(), photos, EPISODES, 'kway', stopped=lambda: True)
+    counts = evaluation.count_pixels(small(), photos, EPISODES, False, stopped=lambda: True)
     assert counts is None
 
 

@@ -3,8 +3,10 @@
 Claimed: nothing of the user's is lost; no file takes the memory of the machine or runs code;
 everything that is printed is short, escaped and says what to do.
 """
+import io
 import json
 import os
+import pickle
 import resource
 import shutil
 import signal
@@ -22,6 +24,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
 
 import data
 import evaluate
@@ -29,11 +32,13 @@ import infer
 import oneshot
 import schp
 import train
-from tests.helpers import HERE, SHORT, call, tiny_model, write_photo
+from tests.helpers import HERE, SHORT, call, run, tiny_model, write_photo
+from tools import export
 from uniparser import Config, UniParser, get_config
 from util import files, images
-from util.checkpoints import read_checkpoint
+from util.checkpoints import check_settings, read_checkpoint
 from util.datasets import open_dataset
+from util.results import file_part
 from util.run import thread_advice
 from util.submissions import FORMS, PredictionWriter, open_predictions
 
@@ -65,6 +70,44 @@ def test_a_run_replaces_no_file_of_the_user(tmp_path, finished, name, content):
         done = call(train, '--resume', tmp_path / 'old', '--epochs', '2', '--device', 'cpu')
         assert done.returncode == 2 and f'{name} exists and this program did not write it' in done.stderr
         assert (tmp_path / 'old' / name).read_text() == content
+
+
+def test_the_weights_of_a_run_make_its_folder_taken(tmp_path, finished):
+    """best.pt was replaced once last.pt was gone, even where it was the input."""
+    folder = shutil.copytree(finished, tmp_path / 'a')
+    (folder / 'last.pt').unlink()
+    before = (folder / 'best.pt').read_bytes()
+    done = call(train, *SHORT, '--epochs', '1', '--out', folder, '--pretrained', folder / 'best.pt')
+    assert done.returncode == 2 and done.stderr.endswith('a holds a run already; choose another --out\n')
+    assert (folder / 'best.pt').read_bytes() == before
+
+
+def test_an_export_replaces_an_export_and_nothing_else(tmp_path, finished):
+    write_photo(tmp_path / 'photo.jpg'), shutil.copy(finished / 'last.pt', tmp_path / 'last.pt')
+    (tmp_path / 'mine.pt').write_text('mine'), (tmp_path / 'mine.onnx').write_text('mine')
+    shutil.copy(finished / 'best.pt', tmp_path / 'best.pt')
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    for weights, out, message in (('best.pt', 'photo.jpg', 'its ending is .onnx or .pt'),
+                                  ('last.pt', 'last.pt', 'last.pt is an input'), ('best.pt', 'last.pt', 'belongs to a run'),
+                                  ('best.pt', 'mine.pt', 'did not write it'), ('best.pt', 'mine.onnx', 'did not write it')):
+        done = call(export, '--weights', weights, '--out', out, '--half', cwd=tmp_path)
+        assert done.returncode == 2 and message in done.stderr and done.stderr.count('\n') == 1, (out, done.stderr)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    for _ in range(2):
+        assert call(export, '--weights', 'last.pt', '--out', 'new.pt', '--half', cwd=tmp_path).returncode == 0
+
+
+def test_the_outputs_of_an_evaluation_replace_no_predictions_and_not_each_other(tmp_path):
+    people = np.ones((1, 4, 4), np.uint8), [0.9]
+    with PredictionWriter(tmp_path / 'p') as writer:
+        writer.add('7', people)
+    index = tmp_path / 'p' / 'instances.json'
+    before = index.read_bytes()
+    for flags, message in (('--json', index), '--json is'), (('--plot', index), '--plot is'), (
+            ('--json', tmp_path / 'o', '--plot', tmp_path / 'o'), '--json and --plot are both'):
+        done = call(evaluate, '--data', 'synthetic', '--predictions', tmp_path / 'p', *flags)
+        assert done.returncode == 2 and message in done.stderr and not (tmp_path / 'o').exists()
+    assert index.read_bytes() == before
 
 
 def test_a_run_removes_the_temporary_files_of_killed_runs_alone(tmp_path, finished):
@@ -132,7 +175,8 @@ def test_predictions_replace_predictions_and_nothing_else(tmp_path, form, monkey
     with pytest.raises(OSError, match='cannot be written'), PredictionWriter(tmp_path / 'a', form) as writer:
         writer.add('7', people)
     monkeypatch.undo()
-    assert {p: p.read_bytes() for p in (tmp_path / 'a').rglob('*') if p.is_file()} == before
+    left = {p: p.read_bytes() for p in (tmp_path / 'a').rglob('*') if p.is_file()}
+    assert left == {p: content for p, content in before.items() if p.name not in ('instances.json', 'parsing.json', 'results.txt')}
     for path in before:                                                      # another program's folder of the same form
         other = tmp_path / 'b' / path.relative_to(tmp_path / 'a')
         other.parent.mkdir(parents=True, exist_ok=True)
@@ -142,6 +186,48 @@ def test_predictions_replace_predictions_and_nothing_else(tmp_path, form, monkey
         with PredictionWriter(tmp_path / 'b', form) as writer:
             writer.add('7', people)
     assert {p: p.read_bytes() for p in (tmp_path / 'b').rglob('*') if p.is_file()} == theirs
+
+
+@pytest.mark.parametrize('form', FORMS)
+def test_a_second_run_that_is_stopped_leaves_no_predictions(tmp_path, form):
+    """Half of its pictures lay beside the index of the first run and were scored as complete."""
+    people = np.ones((1, 4, 4), np.uint8), [0.9]
+    ids = ['7', '8']
+    with PredictionWriter(tmp_path, form) as writer:
+        for image in ids:
+            writer.add(image, people)
+    open_predictions(tmp_path, form, ids)
+    with pytest.raises(KeyboardInterrupt), PredictionWriter(tmp_path, form) as writer:
+        writer.add('7', people)
+        raise KeyboardInterrupt
+    for wanted in form, None:
+        with pytest.raises((ValueError, FileNotFoundError)) as refused:
+            open_predictions(tmp_path, wanted, ids)
+        assert str(tmp_path) in str(refused.value)
+    with PredictionWriter(tmp_path, form) as writer:
+        for image in ids:
+            writer.add(image, people)
+    assert open_predictions(tmp_path, form, ids).ids == set(ids)
+
+
+def test_a_failure_before_the_first_picture_keeps_the_index(tmp_path):
+    people = np.ones((1, 4, 4), np.uint8), [0.9]
+    with PredictionWriter(tmp_path) as writer:
+        writer.add('7', people)
+    with pytest.raises(ValueError), PredictionWriter(tmp_path) as writer:
+        writer.add('../7', people)
+    assert open_predictions(tmp_path, None, ['7']).ids == {'7'}
+
+
+def test_one_strange_row_makes_no_ids_positions(tmp_path):
+    def read(*names, ids=('3', '1', '2')):
+        rows = [dict(image_id=name, score=0.5, parsing='a.png') for name in names]
+        (tmp_path / 'a.json').write_text(json.dumps(rows))
+        return open_predictions(tmp_path / 'a.json', None, list(ids)).ids
+    assert read('3', '1') == {'3', '1'} and read(3, 4) == {'3', '4'}         # ids, one of them strange
+    assert read(1, 2, ids=('a', 'b', 'c')) == {'a', 'b'}                      # positions
+    assert read(1, 4, ids=('a', 'b', 'c')) == {'1', '4'}                      # a position that the set lacks: ids
+    assert read('7', '1', ids=('7', '8', '9')) == {'7', '1'}
 
 
 def test_the_check_of_a_download_replaces_its_own_picture_alone(tmp_path):
@@ -297,6 +383,34 @@ def test_deep_label_maps_are_read_exactly_or_refused(tmp_path, dtype, value, mes
         assert (predictions.read('7', (9, 9), 5).parsing[0] == 4).all()
 
 
+def many_scans(count, size=(64, 48)):
+    """A progressive JPEG whose last scan is repeated."""
+    file = io.BytesIO()
+    photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8))
+    photo.save(file, 'JPEG', progressive=True)
+    content = file.getvalue()
+    start = content.rindex(b'\xff\xda')
+    return content[:-2] + content[start:-2] * count + content[-2:]
+
+
+def test_a_jpeg_of_thousands_of_scans_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
+    (tmp_path / 'few.jpg').write_bytes(many_scans(20))
+    assert images.read_photo(tmp_path / 'few.jpg').size == (64, 48)
+    # A header that holds the bytes of many scans is none.
+    plain = many_scans(0)
+    header = b'\xff\xe5' + (2 + 4000).to_bytes(2, 'big') + b'\xff\xda' * 2000
+    (tmp_path / 'header.jpg').write_bytes(plain[:2] + header + plain[2:])
+    assert images.read_photo(tmp_path / 'header.jpg').size == (64, 48)
+    (tmp_path / 'many.jpg').write_bytes(many_scans(3000))
+    predictions = prediction_of(tmp_path, many_scans(3000), 'a.jpg')
+    for load in Image.Image, JpegImageFile:
+        monkeypatch.setattr(load, 'load', lambda self: pytest.fail('decoded'))
+    with pytest.raises(ValueError, match='many.jpg cannot be read .it is a JPEG of more than 100 scans'):
+        images.read_photo(tmp_path / 'many.jpg')
+    with pytest.raises(ValueError, match='a.jpg cannot be read .* more than 100 scans'):
+        predictions.read('7', (48, 64), 5)
+
+
 # ---- weights -----------------------------------------------------------------------------------------------------------
 
 
@@ -331,6 +445,20 @@ def test_a_small_file_cannot_claim_a_large_model_nor_print_what_it_likes(tmp_pat
     with pytest.raises(ValueError, match=message) as refused:
         UniParser.from_pretrained(path)
     assert len(str(refused.value)) < 2000 and str(refused.value).isprintable()
+
+
+@pytest.mark.parametrize('name, values, message', [
+    ('weight', lambda v: v.double() * 0 + 1e300, 'NaN or infinite numbers'),
+    ('weight', lambda v: v.to(torch.int64), 'numbers of another type'), ('weight', lambda v: v > 0, 'numbers of another type'),
+    ('weight', lambda v: v + 1j, 'numbers of another type'), ('running_var', lambda v: v - 9, 'negative variances')])
+def test_numbers_that_no_network_has_are_told(tmp_path, name, values, message):
+    """They gave "found no person" and exit code 0."""
+    def change(state):
+        key = [key for key in state['model'] if key.endswith(name)][-1]
+        state['model'][key] = values(state['model'][key])
+    path = weights_with(tmp_path, change)
+    with pytest.raises(ValueError, match=f'a.pt holds {message} in 1 of'):
+        UniParser.from_pretrained(path)
 
 
 @pytest.mark.parametrize('number', [10 ** 400, 10 ** 5000, 1e300], ids=['400', '5000', '1e300'])
@@ -395,6 +523,78 @@ def test_a_small_pickle_cannot_fill_the_memory(tmp_path, call, message, zipped):
     with pytest.raises(ValueError, match=message):
         read_checkpoint(tmp_path / 'a.pt')
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 10 ** 5         # kilobytes
+
+
+def test_the_keys_of_storages_are_checked_too(tmp_path):
+    """The fifth pickle of the old format."""
+    torch.save({}, tmp_path / 'a.pt', _use_new_zipfile_serialization=False)
+    whole = (tmp_path / 'a.pt').read_bytes()
+    keys = pickle.dumps([], 2)
+    assert whole.endswith(keys)
+    call = b'\x80\x02c__builtin__\nbytearray\n' + pickle.dumps((3 * 10 ** 9,), 2)[2:-1] + b'R.'
+    (tmp_path / 'a.pt').write_bytes(whole[:-len(keys)] + call)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ValueError, match='holds .*bytearray, which could run code or fill the memory'):
+        read_checkpoint(tmp_path / 'a.pt')
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 10 ** 5
+
+
+def nested(depth):
+    """Tuples of few bytes and of 2 ** depth paths."""
+    value = ()
+    for _ in range(depth):
+        value = value, value
+    return value
+
+
+@pytest.mark.parametrize('zipped', [True, False])
+@pytest.mark.parametrize('place', ['key', 'config', 'list'])
+def test_tuples_of_tuples_take_no_time(tmp_path, zipped, place):
+    """In a process of its own: the hash of such a key hears no signal."""
+    value = pickle.dumps(nested(60), 2)[2:-1]
+    name = pickle.dumps('config', 2)[2:-1]
+    content = dict(key=b'\x80\x02}' + value + b'K\1s.', config=b'\x80\x02}' + name + value + b's.',
+                   list=b'\x80\x02}' + name + b']' + value + b'as.')[place]
+    torch.save({}, tmp_path / 'a.pt', _use_new_zipfile_serialization=zipped)
+    if zipped:
+        with zipfile.ZipFile(tmp_path / 'a.pt') as old:
+            entries = {name: old.read(name) for name in old.namelist()}
+        with zipfile.ZipFile(tmp_path / 'a.pt', 'w') as new:
+            for name, entry in entries.items():
+                new.writestr(name, content if name.endswith('data.pkl') else entry)
+    else:
+        whole, empty, keys = (tmp_path / 'a.pt').read_bytes(), pickle.dumps({}, 2), pickle.dumps([], 2)
+        assert whole.endswith(empty + keys)
+        (tmp_path / 'a.pt').write_bytes(whole[:-len(empty + keys)] + content + keys)
+    program = ("from util.checkpoints import read_checkpoint\ntry:\n    print(read_checkpoint('a.pt'))\n"
+               "except ValueError as error:\n    print(error)")
+    done = run('python', '-c', program, cwd=tmp_path, timeout=60)
+    assert done.stdout.startswith('a.pt is not a readable weights file'), done.stderr
+
+
+def test_settings_that_cannot_be_are_printed_short_whatever_they_hold():
+    value = []
+    for _ in range(60):                                                      # lists may be filled later
+        value = [value, value]
+    with pytest.raises(ValueError, match='its setting grid is ') as refused:
+        check_settings(dict(grid=value), Config)
+    assert len(str(refused.value)) < 200
+
+
+def test_a_damaged_archive_gets_one_sentence(tmp_path):
+    tiny_model().save(tmp_path / 'a.pt')
+    whole = bytearray((tmp_path / 'a.pt').read_bytes())
+    rng = np.random.default_rng(0)
+    directory = whole.index(b'PK\1\2')
+    for _ in range(100):
+        damaged = whole.copy()
+        for place in rng.integers(directory, len(whole), 3):
+            damaged[place] = rng.integers(256)
+        (tmp_path / 'b.pt').write_bytes(damaged)
+        try:
+            UniParser.from_pretrained(tmp_path / 'b.pt')
+        except ValueError as error:
+            assert 'b.pt' in str(error)
 
 
 @pytest.mark.parametrize('zipped', [True, False])
@@ -662,3 +862,54 @@ def test_max_size_reduces_a_large_photo_and_its_results(checkpoint, tmp_path):
     assert (record['width'], record['height']) == (45, 30)
     done = parse(checkpoint, tmp_path, 'a.png', '--max-size', '0')
     assert done.returncode == 2 and '--max-size is 0' in done.stderr
+
+
+# ---- output ------------------------------------------------------------------------------------------------------------
+
+
+def shell(checkpoint, folder, ending):
+    write_photo(folder / 'a.png'), write_photo(folder / 'b.png', 1)
+    return run('bash', '-c', f'{sys.executable} {HERE}/infer.py a.png b.png --weights {checkpoint} --out out --device cpu {ending}',
+               cwd=folder)
+
+
+@pytest.mark.parametrize('ending', ['>&-', '2>&-', '>&- 2>&-'])
+def test_a_closed_stream_changes_no_result(checkpoint, tmp_path, ending):
+    done = shell(checkpoint, tmp_path, ending)
+    assert done.returncode == 0 and 'Traceback' not in done.stderr, done.stderr
+    assert {'a.json', 'b.json'} <= {path.name for path in (tmp_path / 'out').iterdir()}
+    assert json.loads((tmp_path / 'out' / 'a.json').read_text())['photo'] == 'a.png'
+
+
+def test_a_full_or_closed_output_is_said_or_quiet(tmp_path):
+    command = f'{sys.executable} {HERE}/infer.py --list --device cpu'
+    done = run('bash', '-c', f'{command} | true; exit ${{PIPESTATUS[0]}}', cwd=tmp_path)
+    assert done.returncode in (0, 141) and not done.stderr
+    done = run('bash', '-c', f'{command} > /dev/full', cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr.startswith('error: the output of this command cannot be written (No space left')
+    assert done.stderr.count('\n') == 1
+
+
+def test_mac_os_puts_no_photos_beside_photos(tmp_path):
+    write_photo(tmp_path / 'IMG.jpg')
+    (tmp_path / '._IMG.jpg').write_bytes(b'\0\5\x16\7')
+    assert files.find_photos([str(tmp_path)]) == [tmp_path / 'IMG.jpg']
+
+
+@pytest.mark.parametrize('name', ['a\0b', 'x' * 300, '\u4e2d' * 200, 'T-shirt / top'])
+def test_a_part_of_any_name_has_a_file(name):
+    part = file_part(name)
+    assert 0 < len(part.encode()) <= 60 and not set('/\0 ') & set(part)
+
+
+@pytest.mark.parametrize('pairs', [[[0, 1]], [[1, 99]], [[1, 2], [2, 3]], [[1, 2, 3]], [[1.5, 2]], 5, ['ab'], [None]])
+def test_impossible_flip_pairs_get_one_sentence(tmp_path, pairs):
+    path = weights_with(tmp_path, lambda state: state.update(flip_pairs=pairs))
+    with pytest.raises(ValueError, match='a.pt holds no model .*its flip_pairs are'):
+        UniParser.from_pretrained(path)
+
+
+@pytest.mark.parametrize('program', [infer, data, train, export])
+def test_an_empty_out_is_refused(tmp_path, program):
+    done = call(program, '--out', '', cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr.startswith('error: --out is empty') and not list(tmp_path.iterdir())

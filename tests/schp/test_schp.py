@@ -431,3 +431,18 @@ def test_flip_test_is_symmetric_and_swaps_left_and_right():
     half = F.interpolate(crops, (32, 24), mode='bilinear', align_corners=True)
     half = F.interpolate(model(half)['fusion'], (65, 49), mode='bilinear', align_corners=True)
     torch.testing.assert_close(model.crop_logits(crops, scales=(1, 0.5)), (plain + half) / 2, atol=1e-5, rtol=1e-5)
+
+
+def test_an_unknown_recipe_center_or_label_is_an_error():
+    """Not the numbers of another one."""
+    out = dict(parsing=torch.zeros(2, 3, 4, 4), fusion=torch.zeros(2, 3, 4, 4), edge=torch.zeros(2, 2, 4, 4))
+    labels = torch.zeros(2, 8, 8, dtype=torch.uint8)
+    with pytest.raises(ValueError, match="recipe is 'literal'; it can be paper or released"):
+        schp_loss(out, labels, recipe='literal')
+    for strange in 3, 254:
+        with pytest.raises(ValueError, match=f'the label {strange} is none of 0 to 2 and not 255'):
+            schp_loss(out, labels + strange)
+    assert schp_loss(out, labels + 255)['total'] == 0
+    model = SCHP(['a', 'b', 'c'], (32, 32), (), (1, 1, 1, 1), 8)
+    with pytest.raises(ValueError, match="centers is 'integer'; it can be None, int or float"):
+        model.predict([np.zeros((9, 9, 3), np.uint8)], centers='integer')

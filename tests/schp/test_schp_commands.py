@@ -26,6 +26,13 @@ SHORT = ['--size', '48', '40', '--blocks', '1', '1', '1', '1', '--width', '4', '
          '0.02', '--device', 'cpu']
 
 
+def test_phase_1_needs_a_backbone(tmp_path):
+    """It trained the heads on a random one."""
+    done = call(schp, 'train', '--network', 'segformer', '--phase', '1', '--root', tmp_path, '--out', tmp_path / 'a')
+    assert done.returncode == 2 and done.stderr.startswith('error: --phase 1 trains the heads on a backbone that stays')
+    assert not (tmp_path / 'a').exists()
+
+
 def write_lip(root, count=8, classes=20, size=(60, 50)):
     """Photos whose colors are their labels, in LIP's layout."""
     colors = voc_palette()

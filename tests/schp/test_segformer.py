@@ -393,3 +393,18 @@ def test_lip_and_cihp_labels_merge_and_unknown_stays():
         merged.lip_to_merged(np.full((2, 2), 20, np.uint8))
     with pytest.raises(ValueError, match='sans_torso'):
         merged.deepfashion_to_merged(labels[0], labels[0], 'with_legs')
+
+
+def test_images_that_are_too_small_and_maps_of_two_sizes_get_one_sentence():
+    model = SegFormer(['a', 'b', 'c'], (16, 16), (), (1, 1, 1, 1), 8)
+    with pytest.raises(ValueError, match='needs images of 32 pixels at least, not .16, 16.; choose a larger --size or --scales'):
+        model.predict([np.zeros((9, 9, 3), np.uint8)])
+    with pytest.raises(ValueError, match='give maps of one size'):
+        merged.deepfashion_to_merged(np.full((4, 4), 15, np.uint8), np.ones((4, 5), np.uint8))
+
+
+def test_a_failed_prediction_leaves_the_mode_of_the_model():
+    model = SegFormer(['a', 'b', 'c'], (16, 16), (), (1, 1, 1, 1), 8).train()
+    with pytest.raises(ValueError):
+        model.predict([np.zeros((9, 9, 3), np.uint8)])
+    assert model.training

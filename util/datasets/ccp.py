@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from scipy.io import loadmat
+from scipy.io import loadmat, whosmat
 
 import util.datasets.scenes as scenes
 from util.datasets.base import Example, Labels, Photos, swap_sides
@@ -34,6 +34,26 @@ def read_layers() -> dict[str, bytes]:
     """The files of CCP_LAYERS: {name: content}."""
     with naming(CCP_LAYERS), zipfile.ZipFile(CCP_LAYERS) as archive:
         return {name: archive.read(name) for name in archive.namelist()}
+
+
+def mat_shape(path: str, variable: str) -> tuple[int, ...]:
+    """The shape that a .mat file claims for a variable, read without its content."""
+    shapes = {name: shape for name, shape, _ in whosmat(path)}
+    if variable not in shapes:
+        raise ValueError(f'it has no variable {variable}')
+    return shapes[variable]
+
+
+def read_mat(path: str, variable: str) -> np.ndarray:
+    """A variable of a .mat file, which holds integers from 0 on; MATLAB stores them as any type.
+
+    Other variables, of any size, are not read."""
+    values = loadmat(path, variable_names=[variable])[variable]
+    if values.dtype.kind not in 'buif' or not (values == np.round(values)).all():
+        raise ValueError(f'{variable} holds no integers')
+    if values.min(initial=0) < 0:
+        raise ValueError(f'{variable} holds {values.min()}, which is below 0')
+    return values
 
 
 class CCP(Photos):
@@ -181,9 +201,6 @@ class CCP(Photos):
     def person(self, k: int) -> Labels:
         """parsing (1, H, W) and ignore (H, W) of photo k."""
         ccp, parts, ignore = self.annotation(k)
-        if self.form == '_crops' and ccp.size != stored_size(self.photos[k]):
-            raise ValueError(f'{self.photos[k]} and its labels differ in size; unpack the download '
-                             'again')
         parts = np.asarray(parts.resize(ccp.size, Image.NEAREST))
         ignore = np.asarray(ignore.resize(ccp.size, Image.NEAREST))
         ccp = np.asarray(ccp)
@@ -218,11 +235,16 @@ class CCP(Photos):
         if k >= len(self.names):
             return self.tagged_labels(k), empty, empty
         with naming(self.mats[k]):
-            labels = loadmat(self.mats[k])['groundtruth']
+            shape = mat_shape(self.mats[k], 'groundtruth')
+        if shape != stored_size(self.photos[k])[::-1]:
+            raise ValueError(f'{self.photos[k]} and its labels differ in size; unpack the download '
+                             'again')
+        with naming(self.mats[k]):
+            labels = read_mat(self.mats[k], 'groundtruth')
             if labels.max() >= CCP_CLASSES:
                 raise ValueError(f'it has the label {labels.max()}, but there are only '
                                  f'{CCP_CLASSES} classes')
-            ccp = Image.fromarray(labels)
+            ccp = Image.fromarray(labels.astype(np.uint8))
         parts = self.files.get(f'parts/{self.names[k]}.png')
         ignore = self.files.get(f'ignore/{self.names[k]}.png')
         return (ccp, Image.open(io.BytesIO(parts)) if parts else empty,
