@@ -2,7 +2,6 @@
 
     python evaluate.py --data MHP --root data/LV-MHP-v2 --split val --predictions results/
     python evaluate.py --data CIHP --root DIR --labels atr --predictions results/     # other labels
-    python -m tools.benchmark evaluate                                  # its speed on this machine
 
     metrics = parsing_metrics(predictions, ground_truths, num_classes)  # arrays in memory
     metrics['APvol'], metrics['PCP50'], metrics['mIoU']
@@ -14,17 +13,16 @@ with background.
 1. A detection is a person: a label map of the image's size and a score. The detections of all
    images are ranked together; equal scores keep the order of images, then of the file (the official
    sort is not stable).
-2. IoU of two people = mean over the classes 0..n-1 that either has, *background included*: an empty
-   detection is worth something. Ground-truth pixels labelled >= n (255) are in no class; empty
-   people are skipped.
-3. A detection sees only the first person of the largest IoU. It is a true positive at t if that IoU
-   > t and no better ranked one took that person at t. It gets no second choice.
+2. The IoU of two people is the mean over the classes 0..n-1 that either has, *background
+   included*: an empty detection is worth something. Ground-truth pixels labeled >= n (255) are in
+   no class; empty people are skipped.
+3. A detection can match only the first person of the largest IoU. It is a true positive at t
+   if that IoU > t and no better ranked one took that person at t. It gets no second choice.
 4. AP^p at t: area under the precision envelope. PCP at t: mean over all people of the share of
-their
-   parts with IoU > t, 0 for people not found at t. "vol" is the mean over t = 0.1, 0.2 .. 0.9.
+   their parts with IoU > t, 0 for people not found at t. "vol" is the mean over t = 0.1, 0.2 ..
+   0.9.
 5. mIoU: one confusion matrix of all listed images, classes in neither map left out. The class map
-of
-   a prediction is the folder's own if it has one, else its people pasted by ascending score.
+   of a prediction is the folder's own if it has one, else its people pasted by ascending score.
 6. AP^r: a part is one class of one person; its IoU is the best over parts of its class. A part may
    be found twice, as in the official code, so AP^r can pass 1. Classes in neither count 0, classes
    only predicted are left out.
@@ -70,7 +68,7 @@ class Joint(NamedTuple):
     diag: np.ndarray                              # (M, N, n) of equal label
     row: np.ndarray                               # (M, 1, n) of each label in the ground truth
     col: np.ndarray                               # (M, N, n) of each label in the prediction
-    shared: np.ndarray                            # (M, N) labelled in both
+    shared: np.ndarray                            # (M, N) labeled in both
     gts: list[CroppedMap]
     preds: list[CroppedMap]
 
@@ -79,7 +77,7 @@ def shared_pixels(g: CroppedMap, p: CroppedMap, n: int) -> tuple:
     """What two cropped maps share.
 
     Returns the pixels of equal label (n,), the labels of p where g's is >= n (n,), and the number
-    of pixels labelled in both.
+    of pixels labeled in both.
     """
     # Where the two boxes overlap.
     y0 = max(g.y0, p.y0)
@@ -102,7 +100,7 @@ def compare(gts: list[CroppedMap], preds: list[CroppedMap], n: int, num_pixels: 
             share: Callable = shared_pixels, merge: bool = False) -> Joint:
     """The Joint of M and N cropped maps of an image of num_pixels.
 
-    The background follows by subtraction, so only labelled pixels are read. merge: the maps of a
+    The background follows by subtraction, so only labeled pixels are read. merge: the maps of a
     list do not overlap and form one class map.
     """
     diag = np.zeros((len(gts), len(preds), n), np.int64)
@@ -115,7 +113,10 @@ def compare(gts: list[CroppedMap], preds: list[CroppedMap], n: int, num_pixels: 
     col = np.array([p.counts for p in preds], np.int64).reshape(1, -1, n)
     unknown = np.array([g.unknown for g in gts], np.int64).reshape(-1, 1)
     if merge:
-        diag, hidden, row, col = (x.sum((0, 1), keepdims=True) for x in (diag, hidden, row, col))
+        diag = diag.sum((0, 1), keepdims=True)
+        hidden = hidden.sum((0, 1), keepdims=True)
+        row = row.sum((0, 1), keepdims=True)
+        col = col.sum((0, 1), keepdims=True)
         shared = shared.sum(keepdims=True)
         unknown = unknown.sum(keepdims=True)
     col = col - hidden
@@ -490,6 +491,11 @@ def hold_ctrl_c(held: bool):
         signal.pthread_sigmask(how, {signal.SIGINT})
 
 
+def ignore_ctrl_c():
+    """Run first in each worker: Ctrl-C is for the main process alone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def evaluate(job: Job, workers: int = 1) -> ParsingMetrics:
     """All images of the job's data set; the same bits for any number of workers."""
     indices = range(len(job.dataset))
@@ -502,8 +508,7 @@ def evaluate(job: Job, workers: int = 1) -> ParsingMetrics:
     # Workers ignore Ctrl-C, which ends the main process. A worker that does not ignore it yet
     # would print a traceback, so it is held back until all have started.
     hold_ctrl_c(True)
-    ignore_ctrl_c = dict(initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN))
-    with multiprocessing.Pool(workers, **ignore_ctrl_c) as pool:
+    with multiprocessing.Pool(workers, initializer=ignore_ctrl_c) as pool:
         hold_ctrl_c(False)
         # Few chunks: each one pickles the job.
         chunksize = len(indices) // (32 * workers) + 1

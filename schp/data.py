@@ -43,7 +43,9 @@ class Single(datasets.Photos):
 
     def __init__(self, root: str | os.PathLike, split: str):
         layout = self.find_layout(root, split)
-        photos, labels, ids = (os.path.join(root, part.format(split)) for part in layout)
+        photos = os.path.join(root, layout[0].format(split))
+        labels = os.path.join(root, layout[1].format(split))
+        ids = os.path.join(root, layout[2].format(split))
         if os.path.isfile(ids):
             self.ids = read_ids(ids)
         elif '{}' in layout[0]:
@@ -264,8 +266,15 @@ def sparse(labels: torch.Tensor, stride: int) -> torch.Tensor:
     first and the last one, because logits are resized with aligned corners."""
     if stride == 1:
         return labels
-    rows, columns = (torch.linspace(0, n - 1, -(-n // stride)).round().long() for n in labels.shape)
+    rows = equal_steps(labels.shape[0], stride)
+    columns = equal_steps(labels.shape[1], stride)
     return labels[rows][:, columns]
+
+
+def equal_steps(n: int, stride: int) -> torch.Tensor:
+    """ceil(n / stride) of the indices 0..n-1, at equal distances up to rounding."""
+    count = -(-n // stride)
+    return torch.linspace(0, n - 1, count).round().long()
 
 
 class Samples(data.Samples):

@@ -79,7 +79,7 @@ def test_the_other_published_numbers_are_those_of_the_file():
 def test_the_self_correction_is_that_of_the_file():
     rows = {name: [f'{v:.2f}' for v in (*values, np.mean(values))]
             for name, values in RESULTS['self_correction']['rows'].items()}
-    heads = '## Self-correction of noisy labels', '### Do the cycles mend noisy labels?'
+    heads = '## Self-correction of noisy labels', '### Do the cycles correct noisy labels?'
     for page, head in zip((PAGE, DOCS['schp/README.md']), heads):
         assert {row[0].split('`')[1]: row[1:] for row in rows_of(section(page, head))} == rows
 

@@ -64,7 +64,7 @@ class CCP(Photos):
     train, val, ..         scenes: people are cut out of photos and pasted beside another photo's
                            person, or where that person was removed; those of val, tune and test
                            are always the same 100
-    train_photos, ..       the photos as they are, one labelled person each
+    train_photos, ..       the photos as they are, one labeled person each
     val_crops, ..          each person up close, whole and its upper half
 
     Options of train:
@@ -141,9 +141,9 @@ class CCP(Photos):
         """Appends the photos of the label maps in the folder."""
         maps = index_folder(folder, ('.png',), 'give the folder that tools.tagged wrote')
         known = index_folder(os.path.join(root, 'photos'))
-        labelled = {name for part in ('train.txt', 'val.txt')
+        labeled = {name for part in ('train.txt', 'val.txt')
                     for name in self.files[part].decode().split()}
-        strange = [path for name, path in maps.items() if name not in known or name in labelled]
+        strange = [path for name, path in maps.items() if name not in known or name in labeled]
         if strange or not maps:
             raise ValueError(f'{strange[0] if maps else folder} is of no photo with tags in '
                              f'{root}; give the folder that tools.tagged wrote')
@@ -200,8 +200,9 @@ class CCP(Photos):
 
     def person(self, k: int) -> Labels:
         """parsing (1, H, W) and ignore (H, W) of photo k."""
-        ccp, *layers = self.annotation(k)
-        parts, ignore = (np.asarray(layer.resize(ccp.size, Image.NEAREST)) for layer in layers)
+        ccp, parts, ignore = self.annotation(k)
+        parts = np.asarray(parts.resize(ccp.size, Image.NEAREST))
+        ignore = np.asarray(ignore.resize(ccp.size, Image.NEAREST))
         ccp = np.asarray(ccp)
         parsing = stack_people([self.labels(ccp, parts)], ccp.shape[::-1])
         return parsing, ignore & (ccp == 0)

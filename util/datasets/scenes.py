@@ -131,7 +131,10 @@ def open_photo(source: Any, k: int, size: Size, rng: np.random.Generator, look: 
     def warp(image, resample):
         return image.resize(strip, resample, (0, y0 * image.height, image.width, y1 * image.height))
 
-    ccp, parts, ignore = (np.asarray(warp(layer, Image.NEAREST)) for layer in annotation)
+    ccp_layer, parts_layer, ignore_layer = annotation
+    ccp = np.asarray(warp(ccp_layer, Image.NEAREST))
+    parts = np.asarray(warp(parts_layer, Image.NEAREST))
+    ignore = np.asarray(warp(ignore_layer, Image.NEAREST))
     image = warp(source.photo(k, full * zoom), Image.BILINEAR) if paint else None
 
     # Scenes wider than the photo continue with its margins, mirrored.
@@ -224,9 +227,11 @@ def add_people(source: Any, stage: Stage, cast: np.ndarray, size: Size, rng: np.
     # Columns of the middles of people who are there already.
     taken = [layer.x + np.mean(layer.alpha.getbbox()[::2]) for layer in stage.layers]
     if rng.random() < 0.5:                        # all about as near as the first row
-        nearest, farthest = 1.08, 0.92
+        nearest = 1.08
+        farthest = 0.92
     else:
-        nearest, farthest = 1.1, 0.5 if stage.layers else 0.7
+        nearest = 1.1
+        farthest = 0.5 if stage.layers else 0.7
     for k in cast:
         if len(layers) >= count:
             break
