@@ -20,7 +20,7 @@ from tqdm import tqdm
 import released
 from util.beyond import degrade
 from util.config import Config
-from util.cli import CommandParser, filled, start
+from util.cli import CommandParser, add_shared, filled, start
 from util.datasets import DATASETS, open_dataset, swap_sides
 from util.files import check_target, user_errors, write_png
 from util.images import read_photo, to_rgb, upright
@@ -356,11 +356,11 @@ def draw_samples(dataset, indices: list[int], out, columns: int = 4, side: int =
 
 def main(argv=None):
     parser = CommandParser('Checks a data set: reads all files, counts, draws samples.')
-    parser.add_argument('--data', required=True, choices=list(DATASETS))
-    parser.add_argument('--root', help='folder of the unpacked download')
-    parser.add_argument('--split', default='val')
+    add_shared(parser, 'data', choices=list(DATASETS), required=True)
+    add_shared(parser, 'root')
+    add_shared(parser, 'split')
     parser.add_argument('--out', type=filled, default='samples.png',
-                        help='picture of some samples, PNG')
+                        help='picture of some samples, PNG (default: %(default)s)')
     args = parser.parse_args(argv)
     with user_errors():
         # Before minutes of reading.

@@ -24,7 +24,7 @@ from torch import nn
 import hubconf
 from infer import WEIGHTS, ParsingPipeline, load_model
 from util.checkpoints import find_system, read_checkpoint
-from util.cli import Between, CommandParser, filled, start
+from util.cli import Between, CommandParser, add_shared, filled, start
 from util.files import USER_ERRORS, explain, user_errors
 from util.labels import LABEL_SETS
 from util.photos import PhotoJob
@@ -61,13 +61,15 @@ element.addEventListener('mouseover', event => {
 def parse_arguments(argv=None):
     parser = CommandParser(__doc__)
     parser.add_argument('--weights', type=filled, nargs='+', default=[str(WEIGHTS)],
-                        help='of any system')
+                        help='weights files of any system (default: weights/uniparser_ccp.pt)')
     parser.add_argument('--labels', choices=list(LABEL_SETS),
-                        help='of SCHP files with 20 or 9 classes, as for python -m schp')
-    parser.add_argument('--device', default='auto', choices=['auto', 'cpu', 'cuda', 'mps'])
+                        help='label set of SCHP files: 20 classes, lip (default) or cihp; 9, '
+                             'merged (default) or merged-sep')
+    add_shared(parser, 'device')
     parser.add_argument('--max-size', type=Between(1, 10 ** 6), metavar='PIXELS',
                         help='reduce larger photos to this long side first')
-    parser.add_argument('--port', type=Between(1, 65535), default=7860)
+    parser.add_argument('--port', type=Between(1, 65535), default=7860,
+                        help='port of the page (default: %(default)s)')
     return parser.parse_args(argv)
 
 

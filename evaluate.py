@@ -44,7 +44,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from util.cli import Between, CommandParser, start
+from util.cli import Between, CommandParser, add_shared, start
 from util.datasets import GroundTruth, Photos, open_dataset
 from util.files import short, user_errors, write_file, write_json
 from util.labels import SOURCES, TARGETS
@@ -600,23 +600,24 @@ def write_numbers(args, dataset: Photos | ConvertedSet, metrics: ParsingMetrics,
 
 def parse_arguments(argv: list[str] | None = None):
     parser = CommandParser(__doc__)
-    parser.add_argument('--data', default='MHP', help='MHP, CIHP, DensePose, CCP or synthetic')
-    parser.add_argument('--root', help='folder of the data set, as downloaded')
-    parser.add_argument('--split', default='val')
+    add_shared(parser, 'data', default='MHP',
+               help='data set: MHP, CIHP, DensePose, CCP or synthetic')
+    add_shared(parser, 'root')
+    add_shared(parser, 'split')
     parser.add_argument('--predictions', required=True,
                         help='folder of the predictions, or a COCO-style .json')
     parser.add_argument('--format', choices=FORMS,
-                        help='form of the predictions; default: guessed from the files')
+                        help='form of the predictions (default: guessed from the files)')
     parser.add_argument('--labels', choices=TARGETS,
                         help='compare in this label set, see docs/labels.md')
     parser.add_argument('--predicted-labels', choices=SOURCES,
-                        help='with --labels: the set of the predictions; default: --labels, as '
-                             'infer.py writes them')
+                        help='with --labels: the set of the predictions (default: --labels, as '
+                             'infer.py writes them)')
     parser.add_argument('--score-threshold', type=Between(-math.inf, math.inf, float),
-                        default=-math.inf, help='leave out people below this score')
+                        default=-math.inf, help='leave out people below this score (default: none)')
     parser.add_argument('--workers', type=Between(1, 1000), default=min(8, os.cpu_count()),
-                        help='processes')
-    parser.add_argument('--json', metavar='FILE', help='write all numbers')
+                        help='processes (default: the CPU cores, up to 8)')
+    parser.add_argument('--json', metavar='FILE', help='write all numbers to it')
     parser.add_argument('--per-class', action='store_true', help='print the numbers of each class')
     parser.add_argument('--per-image', metavar='FILE.csv',
                         help='write the match of every detection')

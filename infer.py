@@ -31,7 +31,7 @@ from uniparser import (INFERENCE, Config, UniParser, decode, find_centers, find_
                        part_scores)
 from util.beyond import map_quality, mixture, parsing_quality
 from util.classes import list_classes
-from util.cli import Between, CommandParser, add_settings, filled, flag, start
+from util.cli import Between, CommandParser, add_settings, add_shared, filled, flag, start
 from util.datasets import DATASETS, open_dataset
 from util.files import find_photos, printable, user_errors, write_png
 from util.images import read_photo
@@ -49,14 +49,17 @@ WEIGHTS = Path(__file__).parent / 'weights' / 'uniparser_ccp.pt'
 # Flags
 
 
-def add_model_flags(parser: argparse.ArgumentParser):
-    """Flags of every command that runs a UniParser: weights, device, and settings of inference."""
+def add_model_flags(parser: argparse.ArgumentParser, **own):
+    """Flags of every command that runs a UniParser: weights, device, and settings of inference.
+
+    own: settings whose default is the command's own
+    """
     parser.add_argument('--weights', type=filled, default=str(WEIGHTS),
                         help='a checkpoint of train.py or of the released code '
                              '(default: weights/uniparser_ccp.pt)')
-    parser.add_argument('--device', default='auto', choices=['auto', 'cpu', 'cuda', 'mps'])
+    add_shared(parser, 'device')
     add_settings(parser, Config, only=INFERENCE,
-                 default='default: those the weights were saved with')
+                 default='default: those the weights were saved with', own=own)
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -84,10 +87,10 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
                         help='parse N frames per second of videos (default: theirs)')
     parser.add_argument('--data', choices=list(DATASETS),
                         help='predict a split of this data set instead')
-    parser.add_argument('--root', help='with --data: its folder, as downloaded')
-    parser.add_argument('--split', default='val', help='with --data: default val')
+    add_shared(parser, 'root', help='with --data: its folder, as downloaded')
+    add_shared(parser, 'split', help='with --data: its split')
     parser.add_argument('--format', choices=FORMS, default=FORMS[0],
-                        help='with --data: form of the predictions')
+                        help='with --data: form of the predictions (default: %(default)s)')
     add_model_flags(parser)
     return parser.parse_args(argv)
 

@@ -33,7 +33,8 @@ from evaluate import ParsingMetrics
 from losses import make_loss
 from uniparser import PRESETS, Config, UniParser, get_config
 from util.checkpoints import FORMAT, PATHS, load_strictly, read_checkpoint, reading
-from util.cli import CommandParser, add_settings, describe, flag, given_settings, start
+from util.cli import (CommandParser, add_settings, add_shared, describe, flag, given_settings,
+                      start)
 from util.datasets import DATASETS, DRAWN, Mixed, open_dataset
 from util.files import explain as explain_error, is_exhausted, write_png
 from util.pictures import compare_labels
@@ -575,8 +576,8 @@ class UniParserTask(Task):
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = CommandParser(__doc__)
-    parser.add_argument('--data', choices=list(DATASETS), help='default: synthetic')
-    parser.add_argument('--recipe', choices=['paper', 'released'], help='default: paper')
+    add_shared(parser, 'data', 'synthetic', choices=list(DATASETS))
+    add_shared(parser, 'recipe', 'paper')
     add_run_flags(parser)
     add_settings(parser, Config, skip=('data', 'recipe', 'num_classes', 'pretrained_stages'))
     return parser.parse_args(argv)

@@ -7,7 +7,8 @@ from oneshot.evaluation import evaluate
 from oneshot.parse import parse
 from oneshot.training import train
 from train import STOPPED, run_command
-from util.cli import Between, CommandParser, add_settings, filled, start
+from util.cli import (Between, CommandParser, add_command, add_settings, add_shared, filled,
+                      start)
 from util.run import add_run_flags
 
 COMMANDS = dict(train=train, evaluate=evaluate, parse=parse)
@@ -16,36 +17,37 @@ COMMANDS = dict(train=train, evaluate=evaluate, parse=parse)
 def parse_arguments(argv=None) -> argparse.Namespace:
     parser = CommandParser(oneshot.__doc__)
     commands = parser.add_subparsers(dest='command', required=True)
-    add_train_flags(commands.add_parser(
-        'train', help='train on ATR-OS, LIP-OS, CIHP-OS or CCP-OS'))
-    add_evaluate_flags(commands.add_parser(
-        'evaluate', help='score the test episodes of a data set'))
-    add_parse_flags(commands.add_parser(
-        'parse', help='parse photos into the classes of an example'))
+    add_train_flags(add_command(
+        commands, 'train', 'train on ATR-OS, LIP-OS, CIHP-OS or CCP-OS'))
+    add_evaluate_flags(add_command(
+        commands, 'evaluate', 'score the test episodes of a data set'))
+    add_parse_flags(add_command(
+        commands, 'parse', 'parse photos into the classes of an example'))
     return parser.parse_args(argv)
 
 
 def add_train_flags(command):
-    command.add_argument('--data', choices=DATASETS, help='default: ATR')
-    command.add_argument('--recipe', choices=('paper', 'released'), help='default: paper')
+    add_shared(command, 'data', 'ATR', choices=DATASETS)
+    add_shared(command, 'recipe', 'paper')
     add_run_flags(command)
     command.add_argument('--stage', type=number_or_all, choices=(1, 2, 3, 'all'),
                          default=argparse.SUPPRESS,
-                         help='of POPNet: people, parents, classes, or one after the other; '
-                              'default: all')
+                         help='stage of POPNet: 1 people, 2 parents, 3 classes, or one after the '
+                              'other (default: all)')
     command.add_argument('--previous', metavar='FILE',
-                         help='of POPNet: best.pt of the stage before')
+                         help='POPNet: best.pt of the stage before')
     command.add_argument('--ablate', action='store_true',
-                         help='of POPNet: stages before may be missing')
+                         help='POPNet: train without stages before that are missing')
     add_settings(command, Config, skip=('data', 'recipe', 'num_labels', 'way', 'stage', 'earlier'),
                  default='the defaults are the released ones')
     add_way(command, argparse.SUPPRESS)
 
 
 def add_evaluate_flags(command):
-    command.add_argument('--data', choices=DATASETS, default='ATR')
-    command.add_argument('--root', help='folder of the data set')
-    command.add_argument('--fold', type=Between(1, 2), default=1)
+    add_shared(command, 'data', choices=DATASETS, default='ATR')
+    add_shared(command, 'root')
+    command.add_argument('--fold', type=Between(1, 2), default=1,
+                         help='fold of novel classes: 1 or 2 (default: %(default)s)')
     add_way(command, 'kway')
     command.add_argument('--agm', action='store_true', help='score the AGM head, too')
     command.add_argument('--list', metavar='FILE',
@@ -59,10 +61,10 @@ def add_parse_flags(command):
     command.add_argument('--support', nargs='+', required=True,
                          help='the example: one or several photos')
     command.add_argument('--support-mask', nargs='*', default=[],
-                         help='their masks, PNG: ids or colors')
-    command.add_argument('--names', help='of the classes: a,b,c or a JSON file')
+                         help='masks of the support photos, PNG: ids or colors')
+    command.add_argument('--names', help='names of the classes: a,b,c or a JSON file')
     command.add_argument('--stored', action='store_true',
-                         help="mask ids are the training set's: use its prototypes")
+                         help="use the stored prototypes; mask ids are then the training set's")
     command.add_argument('--out', type=filled, default='results',
                          help='folder for the results (default: results)')
     command.add_argument('--cutouts', action='store_true',
@@ -75,12 +77,13 @@ def add_parse_flags(command):
 def add_model_flags(command):
     command.add_argument('--weights', type=filled, required=True,
                          help='a file of oneshot train, of the authors, or of UniParser')
-    command.add_argument('--device', default='auto', help='auto, cpu, cuda or mps')
+    add_shared(command, 'device', choices=None)
 
 
 def add_way(command, default):
     command.add_argument('--way', type=full_way, choices=('kway', '1way'), default=default,
-                         help='or k and 1; default: kway')
+                         help='all classes at once (k), or one class against the rest (1) '
+                              '(default: kway)')
 
 
 def number_or_all(text: str) -> int | str:

@@ -11,15 +11,16 @@ MOST = 10 ** 9
 
 @dataclass(frozen=True)
 class Config:
-    system: str = setting('eopnet', 'the network to train', choices=('eopnet', 'popnet'))
+    system: str = setting('eopnet', 'network to train', choices=('eopnet', 'popnet'))
 
     # ---- episodes
     data: str = setting('ATR', 'data set', choices=DATASETS)
-    fold: int = setting(1, 'which classes are novel: 1 or 2', 1, 2)
+    fold: int = setting(1, 'fold of novel classes: 1 or 2', 1, 2)
     way: str = setting('kway', 'all classes at once, or one class against the rest',
                        choices=('kway', '1way'))
-    recipe: str = setting('paper', 'released: pairs are drawn once, and the rate falls at every '
-                                   'tenth epoch', choices=('paper', 'released'))
+    recipe: str = setting('paper', "the paper's text, or the released code: pairs are drawn once, "
+                                   'and the rate falls at every tenth epoch',
+                          choices=('paper', 'released'))
 
     # ---- network
     # K counts the background and the labels that are merged into others; the data set sets it.
@@ -30,35 +31,35 @@ class Config:
     channels: int = setting(256, 'C, channels of the decoder and the heads', 16, 4096)
     high_level: bool = setting(True, "modules of feature level 'high', which are in released "
                                      'files and never run')
-    mode: str = setting('fixed', 'ucs: only the classes of the supports take part',
+    mode: str = setting('fixed', 'classes that take part: all, or (ucs) those of the supports',
                         choices=('fixed', 'ucs'))
-    pretrained: str = setting('', 'start from this file: deeplab_v3plus_v3.pth, or an EOP-Net')
+    pretrained: str = setting('', 'file to begin with: deeplab_v3plus_v3.pth, or an EOP-Net')
 
     # ---- stages of POPNet, see oneshot/stages.py; an EOP-Net has the last alone
-    stage: int = setting(3, 'whose network it is', 1, 3)
+    stage: int = setting(3, 'stage of the network', 1, 3)
     earlier: tuple = setting((), 'the stages before it', 1, 2)
     parents: str = setting('all', 'labels of stages 1 and 2: of all pixels of people, or of base '
                                   'classes alone', choices=('all', 'base'))
 
     # ---- photos
-    long_side: int = setting(0, 'photos are reduced to it; 0 = as they are, as released', 0, 10000)
-    size: int = setting(512, 'of the square crops in training', 32, 4096)
+    long_side: int = setting(0, 'longest side of a photo, in pixels; 0 = as it is, as released', 0,
+                             10000)
+    size: int = setting(512, 'side of the square crops in training, in pixels', 32, 4096)
 
     # ---- training
-    warm_up: int = setting(25, 'up to this epoch, counted from 0, fine prototypes are static',
-                           -1, MANY)
+    warm_up: int = setting(25, 'last epoch, counted from 0, with static fine prototypes', -1, MANY)
     batch_size: int = setting(2, 'episodes per step, over all processes', 1, MANY)
     accumulate: int = setting(1, 'passes per step, each with a share of its episodes', 1, MANY)
     epochs: int = setting(50, 'passes over the training episodes', 1, MANY)
-    optimizer: str = setting('sgd', 'of the weights', choices=('sgd', 'adamw'))
-    lr: float = setting(1e-3, 'rate of the whole batch', 0, 1e6)
-    backbone_lr: float = setting(1.0, "factor on the backbone's rate", 0, 1e6)
-    weight_decay: float = setting(5e-4, 'of all weights', 0, 1e6)
+    optimizer: str = setting('sgd', 'optimizer', choices=('sgd', 'adamw'))
+    lr: float = setting(1e-3, 'learning rate of the whole batch', 0, 1e6)
+    backbone_lr: float = setting(1.0, "factor on the backbone's learning rate", 0, 1e6)
+    weight_decay: float = setting(5e-4, 'weight decay', 0, 1e6)
     clip: float = setting(0.0, 'largest norm of the gradients; 0 = any, as released', 0, 1e9)
     val_every: int = setting(10, 'epochs between two validations', 1, MANY)
     val_images: int = setting(0, 'test episodes of a validation; 0 = all', 0, MOST)
     workers: int = setting(4, 'processes that read photos', 0, 1000)
-    seed: int = setting(0, 'of all random numbers', 0, 2 ** 63 - 1)
+    seed: int = setting(0, 'seed of all random numbers', 0, 2 ** 63 - 1)
 
     def __post_init__(self):
         check_ranges(self)

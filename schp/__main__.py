@@ -15,16 +15,16 @@ from schp import evaluation, extract, fuse, prepare, training
 from schp.config import SCHPConfig
 from schp.data import DATASETS
 from train import STOPPED, run_command
-from util.cli import CommandParser, add_settings, filled, start
+from util.cli import CommandParser, add_command, add_settings, add_shared, filled, start
 from util.labels import LABEL_SETS
 from util.run import add_run_flags
 
 
 def add_train_flags(parser: argparse.ArgumentParser):
-    parser.add_argument('--data', choices=list(DATASETS), help='default: LIP')
-    parser.add_argument('--recipe', choices=['paper', 'released'], help='default: paper')
+    add_shared(parser, 'data', 'LIP', choices=list(DATASETS))
+    add_shared(parser, 'recipe', 'paper')
     parser.add_argument('--weights', type=filled,
-                        help='begin with the weights and the cycle of this file')
+                        help='file to begin with: its weights and its cycle')
     parser.add_argument('--reset-cycle', action='store_true',
                         help='with --weights: begin with cycle 0')
     add_run_flags(parser)
@@ -36,8 +36,9 @@ def add_network_flags(parser: argparse.ArgumentParser):
     parser.add_argument('--weights', type=filled,
                         help='a file of the released code or of schp train')
     parser.add_argument('--labels', choices=list(LABEL_SETS),
-                        help='20 classes: lip (default) or cihp; 9: merged (default) or merged-sep')
-    parser.add_argument('--device', default='auto', choices=['auto', 'cpu', 'cuda', 'mps'])
+                        help='label set of the weights: 20 classes, lip (default) or cihp; 9, '
+                             'merged (default) or merged-sep')
+    add_shared(parser, 'device')
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -46,31 +47,32 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     commands = parser.add_subparsers(required=True,
                                      metavar='extract | evaluate | fuse | train | prepare')
 
-    command = commands.add_parser('extract',
-                                  help='the classes of every pixel of photos of one person')
+    command = add_command(commands, 'extract',
+                          'the classes of every pixel of photos of one person', extract.__doc__)
     extract.add_flags(command)
     add_network_flags(command)
     command.set_defaults(function=extract.extract)
 
-    command = commands.add_parser('evaluate',
-                                  help='mIoU, pixel accuracy and mean accuracy of a split')
+    command = add_command(commands, 'evaluate',
+                          'mIoU, pixel accuracy and mean accuracy of a split', evaluation.__doc__)
     evaluation.add_flags(command)
     add_network_flags(command)
     command.set_defaults(function=evaluation.evaluate)
 
-    command = commands.add_parser(
-        'fuse', help='the parts of several people, from two networks and person masks')
+    command = add_command(commands, 'fuse',
+                          'the parts of several people, from two networks and person masks',
+                          fuse.__doc__)
     fuse.add_flags(command)
     add_network_flags(command)
     command.set_defaults(function=fuse.fuse)
 
-    command = commands.add_parser('train',
-                                  help='train a network through the cycles of self-correction')
+    command = add_command(commands, 'train',
+                          'train a network through the cycles of self-correction')
     add_train_flags(command)
     command.set_defaults(function=training.train)
 
-    command = commands.add_parser('prepare',
-                                  help='write a set with merged labels, in the layout of LIP')
+    command = add_command(commands, 'prepare',
+                          'write a set with merged labels, in the layout of LIP', prepare.__doc__)
     prepare.add_flags(command)
     command.set_defaults(function=prepare.command)
     return parser.parse_args(argv)

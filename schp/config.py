@@ -11,48 +11,49 @@ MANY = 10 ** 6
 
 @dataclass(frozen=True)
 class SCHPConfig:
-    recipe: str = setting('paper', 'losses and cycles of the text or of the released code',
+    recipe: str = setting('paper', "losses and cycles of the paper's text, or of the released code",
                           choices=('paper', 'released'))
 
     # ---- data
     data: str = setting('LIP', 'data set', choices=tuple(DATASETS))
-    size: tuple = setting((473, 473), 'height and width of the crops', 1, 4096)
-    scale: float = setting(0.25, 'deviation of the random scale', 0, 0.99)
-    rotation: float = setting(30.0, 'deviation of the random rotation, degrees', 0, 180)
-    loss_stride: int = setting(1, 'losses at every n-th pixel; 2 makes them four times cheaper',
-                               1, 4096)
+    size: tuple = setting((473, 473), 'height and width of the crops, in pixels', 1, 4096)
+    scale: float = setting(0.25, 'standard deviation of the random scale', 0, 0.99)
+    rotation: float = setting(30.0, 'standard deviation of the random rotation, in degrees', 0, 180)
+    loss_stride: int = setting(1, 'stride of the pixels in the losses; 2 makes them four times '
+                                  'cheaper', 1, 4096)
     keep: bool = setting(False, 'keep the photos in memory, reduced: for small data sets and '
                                 'networks')
 
     # ---- network
     network: str = setting('ace2p', "SCHP's own network or the SegFormer variant",
                            choices=('ace2p', 'segformer'))
-    blocks: tuple = setting((3, 4, 23, 3), 'of the four stages; the default is ResNet-101', 1, 100)
+    blocks: tuple = setting((3, 4, 23, 3), 'blocks of the four stages; the default is ResNet-101',
+                            1, 100)
     width: int = setting(64, 'channels of the first convolution; all others in proportion', 2, 1024)
     pretrained: str = setting('', 'file of ImageNet weights')
 
     # ---- training
-    phase: int = setting(0, 'segformer: 0 everything, 1 the backbone is frozen, 2 rates fall by '
-                            'stage', 0, 2)
-    samples: int = setting(0, 'the first training images alone; 0 = all', 0, 10 ** 9)
+    phase: int = setting(0, 'phase of segformer: 0 trains all, 1 freezes the backbone, 2 lowers '
+                            'the rates by stage', 0, 2)
+    samples: int = setting(0, 'number of training images, from the first on; 0 = all', 0, 10 ** 9)
     batch_size: int = setting(48, 'images per step, over all processes', 1, MANY)
     accumulate: int = setting(1, 'passes per step, each with a share of its images', 1, MANY)
     epochs: int = setting(150, 'passes over the training images', 1, MANY)
-    lr: float = setting(7e-3, 'rate, for the whole batch', 1e-12, 1000)
-    warmup: int = setting(10, 'epochs until the rate is full', 0, MANY)
-    weight_decay: float = setting(5e-4, 'of all weights', 0, 1000)
+    lr: float = setting(7e-3, 'learning rate of the whole batch', 1e-12, 1000)
+    warmup: int = setting(10, 'epochs until the learning rate is full', 0, MANY)
+    weight_decay: float = setting(5e-4, 'weight decay', 0, 1000)
     clip: float = setting(0.0, 'largest norm of the gradients; 0 = any, as released', 0, 10 ** 9)
 
     # ---- cycles
     cycle_start: int = setting(100, 'epochs before the first average; as many as --epochs: no '
                                     'cycles', 1, MANY)
     cycle_epochs: int = setting(10, 'epochs of a cycle', 1, MANY)
-    correct_labels: bool = setting(True, 'from cycle 1 on; without it models are averaged, and '
-                                         'labels stay as they are')
+    correct_labels: bool = setting(True, 'correction of the labels from cycle 1 on; without it, '
+                                         'only models are averaged')
     val_every: int = setting(10, 'epochs between two validations', 1, MANY)
     val_images: int = setting(0, 'images of a validation; 0 = all', 0, 10 ** 9)
     workers: int = setting(4, 'processes that read images', 0, 1000)
-    seed: int = setting(0, 'of all random numbers', 0, 2 ** 32)
+    seed: int = setting(0, 'seed of all random numbers', 0, 2 ** 32)
 
     def __post_init__(self):
         check_ranges(self)

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from schp.data import DATASETS, check_classes, flatten, open_dataset
 from schp.network import load_model
-from util.cli import Between
+from util.cli import Between, add_shared
 from util.datasets import Photos
 from util.files import write_json, write_png
 from util.images import read_prediction
@@ -67,17 +67,18 @@ def semantic_table(metrics: dict, class_names: Sequence[str]) -> str:
 
 
 def add_flags(parser: argparse.ArgumentParser):
-    parser.add_argument('--data', choices=list(DATASETS), default='LIP')
-    parser.add_argument('--root', help='folder of the data set, as downloaded')
-    parser.add_argument('--split', default='val')
+    add_shared(parser, 'data', choices=list(DATASETS), default='LIP')
+    add_shared(parser, 'root')
+    add_shared(parser, 'split')
     parser.add_argument('--predictions', metavar='DIR',
                         help='label maps DIR/ID.png of any model, instead of --weights')
     parser.add_argument('--flip', action='store_true', help='average with the mirrored photo')
     parser.add_argument('--scales', type=Between(0.1, 10, float), nargs='+', default=[1.0],
-                        help='average over these scales')
+                        help='scales to average over (default: 1)')
     parser.add_argument('--centers', choices=['int', 'float'], default='float',
-                        help='of the crops; int truncates them, as published numbers do')
-    parser.add_argument('--json', metavar='FILE', help='write all numbers')
+                        help='centers of the crops; int truncates them, as published numbers do '
+                             '(default: %(default)s)')
+    parser.add_argument('--json', metavar='FILE', help='write all numbers to it')
 
 
 def evaluate(args: argparse.Namespace):

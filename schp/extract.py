@@ -36,14 +36,15 @@ def add_flags(parser: argparse.ArgumentParser):
     parser.add_argument('photos', nargs='*', help='files, folders (searched through) and globs')
     parser.add_argument('--out', type=filled, help='folder for the results (default: results; for '
                                       'IntegratedPIFu render_human_parse_results)')
-    parser.add_argument('--logits', action='store_true', help='also write NAME.npy')
+    parser.add_argument('--logits', action='store_true',
+                        help='also write NAME.npy, the numbers before the softmax')
     parser.add_argument('--integratedpifu', metavar='DIR',
                         help='parse the renderings of IntegratedPIFu in this folder')
     parser.add_argument('--flip', action='store_true', help='average with the mirrored photo')
     parser.add_argument('--scales', type=Between(0.1, 10, float), nargs='+', default=[1.0],
-                        help='average over these scales')
+                        help='scales to average over (default: 1)')
     parser.add_argument('--batch-size', type=Between(1, 10 ** 6), default=4,
-                        help='photos at a time')
+                        help='photos at a time (default: %(default)s)')
 
 
 class ExtractPipeline(PhotoPipeline):

@@ -28,7 +28,7 @@ from schp.data import check_classes
 from schp.network import load_model
 from schp.single_person import SinglePersonNetwork
 from uniparser import UniParser
-from util.cli import Between, filled
+from util.cli import Between, add_shared, filled
 from util.datasets import DATASETS, Photos, open_dataset
 from util.files import check_pair, find_photos, naming, printable, read_rows, write_pair, write_png
 from util.images import read_prediction
@@ -54,13 +54,13 @@ def add_flags(parser: argparse.ArgumentParser):
     parser.add_argument('--people', metavar='DIR',
                         help="instance masks of any model (default: UniParser's people)")
     parser.add_argument('--people-weights', default=str(WEIGHTS),
-                        help="UniParser's (default: weights/uniparser_ccp.pt)")
+                        help="UniParser's weights (default: weights/uniparser_ccp.pt)")
     parser.add_argument('--min-score', type=Between(-1e6, 1e6, float), default=0.5,
-                        help='of people (default: 0.5)')
+                        help='smallest score of a person (default: %(default)s)')
     parser.add_argument('--data', choices=list(DATASETS),
                         help='predict a split of this data set instead')
-    parser.add_argument('--root', help='with --data: its folder, as downloaded')
-    parser.add_argument('--split', default='val', help='with --data: default val')
+    add_shared(parser, 'root', help='with --data: its folder, as downloaded')
+    add_shared(parser, 'split', help='with --data: its split')
 
 
 class FusePipeline(PhotoPipeline):

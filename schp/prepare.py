@@ -17,7 +17,7 @@ from tqdm import tqdm
 from schp.data import LIP, flatten, open_dataset
 from schp.merged import (SCHEMES, SEGM, cihp_to_merged, deepfashion_to_merged, find_scheme,
                          lip_to_merged)
-from util.cli import Between, filled
+from util.cli import Between, add_shared, filled
 from util.datasets import Photos
 from util.files import index_folder, make_folder, writing
 from util.images import load_image, read_labels, read_stored
@@ -191,18 +191,19 @@ def write_split(folder: str, split: str, readers: dict[str, Reader]):
 
 
 def add_flags(parser: argparse.ArgumentParser):
-    parser.add_argument('--data', choices=list(DEFAULT_SCHEMES), default='DeepFashion')
-    parser.add_argument('--root', required=True, help='folder of the data set, as downloaded')
+    add_shared(parser, 'data', choices=list(DEFAULT_SCHEMES), default='DeepFashion')
+    add_shared(parser, 'root', required=True)
     parser.add_argument('--out', type=filled, required=True,
                         help='folder of the prepared set, which does not exist yet')
     parser.add_argument('--scheme', choices=list(SCHEMES),
-                        help='default: sep of DeepFashion, else sans_torso')
+                        help='scheme of the merged labels (default: sep of DeepFashion, else '
+                             'sans_torso)')
     parser.add_argument('--samples', type=Between(0, 10 ** 9), default=0,
-                        help='training images; default: 2500 of DeepFashion, all of the others')
+                        help='training images (default: 2500 of DeepFashion, all of the others)')
     parser.add_argument('--val-samples', type=Between(0, 10 ** 9), default=0,
-                        help='validation images; default: all that are left')
+                        help='validation images (default: all that are left)')
     parser.add_argument('--seed', type=Between(0, 2 ** 32), default=0,
-                        help="of DeepFashion's split")
+                        help="seed of DeepFashion's split (default: %(default)s)")
 
 
 def command(args: argparse.Namespace):

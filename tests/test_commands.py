@@ -1,4 +1,5 @@
 """How every command starts and ends: Ctrl-C, flags in and out of range."""
+import argparse
 import math
 import os
 import signal
@@ -22,7 +23,8 @@ from schp import SCHP, build
 from schp import __main__ as schp
 from schp.config import SCHPConfig
 from tests.helpers import HERE, call
-from tools import ablate, benchmark, count_people, export, oracle, self_correction, tagged
+from tools import (ablate, benchmark, count_people, export, keypoints, mean, oracle,
+                   self_correction, tagged)
 from uniparser import Config
 from util import checkpoints, run
 from util.cli import Between, CommandParser, start
@@ -109,6 +111,8 @@ BASES = {
     'ablate': (ablate, ['--table', '5', '--data', 'MHP', *NOWHERE]),
     'self_correction': (self_correction, NOWHERE),
     'count_people': (count_people, ['no', '--weights', 'no.pt']),
+    'keypoints': (keypoints, [*NOWHERE, '--out', 'new', '--weights', 'no.pt']),
+    'mean': (mean, ['no.pt', 'no.pt', '--out', 'new.pt']),
     'tagged': (tagged, [*NOWHERE, '--out', 'new', '--weights', 'no.pt'])}
 RUNS_WITHOUT_FILES = ('benchmark schp',)
 
@@ -161,6 +165,30 @@ def test_every_number_among_the_flags_of_all_commands_has_a_range():
             assert not plain, (program.__name__, plain)
             found += len(numbers(parser))
     assert found > 200
+
+
+def unexplained(parser):
+    """The flags whose help is missing, or lacks their default."""
+    without = None, False, [], argparse.SUPPRESS
+    lacking = []
+    for action in parser._actions:
+        text = action.help or ''
+        has_default = action.default not in without
+        if not text or has_default and 'default' not in text and not text.endswith(']'):
+            lacking.append(action.dest)
+    return lacking
+
+
+def test_help_explains_every_flag_of_all_commands():
+    for program, arguments in BASES.values():
+        for parser in parsers(program, arguments):
+            assert parser.description, parser.prog
+            assert not unexplained(parser), (parser.prog, unexplained(parser))
+            # A bare % in a help text would raise.
+            parser.format_help()
+    parser.add_argument('--planted')
+    parser.add_argument('--silent', default='a', help='a letter')
+    assert unexplained(parser) == ['planted', 'silent']
 
 
 NUMBERS = st.one_of(

@@ -27,8 +27,8 @@ import torch
 import train
 from uniparser import PRESETS, Config, UniParser, get_config
 from util.checkpoints import read_checkpoint
-from util.cli import (Between, CommandParser, add_settings, as_flags, describe, filled,
-                      given_settings, start)
+from util.cli import (Between, CommandParser, add_settings, add_shared, as_flags, describe,
+                      filled, given_settings, start)
 from util.datasets import DATASETS, DRAWN
 from util.files import write_file, write_json
 from util.masks import matrix_nms
@@ -378,13 +378,16 @@ def replace_tables(page: str, found: dict, tables: dict = TABLES) -> str:
 
 def parse_arguments(argv=None):
     parser = CommandParser(__doc__)
-    parser.add_argument('--table', choices=[*TABLES, 'all'], required=True)
-    parser.add_argument('--data', choices=list(DATASETS), default='crowd',
-                        help='default: crowd, drawn people')
-    parser.add_argument('--root', help='folder of the data set, as downloaded')
-    parser.add_argument('--seeds', type=Between(0, 2 ** 32), nargs='+', default=[0])
-    parser.add_argument('--device', default='auto', choices=['auto', 'cpu', 'cuda', 'mps'])
-    parser.add_argument('--out', type=filled, default='runs/ablate', help='default: runs/ablate')
+    parser.add_argument('--table', choices=[*TABLES, 'all'], required=True,
+                        help='table of the paper')
+    add_shared(parser, 'data', choices=list(DATASETS), default='crowd',
+               help='data set; crowd: drawn people')
+    add_shared(parser, 'root')
+    parser.add_argument('--seeds', type=Between(0, 2 ** 32), nargs='+', default=[0],
+                        help='seeds; each row is trained once with each (default: 0)')
+    add_shared(parser, 'device')
+    parser.add_argument('--out', type=filled, default='runs/ablate',
+                        help='folder of the runs and the tables (default: %(default)s)')
     parser.add_argument('--json', metavar='FILE', help='also write the numbers into this file')
     parser.add_argument('--page', metavar='FILE',
                         help='also replace the tables in this page, such as docs/results.md')

@@ -10,7 +10,6 @@ Beside milliseconds stands the unit "ResNet-50": the time of one forward of torc
 ResNet-50 in float32 on an image of the same size, measured alternately with the rest; on a CPU the
 process time of all threads. The unit makes numbers of different machines comparable.
 """
-import argparse
 import copy
 import itertools
 import math
@@ -33,7 +32,8 @@ from schp.config import SCHPConfig
 from schp.config import preset as schp_preset
 from train import UniParserTask, make_loader, open_sets, preset_of, train_step
 from uniparser import INFERENCE, PRESETS, Config, UniParser, decode, find_centers, get_config
-from util.cli import Between, CommandParser, add_settings, given_settings, start
+from util.cli import (Between, CommandParser, add_command, add_settings, add_shared,
+                      given_settings, start)
 from util.datasets import DATASETS
 from util.files import user_errors
 from util.images import read_photo
@@ -432,28 +432,29 @@ def count_parameters(args):
 def parse_arguments(argv=None):
     parser = CommandParser(__doc__)
     commands = parser.add_subparsers(required=True, metavar='infer | schp | train | parameters')
-    command = commands.add_parser('infer', help='from reading a photo to writing its results')
+    command = add_command(commands, 'infer', 'from reading a photo to writing its results')
     command.set_defaults(function=benchmark_inference)
     add_inference_flags(command)
-    command = commands.add_parser('schp', help="SCHP's network on a crop")
+    command = add_command(commands, 'schp', "SCHP's network on a crop")
     command.set_defaults(function=benchmark_schp)
     add_schp_flags(command)
-    command = commands.add_parser('train',
-                                  help='images/s of training; MHP without --root: on drawn files')
+    command = add_command(commands, 'train',
+                          'images/s of training; MHP without --root: on drawn files')
     command.set_defaults(function=benchmark_training)
     add_training_flags(command)
-    command = commands.add_parser('parameters', help='of all presets')
+    command = add_command(commands, 'parameters', 'parameters of all presets')
     command.set_defaults(function=count_parameters)
     return parser.parse_args(argv)
 
 
 def add_inference_flags(parser):
-    parser.add_argument('photo', nargs='?', default=str(PHOTO))
+    parser.add_argument('photo', nargs='?', default=str(PHOTO),
+                        help='photo to parse (default: assets/street.jpg)')
     parser.add_argument('--preset', choices=list(PRESETS),
                         help='an untrained network instead of weights')
     parser.add_argument('--light', action='store_true', help='with --preset: UniParser_light')
     parser.add_argument('--size', type=Between(1, 10000), nargs=2, metavar=('H', 'W'),
-                        help='of the photo, in pixels')
+                        help='size of the photo, in pixels (default: its own)')
     parser.add_argument('--decode', type=Between(1, 255), default=10,
                         help='people to decode (default: 10)')
     parser.add_argument('--onnx', metavar='FILE',
@@ -462,20 +463,21 @@ def add_inference_flags(parser):
 
 
 def add_schp_flags(parser):
-    parser.add_argument('--network', choices=list(NETWORKS), default='ace2p')
+    parser.add_argument('--network', choices=list(NETWORKS), default='ace2p',
+                        help="SCHP's own network or the SegFormer variant (default: %(default)s)")
     parser.add_argument('--labels', choices=list(LABEL_SETS),
-                        help='default: lip, of segformer merged')
-    parser.add_argument('--repeats', type=Between(1, 10 ** 6), default=5)
-    parser.add_argument('--device', default='auto', choices=['auto', 'cpu', 'cuda', 'mps'])
+                        help='label set of the network (default: lip, of segformer merged)')
+    parser.add_argument('--repeats', type=Between(1, 10 ** 6), default=5,
+                        help='measurements (default: %(default)s)')
+    add_shared(parser, 'device')
 
 
 def add_training_flags(parser):
-    parser.add_argument('--data', choices=list(DATASETS), default='synthetic')
-    parser.add_argument('--root', help='folder of the data set, as downloaded')
-    parser.add_argument('--recipe', choices=('paper', 'released'))
-    parser.add_argument('--device', default='auto', choices=['auto', 'cpu', 'cuda', 'mps'])
-    parser.add_argument('--amp', action=argparse.BooleanOptionalAction,
-                        help='half precision; default: on CUDA')
+    add_shared(parser, 'data', choices=list(DATASETS), default='synthetic')
+    add_shared(parser, 'root')
+    add_shared(parser, 'recipe', 'paper')
+    add_shared(parser, 'device')
+    add_shared(parser, 'amp')
     add_settings(parser, Config, skip=('data', 'recipe', 'num_classes', 'pretrained_stages'))
 
 

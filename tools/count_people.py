@@ -20,7 +20,7 @@ from data import input_geometry, network_input
 from infer import add_model_flags, check_classes, load_model
 from uniparser import Config, decode
 from util import person_counts
-from util.cli import Between, CommandParser, flag, start
+from util.cli import Between, CommandParser, add_shared, flag, start
 from util.datasets import COCO, open_dataset
 from util.files import pick_all, pick_files, user_errors
 from util.images import read_labels, read_stored
@@ -139,14 +139,14 @@ def parse_arguments(argv=None):
     parser.add_argument('photos', nargs='?', help='folder of photos')
     parser.add_argument('--instances', help='folder of ID.png; without it, the photos show nobody')
     parser.add_argument('--iou', type=Between(0, 1, float), default=0.5,
-                        help='without --data: of masks; default 0.5')
+                        help='without --data: smallest IoU of two masks of one person '
+                             '(default: %(default)s)')
     parser.add_argument('--data', choices=['COCO'],
                         help='count on a split of this data set instead')
-    parser.add_argument('--root', help='with --data: its folder, as downloaded')
-    parser.add_argument('--split', default='held', choices=COCO.splits,
-                        help='with --data: default held')
+    add_shared(parser, 'root', help='with --data: its folder, as downloaded')
+    add_shared(parser, 'split', default='held', choices=COCO.splits, help='with --data: its split')
     parser.add_argument('--curve', choices=['theta_score', 'theta_person'],
-                        help='with --data: for many values of this setting')
+                        help='with --data: setting to count with many values of')
     add_model_flags(parser)
     return parser.parse_args(argv)
 

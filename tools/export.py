@@ -192,11 +192,12 @@ def export(args):
 def parse_arguments(argv=None):
     parser = CommandParser(__doc__)
     parser.add_argument('--weights', type=filled, default=str(WEIGHTS),
-                        help='a checkpoint of train.py or of the released code')
+                        help='a checkpoint of train.py, of schp train or of the released code '
+                             '(default: weights/uniparser_ccp.pt)')
     parser.add_argument('--preset', choices=list(PRESETS),
                         help='an untrained network instead of weights')
     parser.add_argument('--labels', choices=list(LABEL_SETS),
-                        help='SCHP with 20 classes: lip (default) or cihp')
+                        help='label set of SCHP with 20 classes: lip (default) or cihp')
     parser.add_argument('--out', type=filled, required=True, metavar='FILE',
                         help='FILE.onnx or FILE.pt')
     parser.add_argument('--half', action='store_true',

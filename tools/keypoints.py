@@ -26,7 +26,7 @@ from correlation import correlate
 from data import input_geometry, network_input
 from infer import add_model_flags, check_classes, load_model
 from util.beyond import mixture
-from util.cli import Between, CommandParser, start
+from util.cli import Between, CommandParser, add_shared, start
 from util.datasets import COCO, open_dataset
 from util.datasets.coco import KEYPOINTS, Person
 from util.files import check_target, index_folder, user_errors, write_png
@@ -299,23 +299,24 @@ def enlarged(image: Image.Image, side: int) -> Image.Image:
 def parse_arguments(argv=None):
     parser = CommandParser(__doc__)
     parser.add_argument('--root', required=True, help='folder of COCO, as downloaded')
-    parser.add_argument('--split', default='fit', choices=COCO.splits,
-                        help='default: fit, see docs/data.md')
+    add_shared(parser, 'split', default='fit', choices=COCO.splits,
+               help='split, see docs/data.md')
     parser.add_argument('--licenses', default='',
-                        help='keep photos with these licenses: free, or ids such as 4,5')
+                        help='licenses of the photos: free, or ids such as 4,5 (default: all)')
     parser.add_argument('--out', required=True, help='folder for the label maps')
     parser.add_argument('--certain', type=Between(0.01, 1, float), default=0.6, metavar='VALUE',
-                        help="smallest posterior of a pixel's class; default 0.6")
+                        help="smallest posterior of a pixel's class (default: %(default)s)")
     parser.add_argument('--mass', type=Between(0, 1, float), default=0.3, metavar='VALUE',
-                        help='smallest posterior of all classes that can be there; default 0.3')
+                        help='smallest posterior of all classes that can be there '
+                             '(default: %(default)s)')
     parser.add_argument('--smallest', type=Between(0, 10 ** 9), default=1500, metavar='PIXELS',
-                        help='leave out smaller people; default 1500')
+                        help='leave out smaller people (default: %(default)s)')
     parser.add_argument('--sheet', metavar='PNG', help='also draw a sheet of people')
-    parser.add_argument('--sheet-people', type=Between(1, 1000), default=40, help='default 40')
+    parser.add_argument('--sheet-people', type=Between(1, 1000), default=40,
+                        help='people on the sheet (default: %(default)s)')
     parser.add_argument('--sheet-only', action='store_true',
                         help='draw the sheet of labels written before')
-    add_model_flags(parser)
-    parser.set_defaults(test_short_side=SIDE, long_side=SIDE)
+    add_model_flags(parser, test_short_side=SIDE, long_side=SIDE)
     return parser.parse_args(argv)
 
 

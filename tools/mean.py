@@ -34,7 +34,7 @@ def parse_arguments(argv=None):
     parser.add_argument('first', help='weights file')
     parser.add_argument('second', help='weights file')
     parser.add_argument('--share', type=Between(0, 1, float), default=0.5,
-                        help='of the second; default 0.5')
+                        help='share of the second (default: %(default)s)')
     parser.add_argument('--out', required=True, help='weights file to write')
     return parser.parse_args(argv)
 

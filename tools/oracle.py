@@ -20,7 +20,7 @@ from infer import add_model_flags, load_model, open_split, predict_split
 from losses import Targets, make_loss
 from uniparser import Config, decode, find_centers
 from util.beyond import person_mask
-from util.cli import CommandParser, start
+from util.cli import CommandParser, add_shared, start
 from util.datasets import COCO, DATASETS
 from util.datasets.coco import Person
 from util.files import user_errors
@@ -163,11 +163,12 @@ def parse_arguments(argv=None):
     parser = CommandParser(__doc__)
     parser.add_argument('part', choices=['centers', 'people', 'classes', 'where'],
                         help='what the ground truth replaces; where: nothing, see above')
-    parser.add_argument('--data', choices=list(DATASETS), required=True)
-    parser.add_argument('--root', help='folder of the data set, as downloaded')
-    parser.add_argument('--split', default='val')
+    add_shared(parser, 'data', choices=list(DATASETS), required=True)
+    add_shared(parser, 'root')
+    add_shared(parser, 'split')
     parser.add_argument('--out', help='folder for the predictions')
-    parser.add_argument('--format', choices=FORMS, default=FORMS[0], help='form of the predictions')
+    parser.add_argument('--format', choices=FORMS, default=FORMS[0],
+                        help='form of the predictions (default: %(default)s)')
     add_model_flags(parser)
     return parser.parse_args(argv)
 

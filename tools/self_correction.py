@@ -24,7 +24,7 @@ from schp.config import PRESETS, SCHPConfig
 from schp.data import Reduced, Samples, flatten, open_dataset
 from schp.evaluation import semantic_metrics
 from train import make_loader, run_command, train_task
-from util.cli import Between, CommandParser, filled, start
+from util.cli import Between, CommandParser, add_shared, filled, start
 from util.datasets import swap_sides
 from util.files import write_file
 from util.labels import LabelSet
@@ -153,11 +153,14 @@ def parse_arguments(argv=None):
     parser = CommandParser(__doc__)
     parser.add_argument('--root', required=True, help='folder of CCP, as downloaded')
     parser.add_argument('--out', type=filled, default='runs/self_correction',
-                        help='folder of the runs')
-    parser.add_argument('--seeds', type=Between(0, 2 ** 32), nargs='+', default=[0, 1, 2])
-    parser.add_argument('--runs', nargs='+', choices=list(RUNS), default=list(RUNS))
-    parser.add_argument('--photos', type=Between(1, 10 ** 6), default=400, help='training photos')
-    parser.add_argument('--device', default='auto', choices=['auto', 'cpu', 'cuda', 'mps'])
+                        help='folder of the runs (default: %(default)s)')
+    parser.add_argument('--seeds', type=Between(0, 2 ** 32), nargs='+', default=[0, 1, 2],
+                        help='seeds; each run is trained once with each (default: 0 1 2)')
+    parser.add_argument('--runs', nargs='+', choices=list(RUNS), default=list(RUNS),
+                        help='runs to train (default: all)')
+    parser.add_argument('--photos', type=Between(1, 10 ** 6), default=400,
+                        help='training photos (default: %(default)s)')
+    add_shared(parser, 'device')
     return parser.parse_args(argv)
 
 

@@ -150,11 +150,11 @@ def parse_arguments(argv=None):
     parser.add_argument('--root', required=True, help='folder of CCP, as downloaded')
     parser.add_argument('--out', type=filled, required=True, help='folder for the label maps')
     parser.add_argument('--confident', type=Between(0, 1, float), default=0.4, metavar='SCORE',
-                        help='smallest score of a person; default 0.4')
+                        help='smallest score of a person (default: %(default)s)')
     parser.add_argument('--certain', type=Between(0.01, 1, float), default=0.4, metavar='VALUE',
-                        help="smallest correlation or posterior of a pixel's class; default 0.4")
-    add_model_flags(parser)
-    parser.set_defaults(**DEFAULTS)
+                        help="smallest correlation or posterior of a pixel's class "
+                             '(default: %(default)s)')
+    add_model_flags(parser, **DEFAULTS)
     return parser.parse_args(argv)
 
 

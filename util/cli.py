@@ -124,17 +124,55 @@ class CommandParser(argparse.ArgumentParser):
         fail(f'{message}; see {self.prog} --help')
 
 
+def add_command(commands, name: str, help: str, description: str = '') -> CommandParser:
+    """Adds a subcommand.
+
+    help: its line in the list of commands
+    description: the text above its own flags; by default the same
+    """
+    sentence = f'{help[0].upper()}{help[1:]}.'
+    return commands.add_parser(name, help=help, description=description or sentence)
+
+
+# The flags that many commands share.
+SHARED = {
+    'data': dict(help='data set'),
+    'root': dict(help='folder of the data set, as downloaded'),
+    'split': dict(help='split of the data set, such as train or val', default='val'),
+    'recipe': dict(help="the paper's text, or the released code", choices=['paper', 'released']),
+    'device': dict(help='device of the network; auto takes CUDA or MPS where there is one',
+                   default='auto', choices=['auto', 'cpu', 'cuda', 'mps']),
+    'amp': dict(help='half precision (default: on CUDA)', action=argparse.BooleanOptionalAction)}
+
+
+def add_shared(parser: argparse.ArgumentParser, name: str, note: str = '', **options) -> None:
+    """Adds one of SHARED with its help and its default.
+
+    note: the default that the help gives where `args` holds None
+    options: what differs from SHARED
+    """
+    options = {**SHARED[name], **options}
+    default = note or options.get('default')
+    if default:
+        options['help'] += f' (default: {default})'
+    parser.add_argument(flag(name), **options)
+
+
 # -------------------------------------------------------------------------------------------------
 # Settings as flags: the fields of a config dataclass, see `util.config.setting`
 
 
 def add_settings(parser: argparse.ArgumentParser, config_class: type, skip=(), only=None,
-                 default: str = 'presets change some of the defaults') -> None:
+                 default: str = 'presets change some of the defaults',
+                 own: dict | None = None) -> None:
     """Adds the fields of a config dataclass as flags: all except those in `skip`, or those in
     `only`. A flag that is not given leaves no attribute behind, see `given_settings`.
 
-    default: a note for the title of the group.
+    default: a note for the title of the group. With `only`, a weights file holds the defaults, and
+        the help of a flag gives none.
+    own: defaults of this command, {field: value}; these flags leave an attribute behind
     """
+    own = own or {}
     group = parser.add_argument_group(f'settings ({default})')
     for field in fields(config_class):
         if field.name in skip or only and field.name not in only:
@@ -142,8 +180,10 @@ def add_settings(parser: argparse.ArgumentParser, config_class: type, skip=(), o
         choices = field.metadata['choices']
         kind = type(field.default)
         # argparse formats help with %, so a bare % in it would be an error.
-        text = f'{field.metadata["help"]} [{as_text(field.default)}]'
-        options = dict(default=argparse.SUPPRESS, help=text)
+        text = field.metadata['help']
+        if field.name in own or not only:
+            text += f' [{as_text(own.get(field.name, field.default))}]'
+        options = dict(default=own.get(field.name, argparse.SUPPRESS), help=text)
         if kind is bool:
             options.update(action=argparse.BooleanOptionalAction)
         elif choices:

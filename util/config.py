@@ -43,7 +43,7 @@ PIXELS = 10000
 @dataclass(frozen=True)
 class Config:
     recipe: str = setting(
-        'paper', 'follow the text or the released code', choices=('paper', 'released'))
+        'paper', "the paper's text, or the released code", choices=('paper', 'released'))
 
     # ---- data (Sec. 4.1)
     data: str = setting(
@@ -51,12 +51,13 @@ class Config:
     num_classes: int = setting(
         58, 'K: parts, without the background', low=1, high=254)
     short_side: tuple = setting(
-        (640, 800), 'of training images; two values are a range, other numbers choices',
+        (640, 800), 'shorter side of training images, in pixels; two values are a range, '
+                    'other numbers choices',
         low=1, high=PIXELS)
     long_side: int = setting(
-        1333, 'of all images, at most', low=1, high=PIXELS)
+        1333, 'longest side of any image, in pixels', low=1, high=PIXELS)
     test_short_side: int = setting(
-        800, 'of photos in inference', low=1, high=PIXELS)
+        800, 'shorter side of photos in inference, in pixels', low=1, high=PIXELS)
     flip: float = setting(
         0.5, 'probability of the mirror image', low=0, high=1)
     crop: float = setting(
@@ -66,16 +67,18 @@ class Config:
     color_jitter: float = setting(
         0.0, 'strength of changes in brightness, contrast and saturation; 0 = off', low=0, high=1)
     degrade: float = setting(
-        0.0, 'probability of gray, dark, blurred and compressed images, of each', low=0, high=1)
+        0.0, 'probability of each of four defects: gray, dark, blurred and compressed images',
+        low=0, high=1)
 
     # ---- network
     backbone: str = setting(
-        'resnet50', 'any ResNet of torchvision')
+        'resnet50', 'backbone: any ResNet of torchvision')
     pretrained: str = setting(
-        'imagenet', "'imagenet', a file (torchvision's keys, or a UniParser), or '' for none")
+        'imagenet', "weights to begin with: 'imagenet', a file (torchvision's keys, or a "
+                    "UniParser), or '' for none")
     # Set on loading: the stages that keep their ImageNet BatchNorm statistics.
     pretrained_stages: int = setting(
-        0, 'set on loading', low=0, high=4)
+        0, 'stages that keep their ImageNet statistics; set on loading', low=0, high=4)
     dcn: bool = setting(
         True, 'modulated deformable convolution in stages 2-4 (Sec. 6.1)')
     light: bool = setting(
@@ -89,22 +92,23 @@ class Config:
     channels: int = setting(
         128, 'C, channels of kernels and features (Sec. 6.1)', low=1, high=4096)
     center_depth: int = setting(
-        4, 'convolutions of the center branch, and an output makes 5 (Sec. 3.2)', low=1, high=50)
+        4, 'convolutions of the center branch before its output, the fifth (Sec. 3.2)',
+        low=1, high=50)
     depth: int = setting(
         5, 'convolutions of the other two branches; released code: 4', low=1, high=50)
     category_coords: bool = setting(
         False, 'coordinates in the category branch, too; released code: yes')
     space: str = setting(
-        'cosine', 'where kernels and features live (Tab. 4 c)',
+        'cosine', 'space of kernels and features (Tab. 4 c)',
         choices=('cosine', 'inner', 'sigmoid_after', 'sigmoid_before'))
     fusion: str = setting(
-        'index', 'of people and categories (Tab. 4 d)', choices=('index', 'convs', 'multi'))
+        'index', 'fusion of people and categories (Tab. 4 d)', choices=('index', 'convs', 'multi'))
 
     # ---- targets (Secs. 3.2, 6.1)
     grid: int = setting(
         40, 'S: cells of the heat map along each side', low=2, high=1000)
     sigma: float = setting(
-        0.2, "positive cells: this share of the person's height and width", low=0, high=100)
+        0.2, "share of a person's height and width whose cells are positive", low=0, high=100)
     center_radius: int = setting(
         0, "largest distance of a positive cell from the barycenter's; 0 = any; released code: 1",
         low=0, high=1000)
@@ -132,34 +136,39 @@ class Config:
 
     # ---- inference (Sec. 6.2)
     theta_center: float = setting(
-        0.1, 'a center must exceed it', low=0, high=1)
+        0.1, 'value that a center must exceed', low=0, high=1)
     theta_mask: float = setting(
-        0.5, "the correlation of a person's pixel must exceed it", low=0, high=1)
+        0.5, "value that the correlation of a person's pixel must exceed", low=0, high=1)
     theta_paint: float = setting(
         0.0,
-        "the correlation (mixture: posterior) of a pixel's class must exceed it; 0 = theta-mask",
+        "value that the correlation (mixture: posterior) of a pixel's class must exceed; "
+        '0 = theta-mask',
         low=0, high=1)
     theta_part: float = setting(
-        0.3, 'the mean correlation of a part must exceed it; from the released code', low=0, high=1)
+        0.3, 'value that the mean correlation of a part must exceed; from the released code',
+        low=0, high=1)
     theta_same: float = setting(
         0.6, 'mask IoU above which two detections are the same person; 1 = never', low=0, high=1)
     peaks: int = setting(
-        5, 'a center is the maximum of this many cells squared; 1 = every cell', choices=KERNELS)
+        5, 'side of the square of cells in which a center is the maximum; 1 = every cell',
+        choices=KERNELS)
     max_people: int = setting(
-        100, 'per photo', low=1, high=255)
+        100, 'people per photo, at most', low=1, high=255)
     score: str = setting(
-        'center', 'of a person: its center, or the clarity of its parts',
+        'center', 'score of a person: its center, or the clarity of its parts',
         choices=('center', 'parsing'))
     theta_score: float = setting(
-        0.0, 'with --score parsing: people below it are left out', low=0, high=1)
+        0.0, 'with --score parsing: smallest score of a person', low=0, high=1)
     theta_person: float = setting(
-        0.0, 'people whose center and map are less clear are left out', low=0, high=1)
+        0.0, "value that the clarity of a person's center and map must exceed; 0 = any",
+        low=0, high=1)
     assign: str = setting(
         'correlation',
-        "of classes to a person's pixels: each alone, or by their shares in the person",
+        "assignment of classes to a person's pixels: each alone, or by their shares in the "
+        'person',
         choices=('correlation', 'mixture'))
     whole: bool = setting(
-        False, "pixels of a person that no class claims are 255, not 0")
+        False, "keep pixels of a person that no class claims, as 255")
     flip_test: bool = setting(
         False, 'average the photo with its mirror image: twice the time')
 
@@ -171,20 +180,20 @@ class Config:
     epochs: int = setting(
         12, 'passes over the training images', low=1, high=MANY)
     milestones: tuple = setting(
-        (), 'epochs after which the rate is divided by 10; none = at 3/4 and 11/12',
+        (), 'epochs after which the learning rate is divided by 10; none = at 3/4 and 11/12',
         low=0, high=MANY)
     optimizer: str = setting(
-        'sgd', 'of the weights', choices=('sgd', 'adamw'))
+        'sgd', 'optimizer', choices=('sgd', 'adamw'))
     lr: float = setting(
-        6.25e-4, 'rate per image of the batch', low=0, high=1000)
+        6.25e-4, 'learning rate per image of the batch', low=0, high=1000)
     backbone_lr: float = setting(
-        1.0, "factor on the backbone's rate", low=0, high=1000)
+        1.0, "factor on the backbone's learning rate", low=0, high=1000)
     schedule: str = setting(
-        'step', 'of the rate', choices=('step', 'cosine'))
+        'step', 'schedule of the learning rate', choices=('step', 'cosine'))
     warmup: int = setting(
-        500, 'steps until the rate is full', low=0, high=10 ** 9)
+        500, 'steps until the learning rate is full', low=0, high=10 ** 9)
     weight_decay: float = setting(
-        1e-4, 'of all weights', low=0, high=1000)
+        1e-4, 'weight decay', low=0, high=1000)
     clip: float = setting(
         35.0, 'largest norm of the gradients; 0 = any', low=0, high=10 ** 9)
     val_every: int = setting(
@@ -194,7 +203,7 @@ class Config:
     workers: int = setting(
         4, 'processes that read images', low=0, high=1000)
     seed: int = setting(
-        0, 'of all random numbers', low=0, high=2 ** 32)
+        0, 'seed of all random numbers', low=0, high=2 ** 32)
 
     # ---- scenes of CCP, drawn ones, and COCO
     samples: int = setting(
@@ -207,16 +216,17 @@ class Config:
     tagged: str = setting(
         '', 'CCP: folder of label maps of further photos, written by tools.tagged')
     rare: float = setting(
-        0.0, 'CCP: people with classes of a smaller share are drawn more often; 0 = off',
+        0.0, 'CCP: share below which a class counts as rare, and its people are drawn more often; '
+             '0 = off',
         low=0, high=1)
     things: float = setting(
         0.0, 'CCP: share of scenes with blobs, mostly of clothes, that are nobody', low=0, high=1)
     coco: str = setting(
-        '', 'CCP: folder of COCO, whose photos are a share of the images')
+        '', 'CCP: folder of COCO, whose photos are mixed in')
     coco_share: float = setting(
-        0.5, 'CCP: that share', low=0, high=1)
+        0.5, 'CCP: share of the photos of --coco among the images', low=0, high=1)
     licenses: str = setting(
-        '', "of COCO's photos: free, or ids such as 4,5; '' = all")
+        '', "licenses of COCO's photos: free, or ids such as 4,5; '' = all")
     parts: str = setting(
         '', "folder of label maps of COCO's people, written by tools.keypoints")
 

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from util.checkpoints import FORMAT
-from util.cli import filled
+from util.cli import add_shared, filled
 from util.files import MARK, is_ours, make_folder, remove_temporaries, write_file, writing
 
 # The files of a run, as globs.
@@ -28,14 +28,13 @@ STOP_STEPS = 5
 
 def add_run_flags(parser: argparse.ArgumentParser):
     """The flags that every training command has."""
-    parser.add_argument('--root', help='folder of the data set, as downloaded')
+    add_shared(parser, 'root')
     parser.add_argument('--out', type=filled,
-                        help='folder of the run; default runs/NAME, the first free name')
+                        help='folder of the run (default: runs/NAME, the first free name)')
     parser.add_argument('--resume', type=filled, metavar='RUN',
                         help='folder of a run to continue')
-    parser.add_argument('--device', default='auto', choices=['auto', 'cpu', 'cuda', 'mps'])
-    parser.add_argument('--amp', action=argparse.BooleanOptionalAction,
-                        help='half precision; default: on CUDA')
+    add_shared(parser, 'device')
+    add_shared(parser, 'amp')
     parser.add_argument('--skip-bad', action='store_true',
                         help='leave out unreadable images and name them')
 
