@@ -250,7 +250,6 @@ class UniParser(nn.Module):
         if not class_names:
             class_names = ['background', *(f'part {i + 1}' for i in range(config.num_classes))]
         self.class_names = list(class_names)
-        check_flip_pairs(flip_pairs, config.num_classes + 1)
         self.flip_pairs = [list(pair) for pair in flip_pairs]
         if len(self.class_names) != config.num_classes + 1:
             raise ValueError(f'{config.num_classes} classes need {config.num_classes + 1} names, '
@@ -415,6 +414,7 @@ class UniParser(nn.Module):
                 names = [str(name) for name in state['class_names']]
                 flip_pairs = state['flip_pairs']
                 weights = state['model']
+            check_flip_pairs(flip_pairs, config.num_classes + 1)
             # The meta device takes no memory, whatever sizes the file claims.
             with torch.device('meta'):
                 model = cls(config, names, flip_pairs)
