@@ -26,7 +26,7 @@ from correlation import correlate
 from data import input_geometry, network_input
 from infer import add_model_flags, check_classes, load_model
 from util.beyond import mixture
-from util.cli import Between, CommandParser, add_shared, start
+from util.cli import Between, CommandParser, add_shared, filled, start
 from util.datasets import COCO, open_dataset
 from util.datasets.coco import KEYPOINTS, Person
 from util.files import check_target, index_folder, user_errors, write_png
@@ -303,7 +303,7 @@ def parse_arguments(argv=None):
                help='split, see docs/data.md')
     parser.add_argument('--licenses', default='',
                         help='licenses of the photos: free, or ids such as 4,5 (default: all)')
-    parser.add_argument('--out', required=True, help='folder for the label maps')
+    parser.add_argument('--out', type=filled, required=True, help='folder for the label maps')
     parser.add_argument('--certain', type=Between(0.01, 1, float), default=0.6, metavar='VALUE',
                         help="smallest posterior of a pixel's class (default: %(default)s)")
     parser.add_argument('--mass', type=Between(0, 1, float), default=0.3, metavar='VALUE',

@@ -8,7 +8,7 @@ et al. 2022). Configuration, class names and settings of inference are those of 
 import torch
 
 from uniparser import UniParser
-from util.cli import Between, CommandParser, start
+from util.cli import Between, CommandParser, filled, start
 from util.files import check_target, user_errors
 
 
@@ -35,7 +35,7 @@ def parse_arguments(argv=None):
     parser.add_argument('second', help='weights file')
     parser.add_argument('--share', type=Between(0, 1, float), default=0.5,
                         help='share of the second (default: %(default)s)')
-    parser.add_argument('--out', required=True, help='weights file to write')
+    parser.add_argument('--out', type=filled, required=True, help='weights file to write')
     return parser.parse_args(argv)
 
 

@@ -20,7 +20,7 @@ from infer import add_model_flags, load_model, open_split, predict_split
 from losses import Targets, make_loss
 from uniparser import Config, decode, find_centers
 from util.beyond import person_mask
-from util.cli import CommandParser, add_shared, start
+from util.cli import CommandParser, add_shared, filled, start
 from util.datasets import COCO, DATASETS
 from util.datasets.coco import Person
 from util.files import user_errors
@@ -166,7 +166,7 @@ def parse_arguments(argv=None):
     add_shared(parser, 'data', choices=list(DATASETS), required=True)
     add_shared(parser, 'root')
     add_shared(parser, 'split')
-    parser.add_argument('--out', help='folder for the predictions')
+    parser.add_argument('--out', type=filled, help='folder for the predictions')
     parser.add_argument('--format', choices=FORMS, default=FORMS[0],
                         help='form of the predictions (default: %(default)s)')
     add_model_flags(parser)
