@@ -444,7 +444,7 @@ class People:
 def decode(out: dict, i: int, geometry: Geometry, config: Config,
            fusion: Fusion | None = None) -> Parsing:
     """Outputs for image i of a batch -> Parsing at the photo's size. out: of `UniParser.outputs`;
-    geometry: of the photo, or the photo itself; fusion: the model's, which `convs` and `multi` need.
+    geometry: of the photo, or the photo itself; fusion: of the model, for `convs` and `multi`.
 
     People are capped before anything is enlarged, and only a person's own classes are enlarged, in
     the person's box: no map of N people times K classes is built.
