@@ -241,20 +241,20 @@ class ParsingPipeline(PhotoPipeline):
                 write_png(self.folder / f'{job.name}_maps.png', page)
         found.save(self.folder, job.name, self.args.cutouts)
         text = f'{printable(job.path)}: {self.message(found)}'
-        if not len(found.scores) and not self.args.only:
+        if not len(found) and not self.args.only:
             text += self.reason(job.out)
-        return text, len(found.scores)
+        return text, len(found)
 
     def find(self, out, photo: Image.Image, path=None) -> Parsing:
         """The network's output for a photo -> its people with visible parts, in the classes of
         --labels and with the parts of --only."""
         found = self.decode(out, photo)
-        found = found.attach(photo, self.model.class_names, path)
+        found = replace(found, class_names=self.model.class_names, photo=photo, path=path)
         if self.labels:
             found = found.convert(self.labels)
         if self.args.only:
             parsing = keep_parts(found.parsing, self.class_names, self.args.only)
-            found = found._replace(parsing=parsing)
+            found = replace(found, parsing=parsing)
         return found.visible()
 
     def decode(self, out, photo: Image.Image) -> Parsing:
@@ -263,7 +263,7 @@ class ParsingPipeline(PhotoPipeline):
 
     def message(self, found: Parsing) -> str:
         """What was found in a photo."""
-        number = len(found.scores)
+        number = len(found)
         if number:
             return f'{number} {"person" if number == 1 else "people"}'
         if self.args.only:

@@ -110,7 +110,7 @@ def network_predictions(args: argparse.Namespace, dataset: Photos) -> Predict:
 
     def predict(name, image, size):
         options = dict(centers=args.centers, flip=args.flip, scales=args.scales)
-        return model.predict([image], **options)[0]
+        return model.predict_maps([image], **options)[0]
     return predict
 
 

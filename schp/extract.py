@@ -91,7 +91,7 @@ class ExtractPipeline(PhotoPipeline):
         """The label map comes last: the other files of a photo that has it are complete."""
         if logits is not None:
             write_array(self.folder / f'{name}.npy', logits)
-        picture = overlay(photo, labels[None], self.model.labels, colors=self.colors)
+        picture = overlay(photo, labels[None], self.model.class_names, colors=self.colors)
         write_jpeg(self.folder / 'overlays' / f'{name}.jpg', picture)
         write_png(self.folder / f'{name}.png', palette_image(labels, self.colors))
 

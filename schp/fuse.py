@@ -121,7 +121,7 @@ class FusePipeline(PhotoPipeline):
         for person in chosen:
             x0, y0, x1, y1 = person.crop
             pieces.append(np.ascontiguousarray(array[y0:y1 + 1, x0:x1 + 1]))
-        local = self.local.predict(pieces, logits=True)
+        local = self.local.predict_maps(pieces, logits=True)
         crops = [(person.crop, logits.transpose(1, 2, 0)) for person, logits in zip(chosen, local)]
 
         logits = fuse_logits(whole, crops)
@@ -131,7 +131,7 @@ class FusePipeline(PhotoPipeline):
         """Logits (H, W, C) of the network for whole photos; zeros where there is none."""
         if self.whole is None:
             return np.zeros((photo.height, photo.width, self.local.num_classes), np.float32)
-        return self.whole.predict([photo], logits=True)[0].transpose(1, 2, 0)
+        return self.whole.predict_maps([photo], logits=True)[0].transpose(1, 2, 0)
 
     def write(self, job):
         found, chosen = job.out
@@ -149,7 +149,7 @@ class FusePipeline(PhotoPipeline):
 
         maps = [found.parsing * (found.people == i) for i in range(1, len(chosen) + 1)]
         maps = np.array(maps).reshape(-1, *found.parsing.shape)
-        picture = overlay(job.photo, maps, self.local.labels, colors=self.colors)
+        picture = overlay(job.photo, maps, self.local.class_names, colors=self.colors)
         write_jpeg(self.folder / 'overlays' / f'{job.name}.jpg', picture)
         return f'{printable(job.path)}: {len(chosen)} people', len(chosen)
 

@@ -156,8 +156,8 @@ def test_maps_show_the_people_that_were_found(monkeypatch):
     found = model.predict(photo)[0]
     assert len(found.scores) > 2
     # As if the best had no part.
-    kept = type(found)(*(field[1:] for field in found))
-    nobody = type(found)(*(field[:0] for field in found))
+    kept = found.take(slice(1, None))
+    nobody = found.take(slice(0))
     out = model.outputs(data.network_input(photo, model.config))
     cells, scores = find_centers(out['heatmap'][0, 0], model.config)
     seen = []

@@ -81,7 +81,7 @@ def test_a_run_leaves_its_cycles_pictures_and_an_averaged_best(trained):
     assert len(list((trained / 'val').glob('*.png'))) == 2
     best, last = SCHP.from_pretrained(trained / 'best.pt'), SCHP.from_pretrained(trained / 'cycle_3.pt')
     torch.testing.assert_close(best.state_dict(), last.state_dict(), rtol=0, atol=0)
-    assert best.labels == LABEL_SETS['lip'].names and best.size == (48, 40) and best.flip_pairs[0] == (14, 15)
+    assert best.class_names == LABEL_SETS['lip'].names and best.size == (48, 40) and best.flip_pairs[0] == (14, 15)
     records = [json.loads(line) for line in (trained / 'log.jsonl').read_text().splitlines()]
     assert 'ce_parsing' in records[0] and any('kl_parsing' in r for r in records)
     assert {'mIoU', 'pixel_accuracy', 'mean_accuracy'} <= set(records[-1])
@@ -201,7 +201,7 @@ def test_extract_writes_palette_logits_and_overlay_and_goes_past_broken_photos(t
     assert Image.open(tmp_path / 'out' / 'overlays' / 'a b.jpg').mode == 'RGB'
     assert Image.open(tmp_path / 'out' / 'thin.png').size == (1, 1)
     model = SCHP.from_pretrained(trained / 'best.pt')
-    expected = model.predict([Image.open(tmp_path / 'in' / 'a b.jpg')])[0]
+    expected = model.predict([Image.open(tmp_path / 'in' / 'a b.jpg')])[0].labels
     assert (np.asarray(labels) == expected).mean() > 0.99
     done = call(schp, 'extract', 'in/sub/thin.png', '--weights', trained / 'best.pt', '--out', 'in/sub', cwd=tmp_path)
     assert done.returncode == 2 and 'thin.png exists and this program did not write it' in done.stderr
@@ -245,7 +245,7 @@ def test_integratedpifu_gets_its_codes_for_both_lists(pascal, trained, tmp_path)
     codes, model = np.load(out / '0412' / 'rendered_parse_010.npy'), SCHP.from_pretrained(pascal)
     assert codes.dtype == np.float32 and codes.shape == (40, 40)
     photo = Image.open(root / 'rendering_script/buffer_fixed_full_mesh/0412/rendered_image_010.png').convert('RGB')
-    labels, table = model.predict([photo])[0], [0, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]
+    labels, table = model.predict([photo])[0].labels, [0, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]
     for label in range(7):                                    # IntegratedPIFu compares float32 with these literals
         assert ((codes == np.float32(table[label])) == (labels == label)).mean() > 0.99
     (root / 'test_set_list.txt').write_text('0412\n0999\n')
@@ -410,7 +410,7 @@ def test_released_weights_parse_the_demo_photo_as_published(name):
     files = [p for p in sorted(folder.glob('*.pth')) if name in p.name]
     if not files:
         pytest.skip(f'{folder} has no file of {name}')
-    labels = SCHP.from_pretrained(files[0]).fold().predict([Image.open(folder / 'demo.jpg')])[0]
+    labels = SCHP.from_pretrained(files[0]).fold().predict([Image.open(folder / 'demo.jpg')])[0].labels
     assert labels.shape == (1333, 2000)
     counts = dict(enumerate(np.bincount(labels.ravel(), minlength=20).tolist()))
     wrong = sum(abs(counts[c] - GOLDEN[name].get(c, 0)) for c in counts)
