@@ -28,7 +28,7 @@ from schp.data import check_classes
 from schp.network import load_model
 from schp.single_person import SinglePersonNetwork
 from uniparser import UniParser
-from util.cli import Between, add_shared, filled
+from util.cli import Between, add_shared, filled, refuse_given
 from util.datasets import DATASETS, Photos, open_dataset
 from util.files import (check_pair, find_photos, naming, printable, read_rows, write_jpeg,
                         write_pair, write_png)
@@ -54,14 +54,14 @@ def add_flags(parser: argparse.ArgumentParser):
                         'photo')
     parser.add_argument('--people', metavar='DIR',
                         help="instance masks of any model (default: UniParser's people)")
-    parser.add_argument('--people-weights', default=str(WEIGHTS),
+    parser.add_argument('--people-weights',
                         help="UniParser's weights (default: weights/uniparser_ccp.pt)")
     parser.add_argument('--min-score', type=Between(-1e6, 1e6, float), default=0.5,
                         help='smallest score of a person (default: %(default)s)')
     parser.add_argument('--data', choices=list(DATASETS),
                         help='predict a split of this data set instead')
     add_shared(parser, 'root', help='with --data: its folder, as downloaded')
-    add_shared(parser, 'split', help='with --data: its split')
+    add_shared(parser, 'split', 'val', help='with --data: its split', default=None)
 
 
 class FusePipeline(PhotoPipeline):
@@ -251,15 +251,21 @@ def fuse(args: argparse.Namespace):
     """`python -m schp fuse`."""
     if bool(args.photos) == bool(args.data):
         raise ValueError('give photos, or --data with a data set (python -m schp fuse --help)')
+    if args.photos:
+        refuse_given(args, ('root', 'split'), 'is for a data set; name it with --data, or leave '
+                     'this out')
+    if args.people:
+        refuse_given(args, ('people_weights',), 'is for people that UniParser finds; leave it out, '
+                     'or leave out --people')
     whole, local = load_networks(args)
     dataset = None
     if args.data:
-        dataset = open_dataset(args.data, args.root, args.split)
+        dataset = open_dataset(args.data, args.root, args.split or 'val')
         check_classes(args.local_weights or args.weights, local, args.data, dataset)
     if args.people:
         find_people = people_of_folder(args.people)
     else:
-        find_people = uniparser_people(args.people_weights, local.device)
+        find_people = uniparser_people(args.people_weights or str(WEIGHTS), local.device)
 
     if dataset is None:
         jobs = name_jobs(find_photos(args.photos))
