@@ -177,8 +177,9 @@ def test_the_snippets_of_the_page_run(tmp_path, monkeypatch):
     found, (first, second) = {}, re.findall(r'```python\n(.*?)```', PAGE, re.S)
     with contextlib.chdir(tmp_path):
         exec(first, found), exec(second, found)
+    result = found['result']
     assert found['pixels'].shape == (640, 480) and found['hair'].area == found['pixels'].sum() > 0
-    assert found['person'].score == max(found['scores']) and len(found['parsing']) == 3
+    assert found['person'].score == max(result.scores) and len(result) == len(found['record']['people']) == 3
     assert (tmp_path / 'results' / 'street.json').exists() and (tmp_path / 'results' / 'street_cutouts' / 'person1_hair.png').exists()
     names = [part['name'] for part in json.loads((tmp_path / 'atr' / 'street.json').read_text())['people'][0]['parts']]
     assert 'Hair' in names

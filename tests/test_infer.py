@@ -307,7 +307,7 @@ def write_test_split(root):
 
 def test_a_split_without_labels_is_for_the_challenge(tmp_path):
     write_test_split(tmp_path)
-    model = tiny_model('paper', num_classes=58, theta_center=0.0, theta_mask=0.1, test_short_side=48)
+    model = tiny_model('mhp', theta_center=0.0, theta_mask=0.1, test_short_side=48)
     model.class_names = list(datasets.MHP.class_names)
     model.save(tmp_path / 'm.pt')
     split = '--data', 'MHP', '--root', tmp_path, '--split', 'test'

@@ -946,7 +946,7 @@ def soak(count, folder, weights, largest):
     samples.append(round(resident()))
     done.set(), watcher.join()
     assert result.returncode == 0 and f'{count} of {count} photos' in result.stdout, result.stderr[-2000:]
-    assert len(list(out.iterdir())) == 4 * count
+    assert len(list(out.iterdir())) == 4 * count + 1          # index.html
     for i, size in enumerate(sizes):
         record = json.loads((out / f'{i:05d}.json').read_text())
         assert [record['width'], record['height']] == size
