@@ -35,7 +35,7 @@ def plain_counts(mask):
 
 
 def polygon(x, y, w, h):
-    return [[x, y, x + w - 1, y, x + w - 1, y + h - 1, x, y + h - 1]]
+    return [[x, y, x + w, y, x + w, y + h, x, y + h]]
 
 
 def annotation(number, image, segmentation, **more):
