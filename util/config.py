@@ -301,12 +301,18 @@ CCP = dict(
     epochs=20, val_every=5, optimizer='adamw', lr=1.25e-4, backbone_lr=0.3,
     schedule='cosine', warmup=100, workers=1)
 
+# Sizes of the shipped weights, from which training may go on.
+COCO = {
+    **CCP,
+    'data': 'COCO',
+    'short_side': (208, 352), 'long_side': 448, 'test_short_side': 448}
+
 PRESETS = {
     'mhp': {},
     'cihp': CIHP,
     'densepose': dict(data='DensePose', num_classes=14),
     'ccp': CCP,
-    'coco': {**CCP, 'data': 'COCO'},
+    'coco': COCO,
     'synthetic': SYNTHETIC,
     'crowd': CROWD,
     'mhp_released': {

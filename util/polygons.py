@@ -55,15 +55,13 @@ def fill_polygon(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def trace_polygons(mask: np.ndarray) -> list[np.ndarray]:
-    """The outlines of a mask (H, W) bool: arrays (n, 2) of x, y in half pixels.
+    """The outlines of a mask (H, W) bool, the largest first: arrays (n, 2) of x, y in half pixels.
 
     COCO's polygons cannot have holes. A region with holes is cut through them into regions without,
     so its outlines are several, side by side.
     """
-    rings = []
-    for region, y, x in regions_without_holes(mask):
-        rings.append(simplify(trace(region)) + [x, y])
-    return rings
+    regions = sorted(regions_without_holes(mask), key=lambda found: -np.count_nonzero(found[0]))
+    return [simplify(trace(region)) + [x, y] for region, y, x in regions]
 
 
 def regions_without_holes(mask: np.ndarray) -> Iterator[tuple[np.ndarray, int, int]]:

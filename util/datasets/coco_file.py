@@ -88,6 +88,8 @@ def read_parts(path: str) -> AnnotationFile:
         with naming(path):
             annotation = read_annotation(record, labels[name.lower()], person)
             annotations[record['image_id']].append(annotation)
+    for found in annotations.values():            # person 2 comes before person 10
+        found.sort(key=lambda annotation: annotation.person.zfill(9))
     file = AnnotationFile(images, annotations, class_names, photos)
     check_images(file, path)
     return file
