@@ -34,9 +34,10 @@ from uniparser import (INFERENCE, Config, UniParser, decode, find_centers, find_
 from util.beyond import map_quality, mixture, parsing_quality
 from util.classes import list_classes
 from util.cli import Between, CommandParser, add_settings, add_shared, filled, flag, start
-from util.coco_export import NAME as ANNOTATIONS, Result, write_annotations
+from util.coco_export import NAME as ANNOTATIONS
+from util.coco_export import Result, check_unchanged, write_annotations
 from util.datasets import DATASETS, open_dataset
-from util.files import check_target, find_photos, printable, user_errors, write_png
+from util.files import find_photos, printable, user_errors, write_png
 from util.images import read_photo
 from util.labels import TARGETS, find_set, names_of
 from util.photos import PhotoJob, PhotoPipeline, end_run, name_jobs, share_of_process
@@ -192,7 +193,7 @@ def check_annotations(out: str, names: list[str], videos: list):
     if clash:
         raise ValueError(f'the results of a photo called {clash[0]} would be {ANNOTATIONS}, too; '
                          'give it another name')
-    check_target(Path(out) / ANNOTATIONS)
+    check_unchanged(Path(out) / ANNOTATIONS)
 
 
 def write_coco(pipeline: 'ParsingPipeline', polygons: bool):

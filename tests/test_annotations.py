@@ -251,6 +251,21 @@ def test_a_file_of_the_users_is_kept_and_nothing_is_parsed(checkpoint, tmp_path)
     assert (tmp_path / 'results' / 'annotations.json').read_text() == '{"mine": 1}'
 
 
+def test_a_corrected_file_is_kept(checkpoint, tmp_path):
+    """One that nobody changed is written again; any change, be it of a letter, keeps it."""
+    write_photo(tmp_path / 'in' / 'x.png')
+    path = tmp_path / 'results' / 'annotations.json'
+    again = 'in', '--weights', checkpoint, '--format', 'coco'
+    for _ in range(2):
+        assert call(infer, *again, cwd=tmp_path).returncode == 0
+    written = path.read_text()
+    for changed in (written.replace('"person": 1', '"person": 2', 1), json.dumps(json.loads(written)), written[:-90]):
+        path.write_text(changed)
+        done = call(infer, *again, cwd=tmp_path)
+        assert done.returncode == 2 and 'was changed since this program wrote it, so it is kept' in done.stderr
+        assert path.read_text() == changed
+
+
 @pytest.mark.parametrize('flags, sentence', [
     (['in', '--polygons'], '--polygons is a form of outlines for --format coco'),
     (['in', '--format', 'mhp'], '--format mhp is for --data; for photos there is coco'),

@@ -5,19 +5,21 @@ An annotation per part of each person. Its category is the class, its field and 
 person's, but of no known part, has the category `person`. `util/datasets/coco_file.py` reads the
 file. Needs no torch.
 """
+import hashlib
 import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from util.files import MARK, check_target, replacing, writing
+from util.files import MARK, check_target, printable, replacing, writing
 from util.masks import box_of, coco_mask, encode_rle
 from util.polygons import trace_polygons
 
 NAME = 'annotations.json'
+CHUNK = 2 ** 20                                   # bytes
 PERSON = 'person'                                 # the category of unknown parts, and the field
 
 
@@ -39,21 +41,22 @@ def write_annotations(folder: str | Path, results: list[Result], class_names: li
     """Writes annotations.json to the folder, photo after photo.
 
     class_names: of the results, the background first. polygons: outlines instead of run lengths. A
-    file of that name is replaced if this program wrote it. Raises a ValueError otherwise, and for a
-    class called `person`.
+    file of that name is replaced if this program wrote it and nobody changed it. Raises a
+    ValueError otherwise, and for a class called `person`.
     """
     path = Path(folder) / NAME
-    check_target(path)
+    check_unchanged(path)
     categories = make_categories(class_names)
     place = common_folder([result.photo for result in results])
     info = {'description': MARK, 'photos': relative(place, folder)}
     images = []
     people = 0
     number = 0
-    with writing(path), replacing(path) as temporary, open(temporary, 'w') as file:
+    with writing(path), replacing(path) as temporary, open(temporary, 'wb') as file:
+        output = Signed(file)
         # Annotations first: they are written as they come. The images follow, a line for each.
-        file.write(f'{{\n "info": {json.dumps(info)},\n "licenses": [],\n'
-                   f' "categories": [{lines(categories)}],\n "annotations": [')
+        output.write(f'{{\n "info": {json.dumps(info)},\n "licenses": [],\n'
+                     f' "categories": [{lines(categories)}],\n "annotations": [')
         for i, result in enumerate(results, 1):
             record = json.loads(Path(result.record).read_text())
             size = record['width'], record['height']
@@ -63,11 +66,57 @@ def write_annotations(folder: str | Path, results: list[Result], class_names: li
             people += len(record['people'])
             for person in record['people']:
                 for part in annotate(person, size, categories[-1]['id'], polygons):
-                    file.write(',\n  ' if number else '\n  ')
+                    output.write(',\n  ' if number else '\n  ')
                     number += 1
-                    file.write(json.dumps({'id': number, 'image_id': i, **part}))
-        file.write(f'\n ],\n "images": [{lines(images)}]\n}}\n')
+                    output.write(json.dumps({'id': number, 'image_id': i, **part}))
+        output.write(f'\n ],\n "images": [{lines(images)}],\n')
+        output.sign()
     return Counts(len(images), people, number)
+
+
+# ---- corrected files are kept ------------------------------------------------------------------
+
+
+class Signed:
+    """Text that is written to a binary file, with its SHA-256 as the last entry of the JSON."""
+
+    def __init__(self, file: BinaryIO):
+        self.file = file
+        self.digest = hashlib.sha256()
+
+    def write(self, text: str):
+        content = text.encode()
+        self.digest.update(content)
+        self.file.write(content)
+
+    def sign(self):
+        self.file.write(last_entry(self.digest))
+
+
+def last_entry(digest) -> bytes:
+    return f' "sha256": "{digest.hexdigest()}"\n}}\n'.encode()
+
+
+def check_unchanged(path: str | Path):
+    """Raises a ValueError if `write_annotations` would replace a file that it did not write, or one
+    that was corrected since."""
+    check_target(path)
+    if not os.path.lexists(path):
+        return
+    digest = hashlib.sha256()
+    left = os.path.getsize(path) - len(last_entry(digest))
+    with open(path, 'rb') as file:
+        while left > 0:
+            content = file.read(min(left, CHUNK))
+            digest.update(content)
+            left -= len(content)
+        unchanged = file.read() == last_entry(digest)
+    if not unchanged:
+        raise ValueError(f'{printable(path)} was changed since this program wrote it, so it is '
+                         'kept; move it or choose another --out')
+
+
+# ---- people as annotations ---------------------------------------------------------------------
 
 
 def lines(records: list[dict]) -> str:
