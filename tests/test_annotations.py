@@ -456,7 +456,7 @@ def test_windows_of_corrected_photos(tmp_path):
 
 @pytest.mark.parametrize('annotation, sentence', [
     (part(31, 'top', None), 'annotation 31, top, says of no person that it is a part'),
-    (part(31, 'top', ''), 'annotation 31, top, says of no person that it is a part'),
+    (part(31, 'top', '', attributes={'person': None}), 'annotation 31, top, says of no person that it is a part'),
     (part(31, 'top', 1, attributes={'person': 2}), 'annotation 31 has two numbers of a person, 1 and 2'),
     (part(31, 'top', 1, segmentation=[]), 'annotation 31, top, has no outline'),
     (part(31, 'shoe', 1), 'annotation 31 is of category 99, which the file does not list'),

@@ -77,8 +77,8 @@ def read_parts(path: str) -> AnnotationFile:
         rows = [(record, names.get(record['category_id']), person_of(record))
                 for record in coco['annotations']]
         photos = str((coco.get('info') or {}).get('photos') or '')
-    class_names = order_classes([name for name in names.values() if name.lower() != PERSON],
-                                path)
+    parts = [name for name in names.values() if name.lower() != PERSON]
+    class_names = order_classes(parts, path)
     labels = {name.lower(): label for label, name in enumerate(class_names)}
     labels[PERSON] = UNKNOWN
 
@@ -119,7 +119,8 @@ def person_of(record: dict) -> str:
     if there is none. ValueError if the two differ."""
     found = set()
     for source in (record, record.get('attributes') or {}):
-        text = str(source.get(PERSON, '')).strip()
+        value = source.get(PERSON)
+        text = '' if value is None else str(value).strip()
         if text:
             found.add(text.removesuffix('.0'))
     if len(found) > 1:
