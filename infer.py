@@ -4,6 +4,7 @@
     python infer.py photo.jpg --only hair,dress --cutouts
     python infer.py photo.jpg --labels atr                 # results in another label set
     python infer.py --list --weights runs/MHP/best.pt      # classes of a weights file
+    python infer.py holiday/ --format coco                 # also one COCO file, to label and train
     python infer.py video.mp4 --fps 10
     python infer.py --data MHP --root data/LV-MHP-v2 --split val --weights runs/MHP/best.pt
 
@@ -34,6 +35,8 @@ from util.beyond import map_quality, mixture, parsing_quality
 from util.classes import list_classes
 from util.cli import (Between, CommandParser, add_settings, add_shared, filled, flag, refuse_given,
                       start)
+from util.coco_export import NAME as ANNOTATIONS
+from util.coco_export import Result, check_unchanged, write_annotations
 from util.datasets import DATASETS, open_dataset
 from util.files import find_photos, printable, user_errors, write_png
 from util.images import read_photo
@@ -44,6 +47,7 @@ from util.run import find_device
 from util.submissions import FORMS, SUBMITTED, PredictionWriter
 from util.video import VIDEOS, parse_videos
 
+COCO = 'coco'                                     # --format for photos
 WEIGHTS = Path(__file__).parent / 'weights' / 'uniparser_ccp.pt'
 
 # Flags that mean something for photos alone, and for data sets alone.
@@ -94,8 +98,11 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
                         help='predict a split of this data set instead')
     add_shared(parser, 'root', help='with --data: its folder, as downloaded')
     add_shared(parser, 'split', 'val', help='with --data: its split', default=None)
-    parser.add_argument('--format', choices=FORMS, default=FORMS[0],
-                        help='with --data: form of the predictions (default: %(default)s)')
+    parser.add_argument('--format', choices=(COCO, *FORMS),
+                        help=f'{COCO}: also write {ANNOTATIONS}, one COCO file of all photos; the '
+                             f'others: form of the predictions of --data (default: {FORMS[0]})')
+    parser.add_argument('--polygons', action='store_true',
+                        help=f'with --format {COCO}: polygons instead of run lengths')
     add_model_flags(parser)
     return parser.parse_args(argv)
 
@@ -106,7 +113,8 @@ def check_flags(args: argparse.Namespace):
         if args.photos or args.data:
             raise ValueError('--list parses nothing; leave out the photos, and name a weights file '
                              'with --weights')
-        refuse_given(args, ('out', *FOR_PHOTOS, *FOR_DATA), 'is for parsing; leave out --list')
+        given = 'out', 'format', 'polygons', *FOR_PHOTOS, *FOR_DATA
+        refuse_given(args, given, 'is for parsing; leave out --list')
         return
     if bool(args.photos) == bool(args.data):
         raise ValueError('give photos, or --data with a data set (python infer.py --help)')
@@ -118,6 +126,23 @@ def check_flags(args: argparse.Namespace):
         raise ValueError('--at adds maps to the page of --maps; give that flag too')
     if args.data:
         refuse_given(args, FOR_PHOTOS, 'is for photos, not for a data set; leave it out')
+    check_format(args)
+
+
+def check_format(args: argparse.Namespace):
+    """ValueError where --format and --polygons do not go with the other flags."""
+    if args.polygons and args.format != COCO:
+        raise ValueError(f'--polygons is a form of outlines for --format {COCO}; give that, too')
+    if args.data and args.format == COCO:
+        raise ValueError(f'--format {COCO} is for photos; with --data choose one of '
+                         f'{", ".join(FORMS)}')
+    if args.photos and args.format in FORMS:
+        raise ValueError(f'--format {args.format} is for --data; for photos there is {COCO}')
+    if args.format == COCO and args.max_size:
+        raise ValueError(f'--format {COCO} describes the photos in their own size; leave out '
+                         '--max-size')
+    if args.format == COCO and int(os.environ.get('WORLD_SIZE', 1)) > 1:
+        raise ValueError(f'--format {COCO} is for one process; start it without torchrun')
 
 
 # --------------------------------------------------------------------------------------------------
@@ -156,15 +181,41 @@ def parse_files(args: argparse.Namespace):
     if videos and (args.maps or args.cutouts):
         flag = '--maps' if args.maps else '--cutouts'
         raise ValueError(f'{flag} is for photos; parse the videos without it')
+    if args.format:
+        check_annotations(args.out, [job.name for job in photos], videos)
 
     failed = 0
     pipeline = ParsingPipeline(model, args, points)
     if photos or not videos:
         failed += pipeline.run(photos)
+    if args.format:
+        write_coco(pipeline, args.polygons)
     # The results of a video may not replace any of the files either.
     pipeline.inputs = {os.path.realpath(job.path) for job in jobs}
     failed += parse_videos(pipeline, videos, args.fps)
     end_run(args.out, failed, 'file' if videos else 'photo')
+
+
+def check_annotations(out: str, names: list[str], videos: list):
+    """ValueError, before minutes of parsing, if --format coco cannot write its file. names: of the
+    results of the photos."""
+    if videos:
+        raise ValueError(f'--format {COCO} is for photos; parse the videos without it')
+    clash = [name for name in names if f'{name}.json'.lower() == ANNOTATIONS]
+    if clash:
+        raise ValueError(f'the results of a photo called {clash[0]} would be {ANNOTATIONS}, too; '
+                         'give it another name')
+    check_unchanged(Path(out) / ANNOTATIONS)
+
+
+def write_coco(pipeline: 'ParsingPipeline', polygons: bool):
+    """Writes one COCO file of all photos that were parsed. polygons: see `write_annotations`."""
+    results = [Result(job.path, pipeline.folder / f'{job.name}.json') for job in pipeline.parsed]
+    if not results:
+        return
+    counts = write_annotations(pipeline.folder, results, pipeline.class_names, polygons)
+    print(f'{counts.photos} photos, {counts.people} people, {counts.parts} annotations -> '
+          f'{pipeline.folder / ANNOTATIONS}')
 
 
 def open_points(args: argparse.Namespace, paths: list[Path]) -> list:
@@ -202,6 +253,7 @@ class ParsingPipeline(PhotoPipeline):
 
     args: has out, only and maps; with cutouts, also that. max_size and labels are optional.
     points: those of --at, see `maps.read_points`.
+    parsed: the jobs of `run` that have results
     """
     endings = '_parts.png', '_people.png', '_overlay.jpg', '_maps.png', '.json'
 
@@ -210,6 +262,7 @@ class ParsingPipeline(PhotoPipeline):
         self.model = model
         self.args = args
         self.points = points
+        self.parsed = []
         self.class_names = model.class_names
         self.labels = getattr(args, 'labels', None)
         if self.labels:
@@ -226,6 +279,7 @@ class ParsingPipeline(PhotoPipeline):
     def run(self, jobs: list[PhotoJob]) -> int:
         """Parses photos and writes their results -> the number of photos that were not parsed."""
         counts = super().run(jobs)
+        self.parsed = [job for job, number in zip(jobs, counts) if number is not None]
         good = [number for number in counts if number is not None]
         print(f'{len(good)} of {len(jobs)} photos, {sum(good)} people -> {self.folder}/')
         return len(jobs) - len(good)
@@ -358,6 +412,7 @@ def part_held_back(gate, q_cate, config) -> tuple[str, float] | None:
 
 def parse_split(args: argparse.Namespace):
     """Writes the predictions of the split of the arguments."""
+    args.format = args.format or FORMS[0]
     model = load_model(args, args.device)
     dataset = open_split(args, model)
 

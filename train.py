@@ -18,7 +18,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -645,17 +645,27 @@ def open_sets(config: Config, root: str | None, skip_bad: bool) -> tuple:
     return train_set, val_set
 
 
+def describe_start(config: Config, whole: bool) -> str:
+    """What --pretrained has loaded. whole: the file is a whole UniParser."""
+    if whole:
+        return f'training goes on from all weights of {config.pretrained}'
+    if config.pretrained_stages < 4:
+        return (f'{config.pretrained} ends at stage {config.pretrained_stages} of the backbone; '
+                'the rest starts from scratch')
+    return f'the backbone starts from {config.pretrained}, the rest from scratch'
+
+
 def make_task(begin: Start, run: Run, skip_bad: bool) -> UniParserTask:
     """The task of a new or resumed run. skip_bad: as in `open_sets`."""
-    config = begin.config
-    train_set, val_set = open_sets(config, begin.root, skip_bad)
+    train_set, val_set = open_sets(begin.config, begin.root, skip_bad)
+    # A file of parts brings its own classes.
+    config = replace(begin.config, num_classes=len(train_set.class_names) - 1)
     loader = make_loader(data.Samples(train_set, config), config, run)
     model = UniParser(config, train_set.class_names, train_set.flip_pairs)
     if config.pretrained and not begin.state:
-        model.load_pretrained()
-        stages = model.config.pretrained_stages
-        if stages < 4 and run.first:
-            print(f'{config.pretrained} ends at stage {stages}; the rest starts from scratch')
+        whole = model.load_pretrained()
+        if run.first:
+            print(describe_start(model.config, whole))
     # Loading has noted the pretrained stages in the model's config.
     return UniParserTask(model.config, model, loader, val_set, begin.root)
 

@@ -294,11 +294,12 @@ class UniParser(nn.Module):
     def device(self) -> torch.device:
         return self.category_builder.k_cate.device
 
-    def load_pretrained(self):
+    def load_pretrained(self) -> bool:
         """Starts from config.pretrained, and notes in self.config which stages keep their ImageNet
-        statistics."""
-        stages = load_pretrained(self, self.config.pretrained)
+        statistics. Returns whether the file is a whole UniParser."""
+        stages, whole = load_pretrained(self, self.config.pretrained)
         self.config = replace(self.config, pretrained_stages=stages)
+        return whole
 
     def forward(self, images):                                  # (B, 3, H, W)
         features = self.backbone(images)                        # C2..C5

@@ -3,7 +3,8 @@ pytest"""
 
 import numpy as np
 
-from util.datasets.coco import KEYPOINTS, Person
+from util.datasets.coco import Person
+from util.datasets.coco_file import KEYPOINTS
 from util.person_counts import Counts, count_photo, mask_ious
 from util.skeleton import CLASSES, labels_at
 

@@ -120,7 +120,7 @@ def count_split(model, dataset: COCO, configs: list[Config]) -> list[person_coun
     """Counts over a split, one for each of the configs, which differ in their thresholds alone."""
     totals = [person_counts.Counts() for _ in configs]
     for k in tqdm(range(len(dataset)), unit='photo'):
-        photo = read_stored(dataset.photos[k])
+        photo = dataset.read_photo(dataset.photos[k])
         people, ignore = dataset.persons(k)
         geometry = input_geometry(photo, model.config)
         out = model.outputs(network_input(photo, model.config, geometry))

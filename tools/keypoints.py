@@ -28,9 +28,9 @@ from infer import add_model_flags, check_classes, load_model
 from util.beyond import mixture
 from util.cli import Between, CommandParser, add_shared, filled, start
 from util.datasets import COCO, open_dataset
-from util.datasets.coco import KEYPOINTS, Person
+from util.datasets.coco import Person
+from util.datasets.coco_file import KEYPOINTS
 from util.files import check_target, index_folder, user_errors, write_png
-from util.images import read_stored
 from util.masks import box_of
 from util.person_counts import percent
 from util.pictures import add_legend, overlay, palette, palette_image
@@ -199,7 +199,7 @@ def label_photo(model, dataset: COCO, k: int,
                 args: Namespace) -> Iterator[tuple[str, np.ndarray, Person]]:
     """(name, label map (H, W), Person) of each person of photo k that has keypoints and is not too
     small."""
-    image = np.array(read_stored(dataset.photos[k]))
+    image = np.array(dataset.read_photo(dataset.photos[k]))
     people, _ = dataset.persons(k)
     for person in people:
         if person.keypoints is None or np.count_nonzero(person.mask) < args.smallest:
@@ -276,7 +276,7 @@ def draw_people(dataset: COCO, path: str, count: int, columns: int = 4, side: in
     seen = set()
     for n, (k, person) in enumerate(chosen):
         window = person_window(person.mask)
-        image = np.array(read_stored(dataset.photos[k]))[window]
+        image = np.array(dataset.read_photo(dataset.photos[k]))[window]
         labels = dataset.labels(k, person)[window]
         seen |= set(np.unique(labels))
         x = 2 * side * (n % columns)

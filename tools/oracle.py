@@ -24,7 +24,6 @@ from util.cli import CommandParser, add_shared, filled, start
 from util.datasets import COCO, DATASETS
 from util.datasets.coco import Person
 from util.files import user_errors
-from util.images import read_stored
 from util.person_counts import IOU, SMALLEST_SHARE, mask_ious, percent
 from util.results import Parsing
 from util.submissions import FORMS
@@ -101,7 +100,7 @@ def print_where(model, dataset: COCO):
     rows = []
     for k in tqdm(range(len(dataset)), unit='photo'):
         people, ignore = dataset.persons(k)
-        rows.append(stages_of_photo(model, read_stored(dataset.photos[k]), people, ignore))
+        rows.append(stages_of_photo(model, dataset.read_photo(dataset.photos[k]), people, ignore))
     rows = np.concatenate(rows)
     for name, passed in zip(STAGES, rows.sum(0).tolist()):
         print(f'{percent(passed, len(rows)):>8} of {len(rows)} people: {name}')

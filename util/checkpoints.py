@@ -316,18 +316,31 @@ def check_entries(weights: dict[str, torch.Tensor], own: dict[str, torch.Tensor]
         raise ValueError(f'{path} does not fit: {"; ".join(phrases)}')
 
 
-def load_pretrained(model: nn.Module, source: str) -> int:
+def load_pretrained(model: nn.Module, source: str) -> tuple[int, bool]:
     """Starts a UniParser from a whole model of the same sizes and classes, or from its backbone's.
 
     source: a file of ours, or ImageNet weights of the backbone, see `load_imagenet`. Returns how
-    many stages keep their ImageNet statistics.
+    many stages keep their ImageNet statistics, and whether the file is a whole UniParser.
     """
     state = {} if source == 'imagenet' else read_checkpoint(source)
     if state.get('format') != FORMAT:
-        return model.backbone.load_imagenet(source)
+        return model.backbone.load_imagenet(source), False
     load_strictly(model, state['model'], source)
+    check_order(model.class_names, state.get('class_names', ()), source)
     model.backbone.freeze(state['config']['pretrained_stages'])
-    return model.backbone.stages
+    return model.backbone.stages, True
+
+
+def check_order(names: list[str], found: list[str], path: str | Path):
+    """Raises a ValueError if a file has the same class names in another order: its weights would
+    stand for other classes."""
+    names = [name.lower() for name in names]
+    found = [str(name).lower() for name in found]
+    if names != found and sorted(names) == sorted(found):
+        place = next(i for i, name in enumerate(names) if name != found[i])
+        raise ValueError(f'{path} has the classes of the data in another order: its class {place} '
+                         f'is {short(found[place])}, that of the data {short(names[place])}; '
+                         'give the categories of the data the same order')
 
 
 def load_imagenet(backbone: nn.Module, source: str, name: str,

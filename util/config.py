@@ -315,13 +315,21 @@ PHOTOS = {
     'samples': 800, 'rare': 1.0, 'things': 0.2,
     'epochs': 12, 'val_every': 100, 'lr': 6e-5}
 
+# COCO's people alone, or a file of parts. Sizes and inference are those of `photos`, the preset of
+# the shipped weights, so that training may go on from them.
+COCO = {
+    **PHOTOS,
+    'data': 'COCO',
+    'samples': 0, 'rare': 0.0, 'things': 0.0,
+    'epochs': 20, 'val_every': 5, 'lr': 1.25e-4}
+
 PRESETS = {
     'mhp': {},
     'cihp': CIHP,
     'densepose': dict(data='DensePose', num_classes=14),
     'ccp': CCP,
     'photos': PHOTOS,
-    'coco': {**CCP, 'data': 'COCO'},
+    'coco': COCO,
     'synthetic': SYNTHETIC,
     'crowd': CROWD,
     'mhp_released': {

@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 from PIL import Image
 
+from util.coco_export import NAME as ANNOTATIONS
 from util.files import MARK, by_number, check_target, is_ours, printable, write_file
 from util.results import find_cutouts
 
@@ -84,6 +85,8 @@ def names_of(folder: Path, ending: str) -> list[str]:
 def read_records(folder: Path) -> Iterator[tuple[str, dict]]:
     """Yields the name and the record of each photo in the folder."""
     for name in names_of(folder, '.json'):
+        if f'{name}.json' == ANNOTATIONS:         # of all photos: large, and no record
+            continue
         try:
             record = json.loads((folder / f'{name}.json').read_text())
         except (OSError, ValueError):             # damaged by another program

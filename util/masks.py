@@ -3,9 +3,11 @@ from copy import copy
 
 import numpy as np
 
-from util.files import UNKNOWN
-from PIL import Image, ImageDraw
+from PIL import Image
 from scipy import ndimage
+
+from util.files import UNKNOWN
+from util.polygons import fill_polygon
 
 MASK_SIDE = 256                                   # pixels: DensePose's part masks are squares
 
@@ -194,10 +196,10 @@ def coco_mask(segmentation, size: tuple[int, int]) -> np.ndarray:
     """
     if isinstance(segmentation, dict):
         return decode_rle(segmentation['counts'], *size)
-    mask = Image.new('1', size)
+    mask = np.zeros(size[::-1], bool)
     for polygon in segmentation or ():
-        ImageDraw.Draw(mask).polygon(polygon, fill=1)
-    return np.array(mask)
+        mask |= fill_polygon(np.reshape(polygon, (-1, 2)), size)
+    return mask
 
 
 def paste_masks(masks: list, box: list[float], size: tuple[int, int]) -> np.ndarray:

@@ -15,7 +15,8 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from util.datasets.coco import KEYPOINTS, Person
+from util.datasets.coco import Person
+from util.datasets.coco_file import KEYPOINTS
 from util.skeleton import OUTER, VISIBLE, labels_at, side_of, split_name
 
 SMALLEST_SHARE = 0.01                             # of the photo: smaller people are not looked for

@@ -1,11 +1,11 @@
 """Folders of predictions, read and written in four forms. Needs no torch.
 
-    instances  instances.json = {image: [{file, score}]} and instances/*.png, one full-size label
-               map per person
-    mhp        the MHP challenge: global_seg, global_tag, results.txt
-    cihp       the CIHP challenge: global_parsing, instance_parsing, instance_segmentation or
-               global_tag
-    coco       a list of {image_id, score, parsing: file} and the files
+    instances     instances.json = {image: [{file, score}]} and instances/*.png, one full-size label
+                  map per person
+    mhp           the MHP challenge: global_seg, global_tag, results.txt
+    cihp          the CIHP challenge: global_parsing, instance_parsing, instance_segmentation or
+                  global_tag
+    coco-results  a list of {image_id, score, parsing: file} and the files
 """
 import json
 import os
@@ -27,13 +27,13 @@ SIGNS = {                                         # files that show the form of 
     'instances': 'instances.json',
     'mhp': 'results.txt',
     'cihp': 'global_parsing',
-    'coco': '*.json',
+    'coco-results': '*.json',
 }
 FORMS = tuple(SIGNS)
 SUBMITTED = {'MHP': 'mhp', 'CIHP': 'cihp'}        # the forms that the challenges take
 INDICES = {                                       # files without a mark, and the pictures with one
     'instances': ('instances.json', 'instances'),
-    'coco': ('parsing.json', 'instances'),
+    'coco-results': ('parsing.json', 'instances'),
     'mhp': ('results.txt', 'global_seg'),
 }
 UNFINISHED = 'unfinished.txt'                     # is in a folder of cihp while it is written
@@ -61,11 +61,11 @@ def as_pair(prediction) -> tuple:
 
 
 class InstanceMaps:
-    """The forms instances and coco.
+    """The forms instances and coco-results.
 
     instances: one full-size label map per person in instances/, `instances.json` = {image:
-    [{file, score}]}, and optional class maps semantic/ID.png. coco: a list of {image_id, score,
-    parsing: file}; if every image_id is a position in the data set, counted from 1 as in
+    [{file, score}]}, and optional class maps semantic/ID.png. coco-results: a list of {image_id,
+    score, parsing: file}; if every image_id is a position in the data set, counted from 1 as in
     UniParser's lists, and not all are ids of it, they are positions, else they are ids.
     """
     unknown_metrics = ()
@@ -229,7 +229,7 @@ READERS = {
     'instances': InstanceMaps,
     'mhp': MHPSubmission,
     'cihp': CIHPSubmission,
-    'coco': InstanceMaps,
+    'coco-results': InstanceMaps,
 }
 
 
@@ -251,7 +251,7 @@ def open_predictions(path: str | Path, form: str | None = None, ids: list[str] =
                              'results.txt with global_seg and global_tag, global_parsing, or a '
                              'COCO-style .json')
         form = found[0]
-    if form == 'coco':
+    if form == 'coco-results':
         results = [file for file in path.glob('*.json') if is_ours(file)]
         if results:
             raise ValueError(f'{printable(path)} holds results of photos such as '
@@ -341,7 +341,7 @@ class PredictionWriter:
     """Writes the predictions of one image after the other and, without an error, an index at the
     end.
 
-        with PredictionWriter('results', 'instances') as writer:  # or 'coco', 'mhp', 'cihp'
+        with PredictionWriter('results', 'instances') as writer:  # or another one of FORMS
             writer.add('0001', (parsing, scores))                 # as for ParsingMetrics.add
 
     The challenge forms, mhp and cihp, have one class per pixel: where people overlap the higher
@@ -378,7 +378,7 @@ class PredictionWriter:
         parsing, scores = as_pair(prediction)
         parsing = as_label_maps(parsing, np.shape(parsing)[1:])
         scores = [float(score) for score in scores]
-        if self.form in ('instances', 'coco'):
+        if self.form in ('instances', 'coco-results'):
             self.add_instances(image, parsing, scores)
             return
         # One class and one person per pixel: the best person is pasted last.
@@ -447,7 +447,7 @@ class PredictionWriter:
         sign of incomplete ones goes."""
         if self.form == 'instances':
             write_file(self.folder / 'instances.json', json.dumps(self.index, indent=0))
-        elif self.form == 'coco':
+        elif self.form == 'coco-results':
             rows = [dict(image_id=image, category_id=1, score=p['score'], parsing=p['file'])
                     for image, people in self.index.items() for p in people]
             write_file(self.folder / 'parsing.json', json.dumps(rows, indent=0))
