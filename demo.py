@@ -29,7 +29,7 @@ from util.files import USER_ERRORS, explain, user_errors
 from util.labels import LABEL_SETS
 from util.photos import PhotoJob
 from util.pictures import overlay, palette
-from util.results import as_one_person, describe_people, file_part
+from util.results import as_one_person, describe_people, file_parts
 
 # The neighbors are reached through hubconf, because files at the top do not import them.
 parse = hubconf.load_module('oneshot.parse')
@@ -212,18 +212,20 @@ def parse_photo(pipeline: ParsingPipeline, path: str) -> tuple:
     people = describe_people(found, pipeline.class_names)
     picture = draw_picture(job.photo, found.parsing, people, pipeline.class_names,
                            pipeline.message(found))
-    cutouts = list_cutouts(pipeline.folder, name, people)
+    parts = file_parts(pipeline.class_names)
+    cutouts = list_cutouts(pipeline.folder, name, people, parts)
     return picture, cutouts, list_files(pipeline.folder, name)
 
 
-def list_cutouts(folder: Path, name: str, people: list) -> dict:
-    """{title: path of the cut-out} of people and their parts, in the order of the picture."""
+def list_cutouts(folder: Path, name: str, people: list, parts: list) -> dict:
+    """{title: path of the cut-out} of people and their parts, in the order of the picture. parts:
+    names of the classes in those of files."""
     cutouts = {}
     for person in people:
         stem = f'{name}_person{person["id"]}'
         cutouts[title(person)] = str(folder / f'{stem}.png')
         for part in person['parts']:
-            cutouts[title(person, part)] = str(folder / f'{stem}_{file_part(part["name"])}.png')
+            cutouts[title(person, part)] = str(folder / f'{stem}_{parts[part["id"]]}.png')
     return cutouts
 
 

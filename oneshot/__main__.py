@@ -7,7 +7,7 @@ from oneshot.evaluation import evaluate
 from oneshot.parse import parse
 from oneshot.training import train
 from train import STOPPED, run_command
-from util.cli import (Between, CommandParser, add_command, add_settings, add_shared, filled,
+from util.cli import (Between, CommandParser, Ending, add_command, add_settings, add_shared, filled,
                       start)
 from util.run import add_run_flags
 
@@ -52,7 +52,8 @@ def add_evaluate_flags(command):
     command.add_argument('--agm', action='store_true', help='score the AGM head, too')
     command.add_argument('--list', metavar='FILE',
                          help='test episodes: read from it, or written if it does not exist')
-    command.add_argument('--json', metavar='FILE', help='also write the scores to it')
+    command.add_argument('--json', type=Ending('.json'), metavar='FILE',
+                         help='also write the scores to it')
     add_model_flags(command)
 
 

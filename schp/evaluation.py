@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from schp.data import DATASETS, check_classes, flatten, open_dataset
 from schp.network import load_model
-from util.cli import Between, add_shared
+from util.cli import Between, Ending, add_shared
 from util.datasets import Photos
 from util.files import write_json, write_png
 from util.images import read_prediction
@@ -78,7 +78,8 @@ def add_flags(parser: argparse.ArgumentParser):
     parser.add_argument('--centers', choices=['int', 'float'], default='float',
                         help='centers of the crops; int truncates them, as published numbers do '
                              '(default: %(default)s)')
-    parser.add_argument('--json', metavar='FILE', help='write all numbers to it')
+    parser.add_argument('--json', type=Ending('.json'), metavar='FILE',
+                        help='write all numbers to it')
 
 
 def evaluate(args: argparse.Namespace):

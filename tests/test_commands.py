@@ -77,7 +77,8 @@ def test_ctrl_c_ends_a_command_with_a_word(capsys, monkeypatch):
         os.kill(os.getpid(), signal.SIGINT)
         threading.Event().wait(9)
 
-    monkeypatch.setattr(sys.stdout, 'reconfigure', lambda **_: None, raising=False)
+    for name in ('stdout', 'stderr'):
+        monkeypatch.setattr(sys, name, getattr(sys, name))
     with pytest.raises(SystemExit) as stop:
         start(interrupt)
     assert stop.value.code == 130 and capsys.readouterr().err == 'stopped\n'

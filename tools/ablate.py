@@ -27,8 +27,8 @@ import torch
 import train
 from uniparser import PRESETS, Config, UniParser, get_config
 from util.checkpoints import read_checkpoint
-from util.cli import (Between, CommandParser, add_settings, add_shared, as_flags, describe,
-                      filled, given_settings, start)
+from util.cli import (Between, CommandParser, Ending, add_settings, add_shared, as_flags,
+                      describe, filled, given_settings, start)
 from util.datasets import DATASETS, DRAWN
 from util.files import write_file, write_json
 from util.masks import matrix_nms
@@ -388,8 +388,9 @@ def parse_arguments(argv=None):
     add_shared(parser, 'device')
     parser.add_argument('--out', type=filled, default='runs/ablate',
                         help='folder of the runs and the tables (default: %(default)s)')
-    parser.add_argument('--json', metavar='FILE', help='also write the numbers into this file')
-    parser.add_argument('--page', metavar='FILE',
+    parser.add_argument('--json', type=Ending('.json'), metavar='FILE',
+                        help='also write the numbers into this file')
+    parser.add_argument('--page', type=Ending('.md'), metavar='FILE',
                         help='also replace the tables in this page, such as docs/results.md')
     fixed = 'data', 'recipe', 'num_classes', 'pretrained_stages', 'seed', 'val_every'
     add_settings(parser, Config, fixed)

@@ -14,7 +14,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from errno import ENOSPC
+from errno import EINVAL
 from pathlib import Path
 
 import numpy as np
@@ -58,8 +58,6 @@ def user_errors() -> Iterator[None]:
     """In a command: a user's mistake becomes one sentence on stderr and exit code 2."""
     try:
         yield
-    except BrokenPipeError:                       # `util.cli.start` ends the command
-        raise
     except USER_ERRORS as error:
         print(f'error: {explain(error)}', file=sys.stderr)
         sys.exit(2)
@@ -71,8 +69,6 @@ def explain(error: Exception) -> str:
         return 'the memory or the threads of this machine are used up; end other programs'
     if isinstance(error, RuntimeError):
         raise error
-    if isinstance(error, OSError) and error.errno == ENOSPC and not error.filename:
-        return f'the output of this command cannot be written ({error.strerror}); make room'
     return '\n'.join(map(printable, str(error).split('\n')))
 
 
@@ -235,14 +231,8 @@ def result_names(paths: list[Path]) -> list[str]:
 
     Photos with the same stem add folder, ending or number.
     """
-    # File systems may ignore capitals or the form of an accent.
-    def normal_form(name):
-        return unicodedata.normalize('NFC', name).casefold()
-
     stems = Counter(normal_form(path.stem) for path in paths)
     names = []
-    taken = set()
-    last = Counter()                              # the last number of each name
     for path in paths:
         name = path.stem
         if stems[normal_form(path.stem)] > 1:
@@ -251,15 +241,30 @@ def result_names(paths: list[Path]) -> list[str]:
         # The limit is 255 bytes, and `_person1_..` follows.
         while len(os.fsencode(name)) > 150:
             name = name[:-1]
+        names.append(name)
+    return unique_names(names)
+
+
+def normal_form(name: str) -> str:
+    """What equal names share on file systems that ignore capitals or the form of an accent."""
+    return unicodedata.normalize('NFC', name).casefold()
+
+
+def unique_names(names: list[str]) -> list[str]:
+    """The names, with numbers behind those that a file system may take for an earlier one."""
+    found = []
+    taken = set()
+    last = Counter()                              # the last number of each name
+    for name in names:
         unique = name
         number = last[name] or 1
         while normal_form(unique) in taken:
             number += 1
             unique = f'{name}_{number}'
-        last[name] = number                       # the next photo of this name begins here
+        last[name] = number                       # the next one of this name begins here
         taken.add(normal_form(unique))
-        names.append(unique)
-    return names
+        found.append(unique)
+    return found
 
 
 # ---- texts -------------------------------------------------------------------------------------
@@ -323,6 +328,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     make_folder(path.parent)
+    if path.exists() and not path.is_file():      # a folder, or a device such as /dev/null
+        raise OSError(EINVAL, 'it is not a regular file')
     temporary = path.with_name(f'.{path.name}.{os.getpid()}')
     try:
         yield temporary

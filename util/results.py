@@ -7,7 +7,6 @@
 
 docs/python.md describes all of it, and the JSON file.
 """
-import glob
 import json
 import re
 from collections import namedtuple
@@ -20,7 +19,8 @@ from PIL import Image
 from scipy import ndimage
 
 from util import pictures
-from util.files import MARK, UNKNOWN, check_name, is_ours, result_names, write_png, write_result
+from util.files import (MARK, UNKNOWN, check_name, is_ours, result_names, unique_names, write_png,
+                        write_result)
 from util.labels import SETS, convert, find_set, names_of, voc_palette
 from util.masks import box_of, encode_rle, flatten_people, without_unknown
 from util.pictures import cutout, palette, palette_image
@@ -258,7 +258,7 @@ def write_results(folder: Path, name: str, path: str | Path, photo: Image.Image,
               'people': describe_people(found, class_names)}
     remove_cutouts(folder, name, class_names)
     if cutouts:
-        write_cutouts(folder, name, photo, found, record['people'])
+        write_cutouts(folder, name, photo, found, record['people'], class_names)
     # The JSON file comes last: where it exists, the photo is done.
     write_result(folder / f'{name}.json', json.dumps(record))
 
@@ -266,26 +266,38 @@ def write_results(folder: Path, name: str, path: str | Path, photo: Image.Image,
 def remove_cutouts(folder: Path, name: str, class_names: list[str]):
     """Removes the cut-outs of an earlier run of the same photo, whatever its label set."""
     known = [class_names, *map(names_of, SETS)]
-    names = {file_part(part) for names in known for part in names}
-    for path in folder.glob(f'{glob.escape(name)}_person*.png'):
-        part = re.fullmatch(r'\d+(?:_(.+))?', path.stem[len(name) + len('_person'):])
-        if part and (part[1] is None or part[1] in names) and is_ours(path):
-            path.unlink()
+    parts = {part for names in known for part in file_parts(names)}
+    # Looked up by name: to list the folder for each photo would take hours for many.
+    stems = []
+    while is_ours(folder / f'{name}_person{len(stems) + 1}.png'):
+        stems.append(f'{name}_person{len(stems) + 1}')
+    # The first person goes last: if this is interrupted, the next run finds the rest.
+    for stem in reversed(stems):
+        for ending in (*[f'_{part}' for part in parts], ''):
+            path = folder / f'{stem}{ending}.png'
+            if is_ours(path):
+                path.unlink()
 
 
-def file_part(name: str) -> str:
-    """The name of a part as it stands in file names, in few bytes: NAME_person1_ precedes it."""
-    name = re.sub(r'[/ \0]', '-', name)
-    while len(name.encode()) > MOST_BYTES:
-        name = name[:-1]
-    return name
+def file_parts(class_names: list[str]) -> list[str]:
+    """The names of the classes as they stand in file names, in few bytes: NAME_person1_ precedes
+    them."""
+    parts = []
+    for name in class_names:
+        name = re.sub(r'[/ \0]', '-', name)
+        while len(name.encode()) > MOST_BYTES:
+            name = name[:-1]
+        parts.append(name)
+    return unique_names(parts)
 
 
-def write_cutouts(folder: Path, name: str, photo: Image.Image, found: Parsing, people: list[dict]):
+def write_cutouts(folder: Path, name: str, photo: Image.Image, found: Parsing, people: list[dict],
+                  class_names: list[str]):
     """Writes an RGBA picture of each person and of each of its parts."""
+    parts = file_parts(class_names)
     for person, labels in zip(people, found.parsing):
         stem = f'{name}_person{person["id"]}'
         write_png(folder / f'{stem}.png', cutout(photo, labels > 0, person['box']))
         for part in person['parts']:
-            path = folder / f'{stem}_{file_part(part["name"])}.png'
+            path = folder / f'{stem}_{parts[part["id"]]}.png'
             write_png(path, cutout(photo, labels == part['id'], part['box']))

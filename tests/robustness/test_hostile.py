@@ -32,13 +32,16 @@ import infer
 import oneshot
 import schp
 import train
+from tests.robustness.test_faults import end_of, fork
+from tests.test_commands import BASES, RUNS_WITHOUT_FILES
 from tests.helpers import HERE, SHORT, call, run, tiny_model, write_photo
 from tools import export
 from uniparser import Config, UniParser, get_config
 from util import files, images
 from util.checkpoints import check_settings, read_checkpoint
+from util.cli import start
 from util.datasets import open_dataset
-from util.results import file_part
+from util.results import Parsing, file_parts, write_results
 from util.run import thread_advice
 from util.submissions import FORMS, PredictionWriter, open_predictions
 
@@ -103,11 +106,21 @@ def test_the_outputs_of_an_evaluation_replace_no_predictions_and_not_each_other(
         writer.add('7', people)
     index = tmp_path / 'p' / 'instances.json'
     before = index.read_bytes()
-    for flags, message in (('--json', index), '--json is'), (('--plot', index), '--plot is'), (
-            ('--json', tmp_path / 'o', '--plot', tmp_path / 'o'), '--json and --plot are both'):
-        done = call(evaluate, '--data', 'synthetic', '--predictions', tmp_path / 'p', *flags)
-        assert done.returncode == 2 and message in done.stderr and not (tmp_path / 'o').exists()
+    for flag, path, message in (('--json', index, 'is a file among the predictions'),
+                                ('--plot', index, 'give a name that ends in .png'),
+                                ('--json', tmp_path / 'photo.jpg', 'give a name that ends in .json'),
+                                ('--per-image', '/dev/null', 'give a name that ends in .csv')):
+        done = call(evaluate, '--data', 'synthetic', '--predictions', tmp_path / 'p', flag, path)
+        assert done.returncode == 2 and message in done.stderr and done.stderr.count('\n') == 1
     assert index.read_bytes() == before
+
+
+def test_an_output_replaces_files_alone(tmp_path):
+    """root's /dev/null would become a file."""
+    os.mkfifo(tmp_path / 'device')
+    with pytest.raises(OSError, match='device cannot be written .it is not a regular file'):
+        files.write_file(tmp_path / 'device', 'x')
+    assert not (tmp_path / 'device').is_file()
 
 
 def test_a_run_removes_the_temporary_files_of_killed_runs_alone(tmp_path, finished):
@@ -881,13 +894,32 @@ def test_a_closed_stream_changes_no_result(checkpoint, tmp_path, ending):
     assert json.loads((tmp_path / 'out' / 'a.json').read_text())['photo'] == 'a.png'
 
 
-def test_a_full_or_closed_output_is_said_or_quiet(tmp_path):
-    command = f'{sys.executable} {HERE}/infer.py --list --device cpu'
-    done = run('bash', '-c', f'{command} | true; exit ${{PIPESTATUS[0]}}', cwd=tmp_path)
-    assert done.returncode in (0, 141) and not done.stderr
-    done = run('bash', '-c', f'{command} > /dev/full', cwd=tmp_path)
-    assert done.returncode == 2 and done.stderr.startswith('error: the output of this command cannot be written (No space left')
-    assert done.stderr.count('\n') == 1
+@pytest.mark.parametrize('ending, code, message', [
+    ('| true; exit ${PIPESTATUS[0]}', 141, ''),
+    ('> /dev/full', 2, 'error: the output of this command cannot be written (No space left on device); make room\n')])
+def test_an_output_without_a_reader_or_room_costs_no_result(checkpoint, tmp_path, ending, code, message):
+    """`| head` ended infer.py at the next photo."""
+    done = shell(checkpoint, tmp_path, ending)
+    assert (done.returncode, done.stderr) == (code, message)
+    assert {'a.json', 'b.json'} <= {path.name for path in (tmp_path / 'out').iterdir()}
+
+
+@pytest.mark.parametrize('closed', [[1], [2], [1, 2], [0, 1, 2]])
+@pytest.mark.parametrize('name', sorted(set(BASES) - set(RUNS_WITHOUT_FILES)))
+def test_any_command_ends_as_usual_with_closed_streams(tmp_path, monkeypatch, name, closed):
+    """In a copy of this process that has the streams of Python's start: None for a closed one."""
+    program, arguments = BASES[name]
+    monkeypatch.chdir(tmp_path)
+
+    def command():
+        for number in closed:
+            os.close(number)
+            setattr(sys, ('stdin', 'stdout', 'stderr')[number], None)
+        start(lambda: program.main(arguments))
+    pid = fork(command, tmp_path / 'log')
+    assert end_of(pid) == 2
+    printed = (tmp_path / 'log').read_text()
+    assert 'Traceback' not in printed and printed.startswith('error: ') == (2 not in closed), printed
 
 
 def test_mac_os_puts_no_photos_beside_photos(tmp_path):
@@ -896,10 +928,31 @@ def test_mac_os_puts_no_photos_beside_photos(tmp_path):
     assert files.find_photos([str(tmp_path)]) == [tmp_path / 'IMG.jpg']
 
 
-@pytest.mark.parametrize('name', ['a\0b', 'x' * 300, '\u4e2d' * 200, 'T-shirt / top'])
-def test_a_part_of_any_name_has_a_file(name):
-    part = file_part(name)
-    assert 0 < len(part.encode()) <= 60 and not set('/\0 ') & set(part)
+NAMES = ['background', 'a\0b', 'x' * 300, '\u4e2d' * 200, 'T-shirt / top', 'x' * 299 + 'y', 'hat', 'Hat', 'hat']
+
+
+def test_a_part_of_any_name_has_a_file_of_its_own(tmp_path):
+    """Also on a disk that ignores capitals. Names that share their first 60 bytes had one file."""
+    parts = file_parts(NAMES)
+    assert len({part.casefold() for part in parts}) == len(NAMES)
+    assert all(0 < len(part.encode()) <= 62 and not set('/\0 ') & set(part) for part in parts)
+    photo = Image.new('RGB', (9, 4))
+    person = np.arange(36).reshape(1, 4, 9) % len(NAMES)
+    found = Parsing(person.astype(np.uint8), np.ones(1), np.zeros((1, 2)))
+    write_results(tmp_path, 'a', 'a.jpg', photo, found, NAMES, cutouts=True)
+    assert len(list(tmp_path.glob('a_person1_*.png'))) == len(NAMES) - 1
+    write_results(tmp_path, 'a', 'a.jpg', photo, found, NAMES, cutouts=False)
+    assert not list(tmp_path.glob('a_person1*'))
+
+
+def test_no_photo_lists_the_folder_of_the_results(tmp_path, monkeypatch):
+    """For 100,000 photos that would take hours."""
+    found = Parsing(np.ones((1, 4, 9), np.uint8), np.ones(1), np.zeros((1, 2)))
+    monkeypatch.setattr(os, 'scandir', None)
+    monkeypatch.setattr(os, 'listdir', None)
+    for _ in range(2):
+        write_results(tmp_path, 'a', 'a.jpg', Image.new('RGB', (9, 4)), found, ['background', 'hat'], cutouts=True)
+    assert (tmp_path / 'a_person1_hat.png').exists()
 
 
 @pytest.mark.parametrize('pairs', [[[0, 1]], [[1, 99]], [[1, 2], [2, 3]], [[1, 2, 3]], [[1.5, 2]], 5, ['ab'], [None]])
