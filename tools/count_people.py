@@ -95,7 +95,7 @@ def print_folder(args):
     wrong = sum(one.false > 0 for one in counts)
     print(f'{len(counts)} photos: {total.found} of {total.people} people found, {total.false} of '
           f'{total.detections} detections false, in {wrong} photos; '
-          f'{100 * total.painted / total.outside:.1f} % of the other pixels painted')
+          f'{person_counts.percent(total.painted, total.outside)} of the other pixels painted')
 
 
 # --------------------------------------------------------------------------------------------------

@@ -276,6 +276,15 @@ def read_list(path: str | Path, *advice: str) -> list[str]:
         return list(dict.fromkeys(f.read().split()))
 
 
+def read_json(path: str | Path) -> dict:
+    """The object in a JSON file; a ValueError that names the file if it holds none."""
+    with naming(path), open(path, encoding='utf-8') as file:
+        content = json.load(file)
+        if not isinstance(content, dict):
+            raise ValueError('it holds no object')
+    return content
+
+
 def read_rows(path: Path, parse: Callable, form: str) -> list:
     """parse(words) of each line of a text file with spaces or commas between the words.
 

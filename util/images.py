@@ -154,7 +154,8 @@ def read_prediction(path: str | Path, shape: tuple[int, int], largest: int = 655
         raise FileNotFoundError(f'{name} is missing; write the predictions again') from None
     except Exception as error:                    # Pillow raises a dozen classes
         reason = getattr(error, 'strerror', None) or short(error, 300)
-        raise ValueError(f'{name} cannot be read as a label map ({reason}); write it again') from None
+        raise ValueError(f'{name} cannot be read as a label map ({reason}); write it '
+                         'again') from None
     if labels is None:
         raise ValueError(f'{name} is {width}x{height} pixels, but the ground truth is '
                          f'{shape[1]}x{shape[0]}; write predictions in the size of the photo')
