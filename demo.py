@@ -29,7 +29,7 @@ from util.files import USER_ERRORS, explain, user_errors
 from util.labels import LABEL_SETS
 from util.photos import PhotoJob
 from util.pictures import overlay, palette
-from util.results import as_one_person, describe_people, file_parts
+from util.results import as_one_person, cutout_name, describe_people, file_parts
 
 # The neighbors are reached through hubconf, because files at the top do not import them.
 parse = hubconf.load_module('oneshot.parse')
@@ -213,25 +213,25 @@ def parse_photo(pipeline: ParsingPipeline, path: str) -> tuple:
     picture = draw_picture(job.photo, found.parsing, people, pipeline.class_names,
                            pipeline.message(found))
     parts = file_parts(pipeline.class_names)
-    cutouts = list_cutouts(pipeline.folder, name, people, parts)
+    cutouts = list_cutouts(pipeline.folder / f'{name}_cutouts', people, parts)
     return picture, cutouts, list_files(pipeline.folder, name)
 
 
-def list_cutouts(folder: Path, name: str, people: list, parts: list) -> dict:
+def list_cutouts(folder: Path, people: list, parts: list) -> dict:
     """{title: path of the cut-out} of people and their parts, in the order of the picture. parts:
-    names of the classes in those of files."""
+    of `file_parts`."""
     cutouts = {}
     for person in people:
-        stem = f'{name}_person{person["id"]}'
-        cutouts[title(person)] = str(folder / f'{stem}.png')
+        cutouts[title(person)] = str(folder / cutout_name(person['id']))
         for part in person['parts']:
-            cutouts[title(person, part)] = str(folder / f'{stem}_{parts[part["id"]]}.png')
+            path = folder / cutout_name(person['id'], parts[part['id']])
+            cutouts[title(person, part)] = str(path)
     return cutouts
 
 
 def list_files(folder: Path, name: str) -> list:
     """Paths of the results, and of a ZIP file of the whole folder beside it."""
-    endings = '_overlay.png', '_parts.png', '_people.png', '.json'
+    endings = '_overlay.jpg', '_parts.png', '_people.png', '.json'
     files = [str(folder / f'{name}{ending}') for ending in endings]
     archive = shutil.make_archive(str(folder.parent / f'{folder.name}_all' / name), 'zip', folder)
     return [*files, archive]
