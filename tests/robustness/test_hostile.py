@@ -900,46 +900,63 @@ def test_max_size_reduces_a_large_photo_and_its_results(checkpoint, tmp_path):
 # ---- output ------------------------------------------------------------------------------------------------------------
 
 
-def shell(checkpoint, folder, ending):
+def unread_pipe():
+    """The end to write to of a pipe that nobody reads."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    return writer
+
+
+def in_streams(program, arguments, log, streams):
+    """Exit code of a command in a copy of this process with other streams.
+
+    streams: {number: what it is: None for one that the shell has closed, the path of a file, or
+    'left' for a pipe that nobody reads}. stderr goes into the file log, unless it is among them.
+    """
+    def command():
+        for number, target in streams.items():
+            if target is None:
+                os.close(number)
+            else:
+                os.dup2(unread_pipe() if target == 'left' else os.open(target, os.O_WRONLY), number)
+            # Python's start gives None for a closed one.
+            name = ('stdin', 'stdout', 'stderr')[number]
+            setattr(sys, name, open(number, 'w', closefd=False) if target else None)
+        start(lambda: program.main([str(word) for word in arguments]))
+    return end_of(fork(command, log))
+
+
+def two_photos(checkpoint, folder):
+    """The arguments of infer.py, and the files that it shall write."""
     write_photo(folder / 'a.png'), write_photo(folder / 'b.png', 1)
-    return run('bash', '-c', f'{sys.executable} {HERE}/infer.py a.png b.png --weights {checkpoint} --out out --device cpu {ending}',
-               cwd=folder)
-
-
-@pytest.mark.parametrize('ending', ['>&-', '2>&-', '>&- 2>&-'])
-def test_a_closed_stream_changes_no_result(checkpoint, tmp_path, ending):
-    done = shell(checkpoint, tmp_path, ending)
-    assert done.returncode == 0 and 'Traceback' not in done.stderr, done.stderr
-    assert {'a.json', 'b.json'} <= {path.name for path in (tmp_path / 'out').iterdir()}
-    assert json.loads((tmp_path / 'out' / 'a.json').read_text())['photo'] == 'a.png'
-
-
-@pytest.mark.parametrize('ending, code, message', [
-    ('| true; exit ${PIPESTATUS[0]}', 141, ''),
-    ('> /dev/full', 2, 'error: the output of this command cannot be written (No space left on device); make room\n')])
-def test_an_output_without_a_reader_or_room_costs_no_result(checkpoint, tmp_path, ending, code, message):
-    """`| head` ended infer.py at the next photo."""
-    done = shell(checkpoint, tmp_path, ending)
-    assert (done.returncode, done.stderr) == (code, message)
-    assert {'a.json', 'b.json'} <= {path.name for path in (tmp_path / 'out').iterdir()}
+    arguments = [folder / 'a.png', folder / 'b.png', '--weights', checkpoint, '--out', folder / 'out', '--device', 'cpu']
+    return arguments, [folder / 'out' / 'a.json', folder / 'out' / 'b.json']
 
 
 @pytest.mark.parametrize('closed', [[1], [2], [1, 2], [0, 1, 2]])
+def test_a_closed_stream_changes_no_result(checkpoint, tmp_path, closed):
+    arguments, results = two_photos(checkpoint, tmp_path)
+    assert in_streams(infer, arguments, tmp_path / 'log', dict.fromkeys(closed)) == 0
+    assert (tmp_path / 'log').read_text() == ''
+    assert [json.loads(path.read_text())['photo'] for path in results] == [str(path) for path in arguments[:2]]
+
+
+@pytest.mark.parametrize('target, code, message', [
+    ('left', 141, ''),
+    ('/dev/full', 2, 'error: the output of this command cannot be written (No space left on device); make room\n')])
+def test_an_output_without_a_reader_or_room_costs_no_result(checkpoint, tmp_path, target, code, message):
+    """`| head` ended infer.py at the next photo."""
+    arguments, results = two_photos(checkpoint, tmp_path)
+    assert in_streams(infer, arguments, tmp_path / 'log', {1: target}) == code
+    assert (tmp_path / 'log').read_text() == message and all(path.exists() for path in results)
+
+
 @pytest.mark.parametrize('name', sorted(set(BASES) - set(RUNS_WITHOUT_FILES)))
-def test_any_command_ends_as_usual_with_closed_streams(tmp_path, monkeypatch, name, closed):
-    """In a copy of this process that has the streams of Python's start: None for a closed one."""
+def test_any_command_ends_as_usual_with_closed_streams(tmp_path, monkeypatch, name):
     program, arguments = BASES[name]
     monkeypatch.chdir(tmp_path)
-
-    def command():
-        for number in closed:
-            os.close(number)
-            setattr(sys, ('stdin', 'stdout', 'stderr')[number], None)
-        start(lambda: program.main(arguments))
-    pid = fork(command, tmp_path / 'log')
-    assert end_of(pid) == 2
-    printed = (tmp_path / 'log').read_text()
-    assert 'Traceback' not in printed and printed.startswith('error: ') == (2 not in closed), printed
+    assert in_streams(program, arguments, tmp_path / 'log', {1: None, 2: None}) == 2
+    assert (tmp_path / 'log').read_text() == ''
 
 
 def test_mac_os_puts_no_photos_beside_photos(tmp_path):
