@@ -361,7 +361,7 @@ def predict_split(args: argparse.Namespace, dataset, predict: Callable):
     """Writes the predictions of a split. predict(image, parsing, ignore) -> Parsing, with the
     arrays of `dataset.read`."""
     with PredictionWriter(args.out, args.format) as writer:
-        for i in tqdm(range(len(dataset)), unit='photo'):
+        for i in tqdm(range(len(dataset)), unit='photo', disable=None):
             writer.add(dataset.ids[i], predict(*dataset.read(i)).labelled())
     words = f'python evaluate.py --data {args.data}'
     for name in ('root', 'labels'):

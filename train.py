@@ -514,7 +514,8 @@ def run_command(function: Callable, *arguments, stopped: str = STOPPED):
         if isinstance(error, KeyboardInterrupt):
             print(sentence, file=sys.stderr)
             sys.exit(130)
-        print(f'error: {sentence}', file=sys.stderr)
+        # On a line of its own, also where a progress bar is drawn.
+        tqdm.write(f'error: {sentence}', file=sys.stderr)
         sys.exit(2)
     finally:
         if dist.is_initialized():

@@ -15,6 +15,7 @@ This is CIHP's form of instance parsing, which evaluate.py reads.
 """
 import argparse
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -30,15 +31,15 @@ from schp.single_person import SinglePersonNetwork
 from uniparser import UniParser
 from util.cli import Between, add_shared, filled
 from util.datasets import DATASETS, Photos, open_dataset
-from util.files import (check_pair, find_photos, naming, printable, read_rows, write_jpeg,
-                        write_pair, write_png)
+from util.files import (check_pair, find_photos, naming, printable, read_rows, read_score,
+                        write_jpeg, write_pair, write_png)
 from util.images import read_prediction
 from util.labels import voc_palette
 from util.masks import CroppedMap, as_label_maps
 from util.photos import PhotoJob, PhotoPipeline, check_failures, name_jobs, share_of_process
 from util.pictures import overlay, palette_image
 from util.run import sum_over_processes
-from util.submissions import open_predictions
+from util.submissions import mark_finished, mark_unfinished, open_predictions
 
 # find_people(name, photo) -> masks (N, H, W), bool, and scores (N,).
 FindPeople = Callable[[str, Image.Image], tuple[np.ndarray, Sequence[float]]]
@@ -215,9 +216,9 @@ def read_id_map(folder: Path, name: str, shape: tuple) -> tuple[np.ndarray, list
     if record.is_file():
         with naming(record):
             people = json.loads(record.read_text())['people']
-            scores = {person['id']: float(person['score']) for person in people}
+            scores = {person['id']: read_score(person['score']) for person in people}
     elif lines.is_file():
-        rows = read_rows(lines, lambda words: float(words[0]), '`score ...`')
+        rows = read_rows(lines, lambda words: read_score(words[0]), '`score ...`')
         scores = dict(enumerate(rows, 1))
     else:
         scores = dict.fromkeys(present, 1.0)
@@ -257,6 +258,8 @@ def fuse(args: argparse.Namespace):
         dataset = open_dataset(args.data, args.root, args.split)
         check_classes(args.local_weights or args.weights, local, args.data, dataset)
     if args.people:
+        if Path(args.people, 'global_tag').is_dir() and os.path.samefile(args.people, args.out):
+            raise ValueError('--people would be replaced by the results; choose another --out')
         find_people = people_of_folder(args.people)
     else:
         find_people = uniparser_people(args.people_weights, local.device)
@@ -266,8 +269,12 @@ def fuse(args: argparse.Namespace):
     else:
         jobs = [PhotoJob(name, name) for name in dataset.ids]
     photos = FusePipeline(args.out, whole, local, find_people, args.min_score, dataset)
+    mark_unfinished(args.out)
     with torch.inference_mode():
         counts = photos.run(share_of_process(jobs))
     good = [number for number in counts if number is not None]
     print(f'{len(good)} of {len(counts)} photos, {sum(good)} people -> {args.out}/')
-    check_failures(sum_over_processes(len(counts) - len(good)))
+    failed = sum_over_processes(len(counts) - len(good))
+    if not failed:
+        mark_finished(args.out)
+    check_failures(failed)

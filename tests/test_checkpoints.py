@@ -59,6 +59,22 @@ def test_broken_checkpoints_are_refused(checkpoint, tmp_path):
             UniParser.from_pretrained(tmp_path / f'{name}.pt')
 
 
+@pytest.mark.parametrize('name, value, message', [
+    ('layer1.0.conv1.weight', float('nan'), 'NaN or infinite'), ('bn1.running_var', -1.0, 'negative variances')])
+def test_weights_to_start_from_are_checked_too(tmp_path, name, value, message):
+    """Those of a backbone, which need not be whole."""
+    backbone = tiny_model().backbone
+    start = {key: tensor for key, tensor in backbone.state_dict().items() if 'layer4' not in key}
+    torch.save(start, tmp_path / 'a.pt')
+    assert backbone.load_imagenet(tmp_path / 'a.pt') == 3
+    before = backbone.state_dict()[name].clone()
+    start[name] = torch.full_like(start[name], value)
+    torch.save(start, tmp_path / 'a.pt')
+    with pytest.raises(ValueError, match=f'a.pt holds {message}'):
+        backbone.load_imagenet(tmp_path / 'a.pt')
+    assert torch.equal(backbone.state_dict()[name], before)
+
+
 def test_a_pickle_that_runs_code_does_not_run(tmp_path):
     class Payload:
         def __reduce__(self):

@@ -90,7 +90,7 @@ def print_folder(args):
         instances = pick_files(args.instances, list(photos), ('.png',))
     model = load_model(args, args.device)
     counts = [count(model, path, known, args.iou)
-              for path, known in zip(tqdm(photos.values(), unit='photo'), instances)]
+              for path, known in zip(tqdm(photos.values(), unit='photo', disable=None), instances)]
     total = Counts(*np.sum([astuple(one) for one in counts], 0).tolist())
     wrong = sum(one.false > 0 for one in counts)
     print(f'{len(counts)} photos: {total.found} of {total.people} people found, {total.false} of '
@@ -119,7 +119,7 @@ def print_split(args):
 def count_split(model, dataset: COCO, configs: list[Config]) -> list[person_counts.Counts]:
     """Counts over a split, one for each of the configs, which differ in their thresholds alone."""
     totals = [person_counts.Counts() for _ in configs]
-    for k in tqdm(range(len(dataset)), unit='photo'):
+    for k in tqdm(range(len(dataset)), unit='photo', disable=None):
         photo = read_stored(dataset.photos[k])
         people, ignore = dataset.persons(k)
         geometry = input_geometry(photo, model.config)

@@ -243,7 +243,7 @@ class Tally:
 def label_split(model, dataset: COCO, args: Namespace):
     """Writes the label maps of all people, and prints how many keypoints agree."""
     tally = Tally()
-    for k in tqdm(range(len(dataset)), unit='photo'):
+    for k in tqdm(range(len(dataset)), unit='photo', disable=None):
         for name, labels, person in label_photo(model, dataset, k, args):
             write_png(Path(args.out, f'{name}.png'), palette_image(labels, palette(19)))
             tally.add(labels, person)

@@ -6,6 +6,7 @@ temporary name and renamed, so that no error or kill leaves half of one.
 import glob
 import io
 import json
+import math
 import os
 import re
 import sys
@@ -20,6 +21,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
+from tqdm import tqdm
 
 UNKNOWN = 255                                     # label of a pixel whose part is unknown
 PHOTOS = '.jpg', '.jpeg', '.png'                  # endings in data sets
@@ -60,7 +62,8 @@ def user_errors() -> Iterator[None]:
     try:
         yield
     except USER_ERRORS as error:
-        print(f'error: {explain(error)}', file=sys.stderr)
+        # On a line of its own, also where a progress bar is drawn.
+        tqdm.write(f'error: {explain(error)}', file=sys.stderr)
         sys.exit(2)
 
 
@@ -284,6 +287,14 @@ def read_json(path: str | Path) -> dict:
         if not isinstance(content, dict):
             raise ValueError('it holds no object')
     return content
+
+
+def read_score(value: str | float) -> float:
+    """A score in a file; a ValueError for NaN, which has no rank, and for infinite ones."""
+    score = float(value)
+    if not math.isfinite(score):
+        raise ValueError(f'a score is {score}')
+    return score
 
 
 def read_rows(path: Path, parse: Callable, form: str) -> list:

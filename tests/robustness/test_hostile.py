@@ -25,6 +25,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
+from tqdm import tqdm
 
 import data
 import evaluate
@@ -957,6 +958,20 @@ def test_any_command_ends_as_usual_with_closed_streams(tmp_path, monkeypatch, na
     monkeypatch.chdir(tmp_path)
     assert in_streams(program, arguments, tmp_path / 'log', {1: None, 2: None}) == 2
     assert (tmp_path / 'log').read_text() == ''
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_a_sentence_does_not_follow_a_progress_bar(monkeypatch):
+    monkeypatch.setattr(sys, 'stderr', Terminal())
+    with pytest.raises(SystemExit), files.user_errors():
+        for _ in tqdm([1, 2]):
+            raise ValueError('a photo is broken')
+    printed = sys.stderr.getvalue()
+    assert '0/2' in printed and '\rerror: a photo is broken\n' in printed
 
 
 def test_mac_os_puts_no_photos_beside_photos(tmp_path):
