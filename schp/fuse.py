@@ -258,7 +258,8 @@ def fuse(args: argparse.Namespace):
         dataset = open_dataset(args.data, args.root, args.split)
         check_classes(args.local_weights or args.weights, local, args.data, dataset)
     if args.people:
-        if Path(args.people, 'global_tag').is_dir() and os.path.realpath(args.people) == os.path.realpath(args.out):
+        same = os.path.realpath(args.people) == os.path.realpath(args.out)
+        if same and Path(args.people, 'global_tag').is_dir():
             raise ValueError('--people would be replaced by the results; choose another --out')
         find_people = people_of_folder(args.people)
     else:
