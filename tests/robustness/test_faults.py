@@ -603,6 +603,19 @@ def kill_and_resume(folder, kills, seed=0):
         train.SAVE_SECONDS = former
 
 
+def test_a_clock_that_is_set_back_delays_no_save(tmp_path, monkeypatch):
+    now, saves, save = [1e9], [], train.Trainer.save
+
+    def backwards():
+        now[0] -= 60
+        return now[0]
+    monkeypatch.setattr(time, 'time', backwards)
+    monkeypatch.setattr(train, 'SAVE_SECONDS', 0)
+    monkeypatch.setattr(train.Trainer, 'save', lambda self: saves.append(self.position) or save(self))
+    assert call(train, *SHORT, '--epochs', '1', '--val-every', '2', '--out', tmp_path / 'a').returncode == 0
+    assert saves[:2] == [1, 2]
+
+
 def test_a_run_killed_at_random_moments_ends_with_the_same_bits(tmp_path):
     parts, whole, _ = kill_and_resume(tmp_path, 3)
     assert all(torch.equal(parts[name], value) for name, value in whole.items())
