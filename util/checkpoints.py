@@ -8,6 +8,7 @@ them.
 import os
 import re
 import reprlib
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +21,9 @@ import torch.nn as nn
 
 from util.files import replacing, short
 from util.pickles import KINDS, STAND_INS, check_pickle
+
+# Of damaged files, which are refused in a sentence.
+warnings.filterwarnings('ignore', module='torch._weights_only_unpickler')
 
 FORMAT = 'uniparser 1'
 # Settings that may hold a folder of the user's machine.

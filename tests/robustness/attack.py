@@ -304,14 +304,18 @@ def table(rows: dict) -> str:
     return '\n'.join(lines) + '\n'
 
 
-def main(argv=None):
+def parse_arguments(argv=None):
     parser = CommandParser(__doc__)
     parser.add_argument('--tries', type=Between(1, 10 ** 6), default=100,
                         help='of each attack (default: %(default)s)')
     parser.add_argument('--seed', type=Between(0, 2 ** 32), default=0,
                         help='of the attacks (default: %(default)s)')
     parser.add_argument('--json', type=Ending('.json'), help='also write the counts to it')
-    args = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    args = parse_arguments(argv)
     rows = attack(args.seed, args.tries)
     print(table(rows))
     if args.json:
