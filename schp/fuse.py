@@ -142,10 +142,10 @@ class FusePipeline(PhotoPipeline):
             people.append(f'{person.score} {y0} {x0} {y1} {x1}\n')
         parts = [f'{c} {confidence}\n'
                  for c, confidence in zip(found.part_classes, found.confidences)]
-        write_png(self.folder / 'global_parsing' / f'{job.name}.png', self.image(found.parsing))
-        write_pair(self.folder / 'instance_parsing' / f'{job.name}.png', self.image(found.parts),
+        write_png(self.folder / 'global_parsing' / f'{job.name}.png', palette_image(found.parsing, self.colors))
+        write_pair(self.folder / 'instance_parsing' / f'{job.name}.png', palette_image(found.parts, self.colors),
                    ''.join(parts))
-        write_pair(self.folder / 'global_tag' / f'{job.name}.png', self.image(found.people),
+        write_pair(self.folder / 'global_tag' / f'{job.name}.png', palette_image(found.people, self.colors),
                    ''.join(people))
 
         maps = [found.parsing * (found.people == i) for i in range(1, len(chosen) + 1)]
@@ -153,12 +153,6 @@ class FusePipeline(PhotoPipeline):
         picture = overlay(job.photo, maps, self.local.labels, colors=self.colors)
         write_jpeg(self.folder / 'overlays' / f'{job.name}.jpg', picture)
         return f'{printable(job.path)}: {len(chosen)} people', len(chosen)
-
-    def image(self, labels: np.ndarray) -> Image.Image:
-        """A palette image, or one of 16 bits where there are more than 255 parts."""
-        if labels.dtype == np.uint8:
-            return palette_image(labels, self.colors)
-        return Image.fromarray(labels)
 
 
 # ---- people ------------------------------------------------------------------------------------

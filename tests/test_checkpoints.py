@@ -13,6 +13,7 @@ import torch
 
 from tests.helpers import tiny_model
 from uniparser import UniParser
+from util import checkpoints
 
 
 # ---- checkpoints -----------------------------------------------------------------------------------------------
@@ -73,6 +74,15 @@ def test_weights_to_start_from_are_checked_too(tmp_path, name, value, message):
     with pytest.raises(ValueError, match=f'a.pt holds {message}'):
         backbone.load_imagenet(tmp_path / 'a.pt')
     assert torch.equal(backbone.state_dict()[name], before)
+
+
+def test_a_file_that_may_not_be_read_is_not_called_damaged(checkpoint, monkeypatch):
+    """What a permission does to users who are not root."""
+    def refuse(*_):
+        raise PermissionError(13, 'Permission denied', str(checkpoint))
+    monkeypatch.setattr(checkpoints, 'check_pickles', refuse)
+    with pytest.raises(ValueError, match=r'model.pt cannot be read .Permission denied.; check the path'):
+        UniParser.from_pretrained(checkpoint)
 
 
 def test_a_pickle_that_runs_code_does_not_run(tmp_path):

@@ -90,6 +90,8 @@ def explaining(path: str | Path) -> Iterator[None]:
                 'loaded; if you trust its author, keep its weights alone: python -c "import torch; '
                 f's = torch.load({str(path)!r}, weights_only=False); '
                 'torch.save(s[\'state_dict\'], \'weights.pt\')"') from None
+        if isinstance(error, OSError) and error.strerror:     # of the operating system
+            raise ValueError(f'{path} cannot be read ({error.strerror}); check the path') from None
         raise ValueError(f'{path} is not a readable weights file; give one of train.py or of the '
                          'released code') from None
 

@@ -999,6 +999,17 @@ def test_a_part_of_any_name_has_a_file_of_its_own(tmp_path):
     assert not (tmp_path / 'a_cutouts').exists()
 
 
+def test_results_of_300_people_have_300_ids(tmp_path):
+    people = np.zeros((300, 20, 60), np.uint8)
+    for k, person in enumerate(people):
+        person[k // 30 * 2:k // 30 * 2 + 2, k % 30 * 2:k % 30 * 2 + 2] = 1
+    found = Parsing(people, np.linspace(1, 0, 300), np.zeros((300, 2)))
+    write_results(tmp_path, 'a', 'a.jpg', Image.new('RGB', (60, 20)), found, ['background', 'hat'], cutouts=False)
+    ids = np.asarray(Image.open(tmp_path / 'a_people.png'))
+    assert all((ids[people[k] > 0] == k + 1).all() for k in range(300))
+    assert len(json.loads((tmp_path / 'a.json').read_text())['people']) == 300
+
+
 def test_no_photo_lists_the_folder_of_the_results(tmp_path, monkeypatch):
     """For 100,000 photos that would take hours."""
     found = Parsing(np.ones((1, 4, 9), np.uint8), np.ones(1), np.zeros((1, 2)))
