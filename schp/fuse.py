@@ -142,16 +142,17 @@ class FusePipeline(PhotoPipeline):
             people.append(f'{person.score} {y0} {x0} {y1} {x1}\n')
         parts = [f'{c} {confidence}\n'
                  for c, confidence in zip(found.part_classes, found.confidences)]
-        write_png(self.folder / 'global_parsing' / f'{job.name}.png', palette_image(found.parsing, self.colors))
-        write_pair(self.folder / 'instance_parsing' / f'{job.name}.png', palette_image(found.parts, self.colors),
-                   ''.join(parts))
-        write_pair(self.folder / 'global_tag' / f'{job.name}.png', palette_image(found.people, self.colors),
-                   ''.join(people))
+        pictures = [palette_image(labels, self.colors)
+                    for labels in (found.parsing, found.parts, found.people)]
+        paths = self.targets(job.name)
+        write_png(paths[0], pictures[0])
+        write_pair(paths[1], pictures[1], ''.join(parts))
+        write_pair(paths[2], pictures[2], ''.join(people))
 
         maps = [found.parsing * (found.people == i) for i in range(1, len(chosen) + 1)]
         maps = np.array(maps).reshape(-1, *found.parsing.shape)
         picture = overlay(job.photo, maps, self.local.labels, colors=self.colors)
-        write_jpeg(self.folder / 'overlays' / f'{job.name}.jpg', picture)
+        write_jpeg(paths[3], picture)
         return f'{printable(job.path)}: {len(chosen)} people', len(chosen)
 
 
