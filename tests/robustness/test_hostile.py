@@ -969,9 +969,10 @@ class Terminal(io.StringIO):
 
 def test_a_sentence_does_not_follow_a_progress_bar(monkeypatch):
     monkeypatch.setattr(sys, 'stderr', Terminal())
+    bar = iter(tqdm([1, 2]))                              # is not closed by the error
     with pytest.raises(SystemExit), files.user_errors():
-        for _ in tqdm([1, 2]):
-            raise ValueError('a photo is broken')
+        next(bar)
+        raise ValueError('a photo is broken')
     printed = sys.stderr.getvalue()
     assert '0/2' in printed and '\rerror: a photo is broken\n' in printed
 
