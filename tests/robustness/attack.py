@@ -215,14 +215,17 @@ def attack_writer(rng: random.Random, tries: int, name: str, write, read) -> tup
 
 # ---- requests ----------------------------------------------------------------------------------
 
+QUICK = 100                                       # of these for each try of the others
 LOCAL = '127.0.0.1', 'localhost'
 HOSTS = (*LOCAL, 'evil.example', '127.0.0.1.evil.example', 'localhost.evil.example', '[::1]', '',
          'evil.example#localhost', 'localhost@evil.example', '127.0.0.2', 'evil.example\\localhost')
 
 
 def draw_address(rng: random.Random) -> str:
-    port = rng.choice(['', ':7860', ':80', ':x', ':7860@evil.example', ':7860/', ':7860,evil.example'])
-    return rng.choice(['', '', 'http://', 'https://', '//']) + rng.choice(HOSTS) + port
+    start = rng.choice(['', '', 'http://', 'https://', '//'])
+    host = rng.choice([rng.choice(LOCAL), rng.choice(HOSTS)])
+    end = rng.choice(['', ':7860', ':80', ':x', ':7860@evil.example', ':7860/', ':80,evil.example'])
+    return start + host + end
 
 
 def is_local(address: str) -> bool:
@@ -233,6 +236,7 @@ def is_local(address: str) -> bool:
 
 def attack_page(rng: random.Random, tries: int) -> tuple[int, int]:
     """Requests with strange headers -> how many reach the page, and how many are refused."""
+    tries *= QUICK
     reached = []
 
     async def page(scope, receive, send):
@@ -255,6 +259,7 @@ def attack_page(rng: random.Random, tries: int) -> tuple[int, int]:
 
 def attack_uploads(rng: random.Random, tries: int) -> tuple[int, int]:
     """Paths in the place of dropped files -> how many the page takes, and how many it refuses."""
+    tries *= QUICK
     gr = SimpleNamespace(Error=lambda text, **_: PermissionError(text))
     taken = 0
     with tempfile.TemporaryDirectory() as folder:
@@ -307,7 +312,8 @@ def table(rows: dict) -> str:
 def parse_arguments(argv=None):
     parser = CommandParser(__doc__)
     parser.add_argument('--tries', type=Between(1, 10 ** 6), default=100,
-                        help='of each attack (default: %(default)s)')
+                        help='of each attack; a hundred times as many of the page (default: '
+                             '%(default)s)')
     parser.add_argument('--seed', type=Between(0, 2 ** 32), default=0,
                         help='of the attacks (default: %(default)s)')
     parser.add_argument('--json', type=Ending('.json'), help='also write the counts to it')
