@@ -44,7 +44,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from util.cli import Between, CommandParser, Ending, add_shared, start
+from util.cli import Between, CommandParser, Ending, add_shared, filled, start
 from util.datasets import GroundTruth, Photos, open_dataset
 from util.files import short, user_errors, write_file, write_json
 from util.labels import SOURCES, TARGETS
@@ -596,7 +596,7 @@ def parse_arguments(argv: list[str] | None = None):
                help='data set: MHP, CIHP, DensePose, CCP or synthetic')
     add_shared(parser, 'root')
     add_shared(parser, 'split')
-    parser.add_argument('--predictions', required=True,
+    parser.add_argument('--predictions', type=filled, required=True,
                         help='folder of the predictions, or a COCO-style .json')
     parser.add_argument('--format', choices=FORMS,
                         help='form of the predictions (default: guessed from the files)')

@@ -49,13 +49,13 @@ def add_flags(parser: argparse.ArgumentParser):
     parser.add_argument('photos', nargs='*', help='files, folders (searched through) and globs')
     parser.add_argument('--out', type=filled, default='results',
                         help='folder for the results (default: results)')
-    parser.add_argument('--local-weights',
+    parser.add_argument('--local-weights', type=filled,
                         help='weights for the crops of people (default: those of --weights); '
                         'alone, without --weights, they decide without a parsing of the whole '
                         'photo')
-    parser.add_argument('--people', metavar='DIR',
+    parser.add_argument('--people', type=filled, metavar='DIR',
                         help="instance masks of any model (default: UniParser's people)")
-    parser.add_argument('--people-weights', default=str(WEIGHTS),
+    parser.add_argument('--people-weights', type=filled, default=str(WEIGHTS),
                         help="UniParser's weights (default: weights/uniparser_ccp.pt)")
     parser.add_argument('--min-score', type=Between(-1e6, 1e6, float), default=0.5,
                         help='smallest score of a person (default: %(default)s)')

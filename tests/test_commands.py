@@ -168,6 +168,20 @@ def test_every_number_among_the_flags_of_all_commands_has_a_range():
     assert found > 200
 
 
+def test_every_text_among_the_flags_of_all_commands_is_filled():
+    """A shell makes an empty one of an unset variable; some of them meant that no flag was given."""
+    found = set()
+    for program, arguments in BASES.values():
+        for parser in parsers(program, arguments):
+            for action in parser._actions:
+                is_text = action.type is None and action.nargs != 0 and not action.choices
+                # That of a setting may be empty: it stands for none.
+                if is_text and action.option_strings and action.metavar != 'TEXT':
+                    found.update(action.option_strings)
+    # These have sentences of their own for it.
+    assert found <= {'--at', '--data', '--licenses', '--device', '--onnx'}, found
+
+
 def unexplained(parser):
     """The flags whose help is missing, or lacks their default."""
     without = None, False, [], argparse.SUPPRESS

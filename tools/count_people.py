@@ -20,7 +20,7 @@ from data import input_geometry, network_input
 from infer import add_model_flags, check_classes, load_model
 from uniparser import Config, decode
 from util import person_counts
-from util.cli import Between, CommandParser, add_shared, flag, start
+from util.cli import Between, CommandParser, add_shared, filled, flag, start
 from util.datasets import COCO, open_dataset
 from util.files import pick_all, pick_files, user_errors
 from util.images import read_labels, read_stored
@@ -137,7 +137,8 @@ def count_split(model, dataset: COCO, configs: list[Config]) -> list[person_coun
 def parse_arguments(argv=None):
     parser = CommandParser(__doc__)
     parser.add_argument('photos', nargs='?', help='folder of photos')
-    parser.add_argument('--instances', help='folder of ID.png; without it, the photos show nobody')
+    parser.add_argument('--instances', type=filled,
+                        help='folder of ID.png; without it, the photos show nobody')
     parser.add_argument('--iou', type=Between(0, 1, float), default=0.5,
                         help='without --data: smallest IoU of two masks of one person '
                              '(default: %(default)s)')

@@ -154,7 +154,7 @@ def print_table(results, args):
 
 def parse_arguments(argv=None):
     parser = CommandParser(__doc__)
-    parser.add_argument('--root', required=True, help='folder of CCP, as downloaded')
+    parser.add_argument('--root', type=filled, required=True, help='folder of CCP, as downloaded')
     parser.add_argument('--out', type=filled, default='runs/self_correction',
                         help='folder of the runs (default: %(default)s)')
     parser.add_argument('--seeds', type=Between(0, 2 ** 32), nargs='+', default=[0, 1, 2],

@@ -43,8 +43,9 @@ SIGNS = {                                         # an entry of each system's re
 
 # ---- reading: no code of a stranger runs, and no small file fills the memory --------------------
 
-# What a pickle of weights needs; torch allows much more. The modules of the last line are blocked
-# by torch itself, with a sentence of its own.
+# What a pickle of weights needs. torch allows much more, such as bytearray and torch.ByteTensor,
+# which allocate any size that they are told. The modules of the last line are blocked by torch
+# itself, with a sentence of its own.
 HARMLESS = re.compile('|'.join([
     r'(__builtin__|builtins)\.set',
     r'collections\.(OrderedDict|Counter)',

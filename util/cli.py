@@ -169,8 +169,8 @@ def add_command(commands, name: str, help: str, description: str = '') -> Comman
 # The flags that many commands share.
 SHARED = {
     'data': dict(help='data set'),
-    'root': dict(help='folder of the data set, as downloaded'),
-    'split': dict(help='split of the data set, such as train or val', default='val'),
+    'root': dict(help='folder of the data set, as downloaded', type=filled),
+    'split': dict(help='split of the data set, such as train or val', default='val', type=filled),
     'recipe': dict(help="the paper's text, or the released code", choices=['paper', 'released']),
     'device': dict(help='device of the network; auto takes CUDA or MPS where there is one',
                    default='auto', choices=['auto', 'cpu', 'cuda', 'mps']),
