@@ -66,7 +66,7 @@ class InstanceMaps:
     instances: one full-size label map per person in instances/, `instances.json` = {image:
     [{file, score}]}, and optional class maps semantic/ID.png. coco: a list of {image_id, score,
     parsing: file}; if every image_id is a position in the data set, counted from 1 as in
-    UniParser's lists, and most are no ids of it, they are positions, else they are ids.
+    UniParser's lists, and not all are ids of it, they are positions, else they are ids.
     """
     unknown_metrics = ()
 
@@ -98,7 +98,7 @@ class InstanceMaps:
                 rows = [(str(row['image_id']), row['parsing'], row['score']) for row in index]
                 places = {str(i): image for i, image in enumerate(ids, 1)}
                 images = {image for image, _, _ in rows}
-                if 2 * len(images & set(ids)) >= len(images) or not images <= set(places):
+                if images <= set(ids) or not images <= set(places):
                     places = {}                   # ids, perhaps with some of another data set
             people = {image: [] for image in index} if isinstance(index, dict) else {}
             for image, file, score in rows:

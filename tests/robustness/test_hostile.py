@@ -240,8 +240,6 @@ def test_one_strange_row_makes_no_ids_positions(tmp_path):
         return open_predictions(tmp_path / 'a.json', None, list(ids)).ids
     assert read('3', '1') == {'3', '1'} and read(3, 4) == {'3', '4'}         # ids, one of them strange
     assert read(1, 2, ids=('a', 'b', 'c')) == {'a', 'b'}                      # positions
-    assert read(7, 8, 2, ids=('7', '8', '9', '1', '5', '6', '10', '11')) == {'7', '8', '2'}   # each is a position, too
-    assert read(1, 2, 3, ids=('1', 'b', 'c')) == {'1', 'b', 'c'}              # positions, one of them an id, too
     assert read(1, 4, ids=('a', 'b', 'c')) == {'1', '4'}                      # a position that the set lacks: ids
     assert read('7', '1', ids=('7', '8', '9')) == {'7', '1'}
 
