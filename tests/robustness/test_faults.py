@@ -269,7 +269,7 @@ def test_a_full_disk_leaves_no_half_files(checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr(Path, 'write_bytes', half)
     done = call(infer, tmp_path / 'a.jpg', '--weights', checkpoint, '--out', tmp_path / 'out')
     assert done.returncode == 2 and 'a_parts.png cannot be written (No space left on device)' in done.stderr
-    assert {p.name: Path.read_bytes(p) for p in (tmp_path / 'out').iterdir()} == before and len(before) == 4
+    assert {p.name: Path.read_bytes(p) for p in (tmp_path / 'out').iterdir()} == before and len(before) == 5
 
 
 def test_results_that_have_no_place(checkpoint, tmp_path):
@@ -960,7 +960,7 @@ def soak(count, folder, weights, largest):
     samples.append(round(resident()))
     done.set(), watcher.join()
     assert result.returncode == 0 and f'{count} of {count} photos' in result.stdout, result.stderr[-2000:]
-    assert len(list(out.iterdir())) == 4 * count
+    assert len(list(out.iterdir())) == 4 * count + 1                       # and index.html
     for i, size in enumerate(sizes):
         record = json.loads((out / f'{i:05d}.json').read_text())
         assert [record['width'], record['height']] == size
