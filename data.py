@@ -327,7 +327,7 @@ def check(dataset, out) -> int:
     images."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         jobs = pool.map(lambda i: inspect(dataset, i), range(len(dataset)))
-        found = list(tqdm(jobs, total=len(dataset), unit=' images'))
+        found = list(tqdm(jobs, total=len(dataset), unit=' images', disable=None))
     good = [i for i, image in enumerate(found) if not image.error]
     errors = [image.error for image in found if image.error]
 

@@ -29,7 +29,7 @@ from util.files import USER_ERRORS, explain, user_errors
 from util.labels import LABEL_SETS
 from util.photos import PhotoJob
 from util.pictures import overlay, palette
-from util.results import as_one_person, cutout_name
+from util.results import as_one_person, cutout_name, file_parts
 
 # The neighbors are reached through hubconf, because files at the top do not import them.
 parse = hubconf.load_module('oneshot.parse')
@@ -208,17 +208,19 @@ def parse_photo(pipeline: ParsingPipeline, path: str) -> tuple:
     people = [person.to_dict() for person in found]
     picture = draw_picture(job.photo, found.parsing, people, pipeline.class_names,
                            pipeline.message(found))
-    cutouts = list_cutouts(pipeline.folder / f'{name}_cutouts', people)
+    parts = file_parts(pipeline.class_names)
+    cutouts = list_cutouts(pipeline.folder / f'{name}_cutouts', people, parts)
     return picture, cutouts, list_files(pipeline.folder, name)
 
 
-def list_cutouts(folder: Path, people: list) -> dict:
-    """{title: path of the cut-out} of people and their parts, in the order of the picture."""
+def list_cutouts(folder: Path, people: list, parts: list) -> dict:
+    """{title: path of the cut-out} of people and their parts, in the order of the picture. parts:
+    of `file_parts`."""
     cutouts = {}
     for person in people:
         cutouts[title(person)] = str(folder / cutout_name(person['id']))
         for part in person['parts']:
-            path = folder / cutout_name(person['id'], part['name'])
+            path = folder / cutout_name(person['id'], parts[part['id']])
             cutouts[title(person, part)] = str(path)
     return cutouts
 

@@ -427,7 +427,7 @@ def predict_split(args: argparse.Namespace, dataset, predict: Callable):
     """Writes the predictions of a split. predict(image, parsing, ignore) -> Parsing, with the
     arrays of `dataset.read`."""
     with PredictionWriter(args.out, args.format) as writer:
-        for i in tqdm(range(len(dataset)), unit='photo'):
+        for i in tqdm(range(len(dataset)), unit='photo', disable=None):
             writer.add(dataset.ids[i], predict(*dataset.read(i)).labelled())
     print(f'{len(dataset)} images -> {args.out}/; next: {next_step(args, dataset)}')
 

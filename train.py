@@ -224,7 +224,7 @@ class Trainer:
         self.steps = task.loader.batch_sampler.total() // self.config.accumulate
         self.epoch = 0
         self.position = 0
-        self.saved = time.time()
+        self.saved = time.monotonic()
         if state:
             self.load(state)
         self.net = task.model
@@ -276,7 +276,7 @@ class Trainer:
         task.start_epoch(self.epoch, self.optimizer)
         batches_of_epoch = read_batches(task.loader)
         unchecked = None
-        self.shown = time.time()
+        self.shown = time.monotonic()
         self.shown_position = self.position
         steps = tqdm(range(self.position, self.steps), initial=self.position, total=self.steps,
                      desc=f'epoch {self.epoch + 1}', leave=False,
@@ -297,8 +297,8 @@ class Trainer:
             # A stop in the last step waits for the end of the epoch.
             last = self.position == self.steps
             stop = not last and self.run.told_to_stop(step)
-            save = stop or (not last and time.time() - self.saved > SAVE_SECONDS)
-            if last or save or time.time() - self.shown > LOG_SECONDS:
+            save = stop or (not last and time.monotonic() - self.saved > SAVE_SECONDS)
+            if last or save or time.monotonic() - self.shown > LOG_SECONDS:
                 self.log(check_finite(*unchecked), rate)
             if save:
                 self.save()
@@ -332,7 +332,7 @@ class Trainer:
 
     def log(self, losses: dict, rate: float):
         """A line about the last step. The speed is that since the last line."""
-        now = time.time()
+        now = time.monotonic()
         images = (self.position - self.shown_position) * self.config.batch_size
         speed = images / (now - self.shown)
         self.shown = now
@@ -347,7 +347,7 @@ class Trainer:
 
     def save(self):
         """last.pt: the weights and all that --resume needs, see STATE."""
-        self.saved = time.time()
+        self.saved = time.monotonic()
         run = self.run
         if not run.first:
             return
@@ -507,8 +507,6 @@ def run_command(function: Callable, *arguments, stopped: str = STOPPED):
     is the sentence `stopped` and exit code 130."""
     try:
         return function(*arguments)
-    except BrokenPipeError:                       # `util.cli.start` ends the command
-        raise
     except (Exception, KeyboardInterrupt) as error:
         sentence = explain(error, stopped)
         if not sentence:
@@ -516,7 +514,8 @@ def run_command(function: Callable, *arguments, stopped: str = STOPPED):
         if isinstance(error, KeyboardInterrupt):
             print(sentence, file=sys.stderr)
             sys.exit(130)
-        print(f'error: {sentence}', file=sys.stderr)
+        # On a line of its own, also where a progress bar is drawn.
+        tqdm.write(f'error: {sentence}', file=sys.stderr)
         sys.exit(2)
     finally:
         if dist.is_initialized():

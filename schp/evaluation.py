@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from schp.data import DATASETS, check_classes, flatten, open_dataset
 from schp.network import load_model
-from util.cli import Between, add_shared, refuse_given
+from util.cli import Between, Ending, add_shared, filled, refuse_given
 from util.datasets import Photos
 from util.files import write_json, write_png
 from util.images import read_prediction
@@ -70,7 +70,7 @@ def add_flags(parser: argparse.ArgumentParser):
     add_shared(parser, 'data', choices=list(DATASETS), default='LIP')
     add_shared(parser, 'root')
     add_shared(parser, 'split')
-    parser.add_argument('--predictions', metavar='DIR',
+    parser.add_argument('--predictions', type=filled, metavar='DIR',
                         help='label maps DIR/ID.png of any model, instead of --weights')
     parser.add_argument('--flip', action='store_true', help='average with the mirrored photo')
     parser.add_argument('--scales', type=Between(0.1, 10, float), nargs='+',
@@ -78,7 +78,8 @@ def add_flags(parser: argparse.ArgumentParser):
     parser.add_argument('--centers', choices=['int', 'float'],
                         help='centers of the crops; int truncates them, as published numbers do '
                              '(default: float)')
-    parser.add_argument('--json', metavar='FILE', help='write all numbers to it')
+    parser.add_argument('--json', type=Ending('.json'), metavar='FILE',
+                        help='write all numbers to it')
 
 
 def evaluate(args: argparse.Namespace):

@@ -47,7 +47,7 @@ def add_flags(parser: argparse.ArgumentParser):
     parser.add_argument('--logits', action='store_true',
                         help='also write NAME.npy, the numbers before the softmax, of the classes '
                              'of the weights')
-    parser.add_argument('--integratedpifu', metavar='DIR',
+    parser.add_argument('--integratedpifu', type=filled, metavar='DIR',
                         help='parse the renderings of IntegratedPIFu in this folder')
     parser.add_argument('--flip', action='store_true', help='average with the mirrored photo')
     parser.add_argument('--scales', type=Between(0.1, 10, float), nargs='+', default=[1.0],

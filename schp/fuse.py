@@ -15,6 +15,7 @@ This is CIHP's form of instance parsing, which evaluate.py reads.
 """
 import argparse
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -30,15 +31,15 @@ from schp.single_person import SinglePersonNetwork
 from uniparser import UniParser
 from util.cli import Between, add_shared, filled, refuse_given
 from util.datasets import DATASETS, Photos, open_dataset
-from util.files import (check_pair, find_photos, naming, printable, read_rows, write_jpeg,
-                        write_pair, write_png)
+from util.files import (check_pair, find_photos, naming, printable, read_rows, read_score,
+                        write_jpeg, write_pair, write_png)
 from util.images import read_prediction
 from util.labels import voc_palette
 from util.masks import CroppedMap, as_label_maps
 from util.photos import PhotoJob, PhotoPipeline, check_failures, name_jobs, share_of_process
 from util.pictures import overlay, palette_image
 from util.run import sum_over_processes
-from util.submissions import open_predictions
+from util.submissions import mark_finished, mark_unfinished, open_predictions
 
 # find_people(name, photo) -> masks (N, H, W), bool, and scores (N,).
 FindPeople = Callable[[str, Image.Image], tuple[np.ndarray, Sequence[float]]]
@@ -48,13 +49,13 @@ def add_flags(parser: argparse.ArgumentParser):
     parser.add_argument('photos', nargs='*', help='files, folders (searched through) and globs')
     parser.add_argument('--out', type=filled, default='results',
                         help='folder for the results (default: results)')
-    parser.add_argument('--local-weights',
+    parser.add_argument('--local-weights', type=filled,
                         help='weights for the crops of people (default: those of --weights); '
                         'alone, without --weights, they decide without a parsing of the whole '
                         'photo')
-    parser.add_argument('--people', metavar='DIR',
+    parser.add_argument('--people', type=filled, metavar='DIR',
                         help="instance masks of any model (default: UniParser's people)")
-    parser.add_argument('--people-weights',
+    parser.add_argument('--people-weights', type=filled,
                         help="UniParser's weights (default: weights/uniparser_ccp.pt)")
     parser.add_argument('--min-score', type=Between(-1e6, 1e6, float), default=0.5,
                         help='smallest score of a person (default: %(default)s)')
@@ -141,23 +142,18 @@ class FusePipeline(PhotoPipeline):
             people.append(f'{person.score} {y0} {x0} {y1} {x1}\n')
         parts = [f'{c} {confidence}\n'
                  for c, confidence in zip(found.part_classes, found.confidences)]
-        write_png(self.folder / 'global_parsing' / f'{job.name}.png', self.image(found.parsing))
-        write_pair(self.folder / 'instance_parsing' / f'{job.name}.png', self.image(found.parts),
-                   ''.join(parts))
-        write_pair(self.folder / 'global_tag' / f'{job.name}.png', self.image(found.people),
-                   ''.join(people))
+        pictures = [palette_image(labels, self.colors)
+                    for labels in (found.parsing, found.parts, found.people)]
+        paths = self.targets(job.name)
+        write_png(paths[0], pictures[0])
+        write_pair(paths[1], pictures[1], ''.join(parts))
+        write_pair(paths[2], pictures[2], ''.join(people))
 
         maps = [found.parsing * (found.people == i) for i in range(1, len(chosen) + 1)]
         maps = np.array(maps).reshape(-1, *found.parsing.shape)
         picture = overlay(job.photo, maps, self.local.class_names, colors=self.colors)
-        write_jpeg(self.folder / 'overlays' / f'{job.name}.jpg', picture)
+        write_jpeg(paths[3], picture)
         return f'{printable(job.path)}: {len(chosen)} people', len(chosen)
-
-    def image(self, labels: np.ndarray) -> Image.Image:
-        """A palette image, or one of 16 bits where there are more than 255 parts."""
-        if labels.dtype == np.uint8:
-            return palette_image(labels, self.colors)
-        return Image.fromarray(labels)
 
 
 # ---- people ------------------------------------------------------------------------------------
@@ -215,9 +211,9 @@ def read_id_map(folder: Path, name: str, shape: tuple) -> tuple[np.ndarray, list
     if record.is_file():
         with naming(record):
             people = json.loads(record.read_text())['people']
-            scores = {person['id']: float(person['score']) for person in people}
+            scores = {person['id']: read_score(person['score']) for person in people}
     elif lines.is_file():
-        rows = read_rows(lines, lambda words: float(words[0]), '`score ...`')
+        rows = read_rows(lines, lambda words: read_score(words[0]), '`score ...`')
         scores = dict(enumerate(rows, 1))
     else:
         scores = dict.fromkeys(present, 1.0)
@@ -263,6 +259,9 @@ def fuse(args: argparse.Namespace):
         dataset = open_dataset(args.data, args.root, args.split or 'val')
         check_classes(args.local_weights or args.weights, local, args.data, dataset)
     if args.people:
+        same = os.path.realpath(args.people) == os.path.realpath(args.out)
+        if same and Path(args.people, 'global_tag').is_dir():
+            raise ValueError('--people would be replaced by the results; choose another --out')
         find_people = people_of_folder(args.people)
     else:
         find_people = uniparser_people(args.people_weights or str(WEIGHTS), local.device)
@@ -272,8 +271,12 @@ def fuse(args: argparse.Namespace):
     else:
         jobs = [PhotoJob(name, name) for name in dataset.ids]
     photos = FusePipeline(args.out, whole, local, find_people, args.min_score, dataset)
+    mark_unfinished(args.out)
     with torch.inference_mode():
         counts = photos.run(share_of_process(jobs))
     good = [number for number in counts if number is not None]
     print(f'{len(good)} of {len(counts)} photos, {sum(good)} people -> {args.out}/')
-    check_failures(sum_over_processes(len(counts) - len(good)))
+    failed = sum_over_processes(len(counts) - len(good))
+    if not failed:
+        mark_finished(args.out)
+    check_failures(failed)

@@ -592,7 +592,7 @@ BROKEN = {
     'no json': ('instances', overwrite('instances.json', '{'), 'instances.json should be'),
     'no score': ('instances', overwrite('instances.json', '{"0000": [{"file": "a.png"}]}'), 'json should be'),
     'nan': ('instances', overwrite('instances.json', '{"0000": [{"file": "0000_00.png", "score": NaN}]}'),
-            'instances.json, image 0000: .* finite'),
+            'instances.json should be .*a score is nan'),
     'odd words': ('mhp', overwrite('results.txt', '0000 1\n'), 'results.txt, line 1'),
     'no number': ('mhp', overwrite('results.txt', '0000 1 high\n'), 'results.txt, line 1'),
     'listed twice': ('mhp', overwrite('results.txt', '0000 1 .5\n0000 1 .5\n'), 'results.txt lists'),

@@ -98,7 +98,7 @@ def make_targets(image: np.ndarray, parsing: np.ndarray, ignore: np.ndarray, geo
 def print_where(model, dataset: COCO):
     """Prints the share of the people of a split that pass each stage."""
     rows = []
-    for k in tqdm(range(len(dataset)), unit='photo'):
+    for k in tqdm(range(len(dataset)), unit='photo', disable=None):
         people, ignore = dataset.persons(k)
         rows.append(stages_of_photo(model, dataset.read_photo(dataset.photos[k]), people, ignore))
     rows = np.concatenate(rows)

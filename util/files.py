@@ -6,6 +6,7 @@ temporary name and renamed, so that no error or kill leaves half of one.
 import glob
 import io
 import json
+import math
 import os
 import re
 import sys
@@ -14,12 +15,13 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from errno import ENOSPC
+from errno import EINVAL
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
+from tqdm import tqdm
 
 UNKNOWN = 255                                     # label of a pixel whose part is unknown
 PHOTOS = '.jpg', '.jpeg', '.png'                  # endings in data sets
@@ -60,10 +62,9 @@ def user_errors() -> Iterator[None]:
     """In a command: a user's mistake becomes one sentence on stderr and exit code 2."""
     try:
         yield
-    except BrokenPipeError:                       # `util.cli.start` ends the command
-        raise
     except USER_ERRORS as error:
-        print(f'error: {explain(error)}', file=sys.stderr)
+        # On a line of its own, also where a progress bar is drawn.
+        tqdm.write(f'error: {explain(error)}', file=sys.stderr)
         sys.exit(2)
 
 
@@ -73,8 +74,6 @@ def explain(error: Exception) -> str:
         return 'the memory or the threads of this machine are used up; end other programs'
     if isinstance(error, RuntimeError):
         raise error
-    if isinstance(error, OSError) and error.errno == ENOSPC and not error.filename:
-        return f'the output of this command cannot be written ({error.strerror}); make room'
     return '\n'.join(map(printable, str(error).split('\n')))
 
 
@@ -247,14 +246,8 @@ def result_names(paths: list[Path]) -> list[str]:
 
     Photos with the same stem add folder, ending or number.
     """
-    # File systems may ignore capitals or the form of an accent.
-    def normal_form(name):
-        return unicodedata.normalize('NFC', name).casefold()
-
     stems = Counter(normal_form(path.stem) for path in paths)
     names = []
-    taken = set()
-    last = Counter()                              # the last number of each name
     for path in paths:
         name = path.stem
         if stems[normal_form(path.stem)] > 1:
@@ -263,15 +256,30 @@ def result_names(paths: list[Path]) -> list[str]:
         # The limit is 255 bytes, and an ending such as `_overlay.jpg` follows.
         while len(os.fsencode(name)) > 150:
             name = name[:-1]
+        names.append(name)
+    return unique_names(names)
+
+
+def normal_form(name: str) -> str:
+    """What equal names share on file systems that ignore capitals or the form of an accent."""
+    return unicodedata.normalize('NFC', name).casefold()
+
+
+def unique_names(names: list[str]) -> list[str]:
+    """The names, with numbers behind those that a file system may take for an earlier one."""
+    found = []
+    taken = set()
+    last = Counter()                              # the last number of each name
+    for name in names:
         unique = name
         number = last[name] or 1
         while normal_form(unique) in taken:
             number += 1
             unique = f'{name}_{number}'
-        last[name] = number                       # the next photo of this name begins here
+        last[name] = number                       # the next one of this name begins here
         taken.add(normal_form(unique))
-        names.append(unique)
-    return names
+        found.append(unique)
+    return found
 
 
 # ---- texts -------------------------------------------------------------------------------------
@@ -281,6 +289,23 @@ def read_list(path: str | Path, *advice: str) -> list[str]:
     """Words of a text file, each once. advice: see `naming`."""
     with naming(path, *advice), open(path) as f:
         return list(dict.fromkeys(f.read().split()))
+
+
+def read_json(path: str | Path) -> dict:
+    """The object in a JSON file; a ValueError that names the file if it holds none."""
+    with naming(path), open(path, encoding='utf-8') as file:
+        content = json.load(file)
+        if not isinstance(content, dict):
+            raise ValueError('it holds no object')
+    return content
+
+
+def read_score(value: str | float) -> float:
+    """A score in a file; a ValueError for NaN, which has no rank, and for infinite ones."""
+    score = float(value)
+    if not math.isfinite(score):
+        raise ValueError(f'a score is {score}')
+    return score
 
 
 def read_rows(path: Path, parse: Callable, form: str) -> list:
@@ -335,6 +360,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     make_folder(path.parent)
+    if path.exists() and not path.is_file():      # a folder, or a device such as /dev/null
+        raise OSError(EINVAL, 'it is not a regular file')
     temporary = path.with_name(f'.{path.name}.{os.getpid()}')
     try:
         yield temporary

@@ -38,12 +38,12 @@ def as_label_maps(maps, shape: tuple[int, int] | None = None) -> np.ndarray:
 
 
 def flatten_people(parsing: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """People (N, H, W), best first -> class map and person map (H, W) uint8.
+    """People (N, H, W), best first -> class map (H, W) uint8 and person map (H, W).
 
-    The better person covers the others; person ids are 1, 2 ..
+    The better person covers the others; person ids are 1, 2 .., uint16 above 255.
     """
     parts = np.zeros(parsing.shape[1:], np.uint8)
-    people = np.zeros(parsing.shape[1:], np.uint8)
+    people = np.zeros(parsing.shape[1:], np.uint8 if len(parsing) < 256 else np.uint16)
     for n in range(len(parsing) - 1, -1, -1):
         mask = parsing[n] > 0
         parts[mask] = parsing[n][mask]

@@ -49,8 +49,11 @@ def palette(num_classes: int) -> np.ndarray:
 
 
 def palette_image(labels: np.ndarray, colors: np.ndarray) -> Image.Image:
-    """Label map (H, W) uint8 -> palette image: its palette has the colors (256, 3)."""
+    """Label map (H, W) uint8 -> palette image: its palette has the colors (256, 3). One of more
+    labels, uint16, has none."""
     image = Image.fromarray(np.ascontiguousarray(labels))
+    if labels.dtype != np.uint8:
+        return image
     image.putpalette(colors.tobytes())
     return image
 

@@ -25,7 +25,7 @@ from scipy import ndimage
 
 from util import pictures
 from util.files import (MARK, UNKNOWN, by_number, check_name, check_target, is_ours, printable,
-                        result_names, write_jpeg, write_png, write_result)
+                        result_names, unique_names, write_jpeg, write_png, write_result)
 from util.labels import convert, find_set, names_of, voc_palette
 from util.masks import box_of, encode_rle, flatten_people, without_unknown
 from util.pictures import cutout, palette, palette_image
@@ -341,20 +341,29 @@ def remove_cutouts(folder: Path):
 
 
 def cutout_name(person: int, part: str = '') -> str:
-    """The name of the file of a cut-out: of the person with this id, or of one of its parts."""
-    if not part:
-        return f'person{person}.png'
-    part = re.sub(r'[/ \0]', '-', part)
-    while len(part.encode()) > MOST_BYTES:
-        part = part[:-1]
-    return f'person{person}_{part}.png'
+    """The name of the file of a cut-out: of the person with this id, or of one of its parts, one of
+    `file_parts`."""
+    return f'person{person}_{part}.png' if part else f'person{person}.png'
+
+
+def file_parts(class_names: list[str]) -> list[str]:
+    """The names of the classes as they stand in names of files: each is another one, also where
+    capitals are ignored."""
+    parts = []
+    for name in class_names:
+        name = re.sub(r'[/ \0]', '-', name)
+        while len(name.encode()) > MOST_BYTES:
+            name = name[:-1]
+        parts.append(name)
+    return unique_names(parts)
 
 
 def write_cutouts(folder: Path, found: Parsing):
     """Writes an RGBA picture of each person and of each of its parts."""
+    names = file_parts(found.class_names)
     for person in found:
         write_png(folder / cutout_name(person.id), person.crop())
         for part in person.part_list:
             if part.id != UNKNOWN:
-                path = folder / cutout_name(person.id, part.name)
+                path = folder / cutout_name(person.id, names[part.id])
                 write_png(path, cutout(found.photo, part.mask, part.box))

@@ -17,8 +17,9 @@ import numpy as np
 from PIL import Image
 
 from util.datasets.base import GroundTruth, Photos
-from util.files import (check_name, check_target, is_ours, printable, read_rows, short, write_file,
-                        write_pair, write_png, writing)
+from util.files import (MARK, check_name, check_target, is_ours, printable, read_rows,
+                        read_score, short, write_file, write_pair, write_png, write_result,
+                        writing)
 from util.images import read_prediction
 from util.labels import convert, find_set, names_of
 from util.masks import CroppedMap, as_label_maps, split_map
@@ -105,7 +106,7 @@ class InstanceMaps:
                 image = places.get(image, image)
                 if not isinstance(file, str):
                     raise ValueError(f'the file of image {image} is not text')
-                people.setdefault(image, []).append((file, float(score)))
+                people.setdefault(image, []).append((file, read_score(score)))
             return people
         except (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError,
                 RecursionError) as error:
@@ -146,7 +147,7 @@ class MHPSubmission:
     @staticmethod
     def parse(words: list[str]) -> tuple[str, list[tuple[int, float, int]]]:
         pairs = zip(words[1::2], words[2::2], strict=True)
-        return words[0], [(int(person), float(score), 1) for person, score in pairs]
+        return words[0], [(int(person), read_score(score), 1) for person, score in pairs]
 
     def read(self, image: str, shape: Shape, num_classes: int) -> Prediction:
         path = self.folder / 'global_seg' / f'{image}.png'
@@ -175,7 +176,7 @@ class CIHPSubmission:
 
         if (path / UNFINISHED).exists():
             raise ValueError(f'{printable(path)} holds incomplete predictions: their command was '
-                             'stopped; write them again')
+                             'stopped or could not read all images; write them again')
         self.source = path
         self.classes = path / 'global_parsing'
         self.people = find('instance_segmentation', 'global_tag')
@@ -201,14 +202,15 @@ class CIHPSubmission:
         lost = 0
         if self.people:
             masks, scores, lost = self.split(self.people / name, shape, n, '`score y1 x1 y2 x2`',
-                                             lambda words: (float(words[len(words) == 2]), 1))
+                                             lambda words: (read_score(words[len(words) == 2]), 1))
             humans = masks, scores
             maps = [m.relabel(m.labels * classes[m.box], n) for m in masks]
         if self.parts:
             labels = {str(label): label for label in range(1, n)}
             form = f'`class score`, class 1..{num_classes}'
-            masks, scores, missing = self.split(self.parts / name, shape, n, form,
-                                                lambda words: (float(words[1]), labels[words[0]]))
+            masks, scores, missing = self.split(
+                self.parts / name, shape, n, form,
+                lambda words: (read_score(words[1]), labels[words[0]]))
             parts = masks, scores
             lost += missing
         return Prediction(maps, humans[1], classes, parts, humans, lost)
@@ -337,6 +339,17 @@ class ConvertedPredictions:
 # ---- writing -----------------------------------------------------------------------------------
 
 
+def mark_unfinished(folder: str | Path):
+    """Before the first picture of the form cihp, which has no index: what is written in part, or
+    over the pictures of an earlier run, is not taken for complete."""
+    write_result(Path(folder, UNFINISHED), f'Incomplete predictions of {MARK}\n')
+
+
+def mark_finished(folder: str | Path):
+    """Behind the last picture."""
+    Path(folder, UNFINISHED).unlink(missing_ok=True)
+
+
 class PredictionWriter:
     """Writes the predictions of one image after the other and, without an error, an index at the
     end.
@@ -400,7 +413,7 @@ class PredictionWriter:
             return
         if self.form == 'cihp':
             check_target(self.folder / 'global_parsing' / f'{image}.png')
-            write_file(self.folder / UNFINISHED, 'The predictions in this folder are incomplete\n')
+            mark_unfinished(self.folder)
         else:
             for index, pictures in INDICES.values():
                 if pictures == INDICES[self.form][1]:
@@ -455,4 +468,4 @@ class PredictionWriter:
             lines = [' '.join([image, *people]) + '\n' for image, people in self.index.items()]
             write_file(self.folder / 'results.txt', ''.join(lines))
         else:
-            (self.folder / UNFINISHED).unlink(missing_ok=True)
+            mark_finished(self.folder)

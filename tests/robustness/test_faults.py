@@ -268,7 +268,7 @@ def test_a_full_disk_leaves_no_half_files(checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr(Path, 'write_bytes', half)
     done = call(infer, tmp_path / 'a.jpg', '--weights', checkpoint, '--out', tmp_path / 'out')
     assert done.returncode == 2 and 'a_parts.png cannot be written (No space left on device)' in done.stderr
-    assert {p.name: Path.read_bytes(p) for p in (tmp_path / 'out').iterdir()} == before and len(before) == 4
+    assert {p.name: Path.read_bytes(p) for p in (tmp_path / 'out').iterdir()} == before and len(before) == 5
 
 
 def test_results_that_have_no_place(checkpoint, tmp_path):
@@ -600,6 +600,19 @@ def kill_and_resume(folder, kills, seed=0):
                 shutil.rmtree(parts)
     finally:
         train.SAVE_SECONDS = former
+
+
+def test_a_clock_that_is_set_back_delays_no_save(tmp_path, monkeypatch):
+    now, saves, save = [1e9], [], train.Trainer.save
+
+    def backwards():
+        now[0] -= 60
+        return now[0]
+    monkeypatch.setattr(time, 'time', backwards)
+    monkeypatch.setattr(train, 'SAVE_SECONDS', 0)
+    monkeypatch.setattr(train.Trainer, 'save', lambda self: saves.append(self.position) or save(self))
+    assert call(train, *SHORT, '--epochs', '1', '--val-every', '2', '--out', tmp_path / 'a').returncode == 0
+    assert saves[:2] == [1, 2]
 
 
 def test_a_run_killed_at_random_moments_ends_with_the_same_bits(tmp_path):

@@ -13,12 +13,14 @@ import infer
 from schp import SCHP
 from schp import __main__ as schp
 from schp import data as single_person
+from schp import fuse
 from schp.evaluation import semantic_metrics
 from tests.helpers import call, run, stop_at_step, weights, write_photo
 from tests.seeded import blobs
 from tools import export
 from util.labels import LABEL_SETS, convert, voc_palette
 from util.metrics import confusion_matrix
+from util.submissions import open_predictions
 
 torch.set_num_threads(1)
 SHORT = ['--size', '48', '40', '--blocks', '1', '1', '1', '1', '--width', '4', '--batch-size', '4', '--epochs', '4',
@@ -364,9 +366,34 @@ def test_fuse_parses_a_split_as_its_photos(crowd, trained, tmp_path):
     broken = call(schp, 'fuse', '--data', 'CIHP', '--root', crowd, *common, tmp_path / 'split')
     (crowd / 'kept').replace(crowd / 'Validation' / 'Images' / 'a.jpg')
     assert broken.returncode == 2 and 'a.jpg cannot be read' in broken.stderr
+    with pytest.raises(ValueError, match='incomplete predictions'):       # those of the run before are still there
+        open_predictions(tmp_path / 'split')
     other = call(schp, 'fuse', '--data', 'CIHP', '--root', crowd, '--weights', trained / 'best.pt', '--device', 'cpu')
     assert other.returncode == 2 and 'jumpsuits where CIHP has torso-skin; give --labels cihp' in other.stderr
     assert f'{crowd}/Validation/Images/a.jpg: 2 people' in photo.stdout and 'a: 2 people' in split.stdout
+
+
+def test_fuse_that_is_stopped_leaves_no_predictions(crowd, trained, tmp_path, monkeypatch):
+    """Half of its pictures would lie among those of the run before."""
+    common = ['fuse', crowd / 'Validation' / 'Images' / 'a.jpg', '--weights', trained / 'best.pt', '--people', crowd / 'people',
+              '--out', tmp_path / 'out', '--device', 'cpu']
+    assert call(schp, *common).returncode == 0 and open_predictions(tmp_path / 'out').ids == {'a'}
+
+    def stop(*_):
+        raise KeyboardInterrupt
+    with monkeypatch.context() as patch:
+        patch.setattr(fuse.FusePipeline, 'write', stop)
+        assert call(schp, *common).returncode == 130
+    with pytest.raises(ValueError, match='incomplete predictions'):
+        open_predictions(tmp_path / 'out')
+    assert call(schp, *common).returncode == 0 and open_predictions(tmp_path / 'out').ids == {'a'}
+    done = call(schp, *common, '--people', tmp_path / 'out')
+    assert done.returncode == 2 and '--people would be replaced' in done.stderr
+    (crowd / 'people' / 'a.txt').rename(crowd / 'kept')
+    (crowd / 'people' / 'a.txt').write_text('nan\n0.9\n')
+    done = call(schp, *common)
+    (crowd / 'kept').replace(crowd / 'people' / 'a.txt')
+    assert done.returncode == 2 and "a.txt, line 1 is 'nan'" in done.stderr
 
 
 def test_fuse_takes_uniparsers_people(trained, checkpoint, tmp_path):
