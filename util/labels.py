@@ -7,7 +7,6 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
-from scipy.ndimage import distance_transform_edt
 
 from util.datasets.mhp import MHP
 from util.files import UNKNOWN
@@ -225,6 +224,8 @@ def convert(labels: np.ndarray, source: str, target: str) -> np.ndarray:
     unsure = left != right
     if not unsure.any():
         return left
+
+    from scipy.ndimage import distance_transform_edt   # here: tools/onnx_parse.py works without scipy
 
     # The side of each pixel in the person's box: 1 left, 2 right, 0 none.
     x, y, w, h = box_of(labels)

@@ -5,7 +5,6 @@ import numpy as np
 
 from util.files import UNKNOWN
 from PIL import Image, ImageDraw
-from scipy import ndimage
 
 MASK_SIDE = 256                                   # pixels: DensePose's part masks are squares
 
@@ -109,6 +108,8 @@ def split_map(ids: np.ndarray, rows: list[tuple[int, float, int]],
 
     Returns the maps and scores of the ids that have pixels, and the number of ids without.
     """
+    from scipy import ndimage                     # here: tools/onnx_parse.py works without scipy
+
     whole = slice(None), slice(None)
     boxes = {0: whole} | dict(enumerate(ndimage.find_objects(ids), 1))
     maps = []

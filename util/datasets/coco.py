@@ -15,7 +15,6 @@ from collections import defaultdict
 from typing import NamedTuple
 
 import numpy as np
-from scipy import ndimage
 
 from util.datasets.base import Example, Labels, Photos
 from util.datasets.cihp import CIHP
@@ -121,6 +120,8 @@ def outline_mask(outline: list | dict, size: tuple[int, int]) -> np.ndarray:
 def unsure_edge(mask: np.ndarray, share: float = 0.04) -> np.ndarray:
     """The pixels near the outline of a mask: bool (H, W), up to `share` of the root of its area on
     both sides."""
+    from scipy import ndimage                     # here: tools/onnx_parse.py works without scipy
+
     width = max(1, round(share * math.sqrt(np.count_nonzero(mask))))
     x, y, w, h = box_of(mask)
     rows = slice(max(0, y - width), y + h + width)
