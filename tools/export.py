@@ -3,21 +3,12 @@ in torch's form or that of safetensors.
 
     python -m tools.export --weights runs/MHP/best.pt --out uniparser.onnx
     python -m tools.export --weights runs/MHP/best.pt --out uniparser.pt --half
-    python -m tools.export --weights Uniparser_MHP_r101_light.pth --out uniparser.pt     # released
-    python -m tools.export --weights best.pt --out uniparser.safetensors                 # any system
-    python -m tools.export --weights exp-schp-201908261155-lip.pth --out schp.onnx       # SCHP, too
+    python -m tools.export --weights runs/MHP/best.pt --out uniparser.safetensors
+    python -m tools.export --weights Uniparser_MHP_r101_light.pth --out uniparser.pt   # released
+    python -m tools.export --weights exp-schp-201908261155-lip.pth --out parsing_lip.onnx     # SCHP
 
-The ONNX file of SCHP has the names of the ones that IDM-VTON and OOTDiffusion load, parsing_lip.onnx
-and parsing_atr.onnx, and can take their place:
-
-    input.1  (B, 3, H, W) float32  BGR in 0..1, minus mean, over std; H, W of `size`
-    parsing  (B, C, h, w)          logits before the fusion; h = ceil(H / 4), w = ceil(W / 4)
-    fusion   (B, C, h, w)          logits, before the softmax: the second output is the result
-    edge     (B, 2, h, w)          logits of "no edge" and "edge"
-
-The fusion logits are enlarged to (H, W), bilinear, with corners on corners; then they go back to the
-photo, where the largest one is the label. mean and std (of B, G, R), labels and size are metadata,
-as JSON.
+Weights files of all three systems are read and written; UniParser and SCHP have ONNX files. In
+their metadata are the settings and the names of the classes, as JSON.
 
 The ONNX file of UniParser computes the correlations of an image:
 
@@ -27,22 +18,19 @@ The ONNX file of UniParser computes the correlations of an image:
     q_ins    (P, H/4, W/4)         correlations with their people                        Eq. (2)
     q_cate   (K, H/4, W/4)         correlations with the categories                      Eq. (3)
 
-Peaks come best first. q_ins means nothing where the score is low. mean, std, class_names and the
-settings named here are in the file's metadata, as JSON. `tools/onnx_parse.py` does the rest without
-torch; this is what it does:
+Peaks come best first. q_ins means nothing where the score is low. With flip_test, the network sees
+the mirror image, too. tools/onnx_parse.py has what comes before and after, without torch.
 
-Before the network, a photo is scaled (bilinear) to a short side of test_short_side, but no long
-side above long_side; zeros are added right and below after normalizing (`data.network_input`).
+The ONNX file of SCHP has the names of those that IDM-VTON and OOTDiffusion load, parsing_lip.onnx
+and parsing_atr.onnx, and can take their place:
 
-After it, people are the peaks with scores > theta_center, each where its q_ins > theta_mask. A
-person whose mask has an IoU above theta_same with that of a better one is left out
-(`util.beyond.distinct`). With assign "correlation", the classes of a person are those with a mean
-q_cate above theta_part inside that mask (`uniparser.part_scores`), and the label of a pixel is the
-one of them with the largest q_cate, or 0 where that is not above theta_paint (if that is 0:
-theta_mask). With assign "mixture", posteriors stand in for q_cate (`util.beyond.mixture`). With
-score "parsing", `util.beyond.parsing_quality` replaces the scores, and people below theta_score are
-left out. Finally the labels are scaled to the photo's size (`uniparser.decode`). With flip_test, the
-network in the file sees the mirror image, too.
+    input.1  (B, 3, H, W) float32  BGR in 0..1, minus mean, over std; H, W are the `size`
+    parsing  (B, C, h, w)          logits before the fusion; h = ceil(H / 4), w = ceil(W / 4)
+    fusion   (B, C, h, w)          logits of the result, before the softmax
+    edge     (B, 2, h, w)          logits of "no edge" and "edge"
+
+The fusion logits are enlarged to (H, W), bilinear, with corners on corners. Then they go back to
+the photo, where the largest one is the label (schp/crops.py).
 """
 import importlib
 import io

@@ -32,10 +32,11 @@ from util.cli import CommandParser, filled, start
 from util.files import (UNKNOWN, check_target, find_photos, make_folder, printable, result_names,
                         short, user_errors)
 from util.images import read_photo
-from util.results import Parsing
+from util.index import write_index
+from util.results import Parsing, check_cutouts
 
 STRIDE = 32                                       # H and W are multiples of it
-ENDINGS = '_parts.png', '_people.png', '_overlay.png', '.json'          # of the results
+ENDINGS = '_parts.png', '_people.png', '_overlay.jpg', '.json'          # of the results
 ADVICE = 'write one with python -m tools.export --out uniparser.onnx'
 # Of `util.beyond.mixture`.
 TEMPERATURE = 0.1
@@ -299,8 +300,8 @@ def enlarge(maps: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
 
 
 def bilinear(cells: int, used: float, pixels: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For each pixel along one axis: the cell before, the cell behind, and the weight of the latter.
-    `used` of the map's cells (a real number) cover the pixels, centers on centers."""
+    """For each pixel along one axis: the cell before, the cell behind, and the weight of the
+    latter. `used` of the map's cells (a real number) cover the pixels, centers on centers."""
     source = (np.arange(pixels) + 0.5) * (used / pixels) - 0.5
     source = source.clip(0, cells - 1)
     before = source.astype(int)
@@ -327,6 +328,7 @@ def parse_files(args):
             print(f'error: {error}', file=sys.stderr)
             failed += 1
     print(f'{len(paths) - failed} of {len(paths)} photos, {people} people -> {args.out}/')
+    write_index(args.out)
     if failed:
         raise ValueError(f'{failed} of {len(paths)} photos could not be parsed')
 
@@ -336,6 +338,7 @@ def parse_file(model: Model, path: Path, name: str, folder: Path, inputs: set[st
     """Parses a photo and writes its results -> the number of people."""
     for ending in ENDINGS:
         check_target(folder / f'{name}{ending}', inputs)
+    check_cutouts(folder / f'{name}_cutouts', inputs)
     found = parse(model, read_photo(path), path)
     found.save(folder, name, cutouts)
     number = len(found.scores)

@@ -225,7 +225,8 @@ def convert(labels: np.ndarray, source: str, target: str) -> np.ndarray:
     if not unsure.any():
         return left
 
-    from scipy.ndimage import distance_transform_edt   # here: tools/onnx_parse.py works without scipy
+    # Here: tools/onnx_parse.py works without scipy.
+    from scipy.ndimage import distance_transform_edt
 
     # The side of each pixel in the person's box: 1 left, 2 right, 0 none.
     x, y, w, h = box_of(labels)
