@@ -14,9 +14,10 @@ this order; they are arithmetic on arrays:
     q_ins, q_cate -> their final scores                  rank_people
     q_ins -> a person's pixels: above theta_mask         paint_parts    Sec. 3.4, index
     q_cate -> the classes that are clear in the person   mixture, part_scores
-           -> label map (H0, W0) of the photo's size     paint
+           -> label map (H0, W0) of the photo's size     paint_paper
 
-h = H / 4 and w = W / 4. The functions of the same names in uniparser.py and util/beyond.py say why.
+h = H / 4 and w = W / 4. The functions of the same names in uniparser.py and util/beyond.py say why;
+`paint_released` is for files of recipe `released`, such as the authors'.
 """
 import json
 import os
