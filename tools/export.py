@@ -169,8 +169,6 @@ def check_out(args):
     if out.suffix not in ENDINGS:
         raise ValueError(f'--out is {args.out}; its ending is {", ".join(ENDINGS[:-1])} or '
                          f'{ENDINGS[-1]}')
-    if args.half and out.suffix == '.onnx':
-        raise ValueError('--half is for weights files; the ONNX file holds float32')
     if not os.path.lexists(out):
         return
     if not args.preset and os.path.realpath(out) == os.path.realpath(args.weights):
@@ -192,6 +190,8 @@ def is_export(path: Path) -> bool:
 
 def export(args):
     check_out(args)
+    if args.half and args.out.endswith('.onnx'):
+        raise ValueError('--half is for weights files; the ONNX file holds float32')
     model = open_model(args)
     if not args.out.endswith('.onnx'):
         if args.half:
