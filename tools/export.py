@@ -106,7 +106,7 @@ def export_onnx(model: UniParser, path: str):
     width = 32 * torch.export.Dim('width', min=2, max=256)
     settings = {name: getattr(config, name) for name in INFERENCE}
     metadata = dict(settings, system='uniparser', recipe=config.recipe, mean=MEAN, std=STD,
-                    class_names=model.class_names)
+                    class_names=model.class_names, flip_pairs=model.flip_pairs)
     write_onnx(path, Correlations(model), {'image': torch.zeros(1, 3, 256, 320)},
                {2: height, 3: width}, ['scores', 'centers', 'q_ins', 'q_cate'], metadata)
 

@@ -13,7 +13,7 @@ this order; they are arithmetic on arrays:
     scores -> people: centers above theta_center         find_people    Eq. (2), WHERE
     q_ins, q_cate -> their final scores                  rank_people
     q_ins -> a person's pixels: above theta_mask         paint_parts    Sec. 3.4, index
-    q_cate -> the classes that are clear in the person   mixture, part_scores
+    q_cate -> the classes that are clear in the person   mixture, part_scores, unsure_sides
            -> label map (H0, W0) of the photo's size     paint_paper
 
 h = H / 4 and w = W / 4. The functions of the same names in uniparser.py and util/beyond.py say why;
@@ -189,6 +189,7 @@ def paint_parts(people: People, q_cate: np.ndarray, size: tuple[int, int], shape
     shape: (H0, W0)."""
     theta_paint = settings.theta_paint or settings.theta_mask
     paint = paint_released if settings.recipe == 'released' else paint_paper
+    unsure = unsure_sides(q_cate, settings.flip_pairs, settings.theta_side)
     parsing = np.zeros((len(people.scores), *shape), np.uint8)
     for labels, q_ins in zip(parsing, people.q_ins):
         # Sec. 3.4, index: the person's map selects from the maps of the categories.
@@ -198,6 +199,8 @@ def paint_parts(people: People, q_cate: np.ndarray, size: tuple[int, int], shape
         else:
             maps = q_cate
             clear = part_scores(q_cate, inside, theta_paint)
+        if settings.theta_side:
+            maps = np.where(unsure, np.float32(0), maps)
         classes = np.flatnonzero(clear > settings.theta_part)
         if len(classes):
             paint(labels, inside * maps[classes], classes, size, theta_paint)
@@ -207,6 +210,17 @@ def paint_parts(people: People, q_cate: np.ndarray, size: tuple[int, int], shape
             paint_paper(mask, q_ins[None], np.array([0]), size, settings.theta_mask)
             labels[(labels == 0) & (mask > 0)] = UNKNOWN
     return parsing
+
+
+def unsure_sides(q_cate: np.ndarray, flip_pairs: list, theta: float) -> np.ndarray:
+    """Where a left part and the right one correlate alike, within theta: bool (K, h, w), True for
+    both. flip_pairs: their labels (left, right), from 1."""
+    unsure = np.zeros(q_cate.shape, bool)
+    for left, right in flip_pairs:
+        close = np.abs(q_cate[left - 1] - q_cate[right - 1]) < theta
+        unsure[left - 1] = close
+        unsure[right - 1] = close
+    return unsure
 
 
 def part_scores(q_cate: np.ndarray, inside: np.ndarray, theta: float) -> np.ndarray:

@@ -5,6 +5,7 @@ torchvision, scipy and tqdm, a photo of any size gets the files that infer.py wr
 """
 import json
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -40,8 +41,15 @@ class Session:
 
 def as_onnx(model):
     settings = {name: getattr(model.config, name) for name in INFERENCE}
-    return onnx_parse.Model(Session(model), SimpleNamespace(**settings, recipe=model.config.recipe, mean=list(MEAN), std=list(STD),
-                                                            class_names=model.class_names))
+    settings.update(recipe=model.config.recipe, mean=list(MEAN), std=list(STD), class_names=model.class_names,
+                    flip_pairs=model.flip_pairs)
+    return onnx_parse.Model(Session(model), SimpleNamespace(**settings))
+
+
+def test_every_setting_of_inference_is_used():
+    code = Path(onnx_parse.__file__).read_text()
+    in_the_network = {'peaks', 'max_people', 'flip_test'}
+    assert {name for name in INFERENCE if f'settings.{name}' not in code} == in_the_network
 
 
 @pytest.mark.parametrize('preset, changes', [
@@ -51,6 +59,8 @@ def as_onnx(model):
     ('mhp', dict(score='parsing', theta_score=0.32)),
     ('mhp', dict(theta_person=0.105)),
     ('mhp', dict(whole=True, theta_paint=0.6)),
+    ('mhp', dict(theta_side=0.3, assign='mixture', theta_part=0.2)),
+    ('mhp', dict(theta_side=0.1, whole=True)),
     ('mhp', dict(flip_test=True)),
     ('mhp_released', {}),
     ('mhp_released', dict(light=True)),
