@@ -3,8 +3,9 @@ weights.
 
 Ours are dictionaries with format, system (uniparser, schp, oneshot), config, class_names,
 flip_pairs and model, the state dict. `last.pt` of a run holds the rest of the training state beside
-them.
+them. A .safetensors file holds the model as its tensors and the rest as JSON in its metadata.
 """
+import json
 import os
 import re
 import reprlib
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -26,6 +28,8 @@ from util.pickles import KINDS, STAND_INS, check_pickle
 warnings.filterwarnings('ignore', module='torch._weights_only_unpickler')
 
 FORMAT = 'uniparser 1'
+SAFE = '.safetensors'
+METADATA = 'checkpoint'                           # of a .safetensors file: the key of our JSON
 # Settings that may hold a folder of the user's machine.
 PATHS = 'pretrained', 'backgrounds', 'people', 'tagged', 'coco', 'parts'
 COMMANDS = {                                      # of each system: what its files are for
@@ -59,10 +63,14 @@ HARMLESS = re.compile('|'.join([
 
 
 def read_checkpoint(path: str | Path) -> dict:
-    """torch.load on the CPU with weights_only, and sentences instead of tracebacks."""
+    """The dictionary in a weights file, on the CPU, and sentences instead of tracebacks: torch.load
+    with weights_only, or `read_safetensors`."""
     if not os.path.isfile(path):
         reason = 'is a folder' if os.path.isdir(path) else 'does not exist'
-        raise FileNotFoundError(f'{path} {reason}; give the path of a weights file')
+        raise FileNotFoundError(f'{path} {reason}; give the path of a weights file '
+                                '(docs/weights.md says where to get the released ones)')
+    if Path(path).suffix == SAFE:
+        return read_safetensors(path)
     with explaining(path):
         unpacked = unpacked_size(path)
     # Unpacked, a small file could fill the memory. torch.save stores its entries as they are.
@@ -76,6 +84,34 @@ def read_checkpoint(path: str | Path) -> dict:
     if not isinstance(state, dict):
         raise ValueError(f'{path} holds a {type(state).__name__}, not a dictionary of weights')
     return state
+
+
+def read_safetensors(path: str | Path) -> dict:
+    """What torch.load would give for the same model in a .safetensors file. A file without our
+    metadata is a state dict. safetensors refuses a header that does not fit the size of the file.
+    """
+    library = import_safetensors()
+    with explaining(path):
+        with library.safe_open(path, framework='pt') as file:
+            weights = {name: file.get_tensor(name) for name in file.keys()}
+            text = (file.metadata() or {}).get(METADATA)
+        if text is None:
+            return weights
+        state = dict(json.loads(text), model=weights)
+        # JSON has no tuples, but the settings have no lists.
+        config = {name: tuple(value) if isinstance(value, list) else value
+                  for name, value in state['config'].items()}
+    return dict(state, config=config)
+
+
+def import_safetensors():
+    """The package. ModuleNotFoundError with advice where it is missing."""
+    try:
+        import safetensors.torch
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError(f'a {SAFE} file needs safetensors; pip install '
+                                  'safetensors') from None
+    return safetensors
 
 
 @contextmanager
@@ -329,15 +365,26 @@ def without_paths(config) -> dict:
 def write_checkpoint(path: str | Path, system: str, config, model: dict, **more):
     """Writes a weights file of ours under a temporary name and renames it.
 
-    model: a state dict; `more` is stored beside it.
+    model: a state dict; `more` is stored beside it. The ending of the path decides the form.
     """
     state = dict(format=FORMAT, system=system, config=without_paths(config), model=model, **more)
+    save = save_safetensors if Path(path).suffix == SAFE else torch.save
     try:
         with replacing(path) as temporary, open(temporary, 'wb') as file:
-            torch.save(state, file)
+            save(state, file)
             file.flush()
             os.fsync(file.fileno())
     except (OSError, RuntimeError) as error:      # torch raises its own for a full disk
         reason = getattr(error, 'strerror', None) or 'probably the disk is full'
         raise OSError(f'{path} cannot be written ({reason}); make room: the old file is '
                       'kept') from None
+
+
+def save_safetensors(state: dict, file: BinaryIO):
+    """torch.save in the form that `read_safetensors` reads. All but the model must be JSON."""
+    library = import_safetensors()
+    weights = {name: value.contiguous() for name, value in state['model'].items()}
+    rest = {name: value for name, value in state.items() if name != 'model'}
+    # Other programs look for the format 'pt'.
+    metadata = {'format': 'pt', METADATA: json.dumps(rest)}
+    file.write(library.torch.save(weights, metadata))

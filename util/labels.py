@@ -7,7 +7,6 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
-from scipy.ndimage import distance_transform_edt
 
 from util.datasets.mhp import MHP
 from util.files import UNKNOWN
@@ -225,6 +224,9 @@ def convert(labels: np.ndarray, source: str, target: str) -> np.ndarray:
     unsure = left != right
     if not unsure.any():
         return left
+
+    # Here: tools/onnx_parse.py works without scipy.
+    from scipy.ndimage import distance_transform_edt
 
     # The side of each pixel in the person's box: 1 left, 2 right, 0 none.
     x, y, w, h = box_of(labels)

@@ -2,9 +2,7 @@
 from copy import copy
 
 import numpy as np
-
 from PIL import Image
-from scipy import ndimage
 
 from util.files import UNKNOWN
 from util.polygons import fill_polygon
@@ -111,6 +109,8 @@ def split_map(ids: np.ndarray, rows: list[tuple[int, float, int]],
 
     Returns the maps and scores of the ids that have pixels, and the number of ids without.
     """
+    from scipy import ndimage                     # here: tools/onnx_parse.py works without scipy
+
     whole = slice(None), slice(None)
     boxes = {0: whole} | dict(enumerate(ndimage.find_objects(ids), 1))
     maps = []

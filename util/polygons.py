@@ -7,7 +7,6 @@ exactly.
 from collections.abc import Iterator
 
 import numpy as np
-from scipy import ndimage
 
 # Pixels. An outline runs through the middles of pixel edges: no middle of a pixel is nearer to it
 # than the root of 1/8, which is 0.354. An outline moved by less holds the same pixels.
@@ -69,6 +68,7 @@ def regions_without_holes(mask: np.ndarray) -> Iterator[tuple[np.ndarray, int, i
 
     region (h, w) bool; (y, x) is its place in the mask.
     """
+    from scipy import ndimage                     # here: tools/onnx_parse.py works without scipy
     left = [(mask, 0, 0)]
     while left:
         piece, y, x = left.pop()
@@ -89,6 +89,7 @@ def regions_without_holes(mask: np.ndarray) -> Iterator[tuple[np.ndarray, int, i
 
 def first_hole(region: np.ndarray) -> slice | None:
     """The rows of a hole of a connected region (h, w) bool; None if it has none."""
+    from scipy import ndimage
     holes = ndimage.binary_fill_holes(region, AROUND) & ~region
     if not holes.any():
         return None

@@ -21,7 +21,6 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from scipy import ndimage
 
 from util import pictures
 from util.files import (MARK, UNKNOWN, by_number, check_name, check_target, is_ours, printable,
@@ -102,14 +101,13 @@ class Person:
         crop = self.labels[y:y + h, x:x + w]
         areas = np.bincount(crop.ravel()).tolist()
         parts = []
-        for c, place in enumerate(ndimage.find_objects(crop) if crop.size else (), 1):
-            if place is None:                      # no pixel of this class
+        for c, area in enumerate(areas):
+            if not c or not area:                  # background, or no pixel of this class
                 continue
-            rows, columns = place
             name = self.class_names[c] if c < len(self.class_names) else 'part unknown'
-            box = [x + columns.start, y + rows.start,
-                   columns.stop - columns.start, rows.stop - rows.start]
-            parts.append(Part(c, name, areas[c], box, self.labels))
+            left, top, width, height = box_of(crop == c)
+            box = [x + left, y + top, width, height]
+            parts.append(Part(c, name, area, box, self.labels))
         return parts
 
     @property

@@ -91,7 +91,7 @@ def test_an_export_replaces_an_export_and_nothing_else(tmp_path, finished):
     (tmp_path / 'mine.pt').write_text('mine'), (tmp_path / 'mine.onnx').write_text('mine')
     shutil.copy(finished / 'best.pt', tmp_path / 'best.pt')
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
-    for weights, out, message in (('best.pt', 'photo.jpg', 'its ending is .onnx or .pt'),
+    for weights, out, message in (('best.pt', 'photo.jpg', 'its ending is .onnx, .pt or .safetensors'),
                                   ('last.pt', 'last.pt', 'last.pt is an input'), ('best.pt', 'last.pt', 'belongs to a run'),
                                   ('best.pt', 'mine.pt', 'did not write it'), ('best.pt', 'mine.onnx', 'did not write it')):
         done = call(export, '--weights', weights, '--out', out, '--half', cwd=tmp_path)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy.ndimage import map_coordinates
 
 import evaluate
 import infer
@@ -16,7 +17,7 @@ from schp import data as single_person
 from schp import fuse
 from schp.evaluation import semantic_metrics
 from tests.helpers import call, run, stop_at_step, weights, write_photo
-from tests.seeded import blobs
+from tests.seeded import blobs, seeded
 from tools import export
 from util.labels import LABEL_SETS, convert, voc_palette
 from util.metrics import confusion_matrix
@@ -408,17 +409,62 @@ def test_fuse_takes_uniparsers_people(trained, checkpoint, tmp_path):
 # ---- export
 
 
-def test_onnx_file_gives_the_same_logits(pascal, tmp_path):
+@pytest.fixture(scope='module')
+def exported(tmp_path_factory):
+    """A model that finds many classes, and onnxruntime's session of its exported file."""
     onnxruntime = pytest.importorskip('onnxruntime')
     pytest.importorskip('onnxscript')
-    done = call(export, '--weights', pascal, '--out', tmp_path / 'm.onnx')
+    folder = tmp_path_factory.mktemp('onnx')
+    model = SCHP(LABEL_SETS['pascal'].names, (48, 40), (), (1, 1, 1, 1), 4).eval()
+    model.load_state_dict({k: torch.from_numpy(seeded(k, v.shape)) for k, v in model.state_dict().items()})
+    model.save(folder / 'm.pt')
+    done = call(export, '--weights', folder / 'm.pt', '--out', folder / 'm.onnx')
     assert done.returncode == 0, done.stderr
-    session, images = onnxruntime.InferenceSession(tmp_path / 'm.onnx'), torch.randn(3, 3, 48, 40)
+    return model, onnxruntime.InferenceSession(folder / 'm.onnx', providers=['CPUExecutionProvider'])
+
+
+def test_onnx_file_gives_the_same_logits(exported):
+    model, session = exported
+    images = torch.randn(3, 3, 48, 40)
     metadata = {k: json.loads(v) for k, v in session.get_modelmeta().custom_metadata_map.items()}
     assert metadata['size'] == [48, 40] and metadata['labels'] == list(LABEL_SETS['pascal'].names)
+    assert [output.name for output in session.get_outputs()] == ['parsing', 'fusion', 'edge']
     with torch.inference_mode():
-        expected = SCHP.from_pretrained(pascal).crop_logits(images)
-    np.testing.assert_allclose(session.run(None, dict(image=images.numpy()))[0], expected, atol=1e-4)
+        expected = model(images)
+    for name, found in zip(expected, session.run(None, {'input.1': images.numpy()}), strict=True):
+        np.testing.assert_allclose(found, expected[name], rtol=1e-4, atol=1e-4)
+
+
+def as_in_try_on(session, photo, size, rounded):
+    """The steps of `onnx_inference` in preprocess/humanparsing/parsing_api.py of IDM-VTON, with scipy's bilinear samples in
+    place of cv2.warpAffine, which gives integers (rounded)."""
+    bgr = np.asarray(photo)[:, :, [2, 1, 0]].astype(float)
+    height, width = bgr.shape[:2]
+    k = (size[1] - 1) / max(width - 1, (height - 1) * size[1] / size[0])
+
+    def warp(planes, shape, source, scale):
+        places = [(np.arange(n) - (n - 1) / 2) * scale + (m - 1) / 2 for n, m in zip(shape, source)]
+        grid = np.meshgrid(*places, indexing='ij')
+        return np.stack([map_coordinates(plane, grid, order=1, mode='grid-constant') for plane in planes])
+
+    crop = warp(bgr.transpose(2, 0, 1), size, (height, width), 1 / k)
+    crop = crop.round() if rounded else crop
+    mean, std = np.array([0.406, 0.456, 0.485]), np.array([0.225, 0.224, 0.229])
+    image = (crop / 255 - mean[:, None, None]) / std[:, None, None]
+    output = session.run(None, {'input.1': image[None].astype(np.float32)})
+    upsample = torch.nn.Upsample(size=size, mode='bilinear', align_corners=True)
+    logits = upsample(torch.from_numpy(output[1][0]).unsqueeze(0))[0].numpy()
+    return warp(logits, (height, width), size, k).argmax(0)
+
+
+@pytest.mark.parametrize('size', [(150, 90), (60, 200), (40, 48)])
+def test_onnx_file_works_where_try_on_programs_read_it(exported, size):
+    model, session = exported
+    photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (7, 5, 3), np.uint8)).resize(size, Image.BICUBIC)
+    expected = model.predict([photo])[0]
+    assert len(np.unique(expected)) > 3
+    shares = [(as_in_try_on(session, photo, (48, 40), rounded) == expected).mean() for rounded in (False, True)]
+    assert shares[0] > 0.999 and shares[1] > 0.98
 
 
 # ---- bad input

@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from scipy import ndimage
 
 from util.datasets.base import Example, Labels, Photos
 from util.datasets.cihp import CIHP
@@ -122,6 +121,8 @@ def group_people(annotations: list[Annotation]) -> list[list[Annotation]]:
 def unsure_edge(mask: np.ndarray, share: float = 0.04) -> np.ndarray:
     """The pixels near the outline of a mask: bool (H, W), up to `share` of the root of its area on
     both sides."""
+    from scipy import ndimage                     # here: tools/onnx_parse.py works without scipy
+
     width = max(1, round(share * math.sqrt(np.count_nonzero(mask))))
     x, y, w, h = box_of(mask)
     rows = slice(max(0, y - width), y + h + width)
