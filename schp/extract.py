@@ -2,7 +2,8 @@
 
 Per photo NAME: NAME.png (palette image of the photo's size; value = class id, colors of Pascal
 VOC), overlays/NAME.jpg (a picture with a legend) and, with --logits, NAME.npy (float32
-(H, W, classes), before the softmax).
+(H, W, classes), before the softmax). Per video (with pip install av): NAME_overlay.mp4 and
+NAME.jsonl, one line per frame, as infer.py writes them.
 
 For IntegratedPIFu: DIR/train_set_list.txt and test_set_list.txt name its subjects. The files
 DIR/rendering_script/buffer_fixed_full_mesh/ID/*image* of each are parsed into OUT/ID/*parse*.npy,
@@ -23,7 +24,9 @@ from util.files import find_photos, printable, read_list, write_array, write_jpe
 from util.labels import voc_palette
 from util.photos import PhotoJob, PhotoPipeline, check_failures, name_jobs, share_of_process
 from util.pictures import overlay, palette_image
+from util.results import as_one_person
 from util.run import sum_over_processes
+from util.video import add_video_flags, parse_videos, split_videos
 
 # IntegratedPIFu compares float32 numbers with these.
 CODES = np.float32([0, 0.5, 0.6, 0.7, 0.8, 0.9, 1])
@@ -45,6 +48,7 @@ def add_flags(parser: argparse.ArgumentParser):
                         help='scales to average over (default: 1)')
     parser.add_argument('--batch-size', type=Between(1, 10 ** 6), default=4,
                         help='photos at a time (default: %(default)s)')
+    add_video_flags(parser)
 
 
 class ExtractPipeline(PhotoPipeline):
@@ -56,6 +60,9 @@ class ExtractPipeline(PhotoPipeline):
         self.logits = logits
         self.options = options
         self.colors = voc_palette()
+        # Of the legend of a video.
+        self.class_names = list(model.labels)
+        self.kept = np.arange(1, model.num_classes)
 
     def targets(self, name):
         paths = [self.folder / f'{name}.png', self.folder / 'overlays' / f'{name}.jpg']
@@ -75,6 +82,15 @@ class ExtractPipeline(PhotoPipeline):
         crops = crops.to(self.model.device, memory_format=torch.channels_last)
         logits = self.model.crop_logits(crops, **self.options)
         return list(zip(logits, (matrix for _, matrix in inputs)))
+
+    def find(self, out, photo):
+        crop_logits, matrix = out
+        size = photo.size[::-1]
+        with torch.inference_mode():
+            labels = label_map(crop_logits, matrix, size).cpu().numpy()
+        # SCHP gives the person no score.
+        found = as_one_person(labels, np.ones(size))
+        return found.attach(photo, self.class_names, colors=self.colors)
 
     def write(self, job):
         crop_logits, matrix = job.out
@@ -144,8 +160,15 @@ def extract(args: argparse.Namespace):
         raise ValueError(f'{weights} has {model.num_classes} classes, but IntegratedPIFu needs the '
                          f'{len(CODES)} of Pascal-Person-Part')
 
-    photos = pipeline(model, out, args.logits, flip=args.flip, scales=args.scales)
-    counts = photos.run(share_of_process(jobs), args.batch_size)
-    failed = counts.count(None)
-    print(f'{len(counts) - failed} of {len(counts)} photos -> {out}/')
-    check_failures(sum_over_processes(failed))
+    jobs = share_of_process(jobs)
+    photos, videos = split_videos(jobs)
+    if videos and args.logits:
+        raise ValueError('--logits is for photos; parse the videos without it')
+    writer = pipeline(model, out, args.logits, flip=args.flip, scales=args.scales)
+    failed = 0
+    if photos or not videos:
+        counts = writer.run(photos, args.batch_size)
+        failed = counts.count(None)
+        print(f'{len(counts) - failed} of {len(counts)} photos -> {out}/')
+    failed += parse_videos(writer, jobs, args)
+    check_failures(sum_over_processes(failed), 'file' if videos else 'photo')

@@ -11,6 +11,8 @@ Per photo NAME:
     instance_parsing/NAME.png, .txt     parts; line i is `class confidence` of part i
     global_tag/NAME.png, .txt           people; line i is `score y0 x0 y1 x1` of person i
     overlays/NAME.jpg                   a picture with a legend
+Per video (with pip install av): NAME_overlay.mp4 and NAME.jsonl, one line per frame, as infer.py
+writes them.
 This is CIHP's form of instance parsing, which evaluate.py reads.
 """
 import argparse
@@ -37,8 +39,10 @@ from util.labels import voc_palette
 from util.masks import CroppedMap, as_label_maps
 from util.photos import PhotoJob, PhotoPipeline, check_failures, name_jobs, share_of_process
 from util.pictures import overlay, palette_image
+from util.results import Parsing
 from util.run import sum_over_processes
 from util.submissions import open_predictions
+from util.video import add_video_flags, parse_videos, split_videos
 
 # find_people(name, photo) -> masks (N, H, W), bool, and scores (N,).
 FindPeople = Callable[[str, Image.Image], tuple[np.ndarray, Sequence[float]]]
@@ -62,6 +66,7 @@ def add_flags(parser: argparse.ArgumentParser):
                         help='predict a split of this data set instead')
     add_shared(parser, 'root', help='with --data: its folder, as downloaded')
     add_shared(parser, 'split', help='with --data: its split')
+    add_video_flags(parser)
 
 
 class FusePipeline(PhotoPipeline):
@@ -80,6 +85,9 @@ class FusePipeline(PhotoPipeline):
         self.dataset = dataset
         self.positions = {name: i for i, name in enumerate(dataset.ids)} if dataset else {}
         self.colors = voc_palette()
+        # Of the legend of a video.
+        self.class_names = list(local.labels)
+        self.kept = np.arange(1, local.num_classes)
 
     def targets(self, name):
         kinds = 'global_parsing', 'instance_parsing', 'global_tag'
@@ -133,6 +141,19 @@ class FusePipeline(PhotoPipeline):
             return np.zeros((photo.height, photo.width, self.local.num_classes), np.float32)
         return self.whole.predict([photo], logits=True)[0].transpose(1, 2, 0)
 
+    def find(self, out, photo):
+        found, chosen = out
+        scores = np.array([person.score for person in chosen])
+        corners = np.array([person.box for person in chosen]).reshape(-1, 2, 2)
+        # A box has its last pixels in it.
+        people = Parsing(self.label_maps(found, len(chosen)), scores, corners.mean(1) + 0.5)
+        return people.attach(photo, self.class_names, colors=self.colors).visible()
+
+    def label_maps(self, found: CrowdParsing, number: int) -> np.ndarray:
+        """The classes of each person, uint8 (number, H, W)."""
+        maps = [found.parsing * (found.people == i) for i in range(1, number + 1)]
+        return np.array(maps, np.uint8).reshape(-1, *found.parsing.shape)
+
     def write(self, job):
         found, chosen = job.out
         people = []
@@ -147,8 +168,7 @@ class FusePipeline(PhotoPipeline):
         write_pair(self.folder / 'global_tag' / f'{job.name}.png', self.image(found.people),
                    ''.join(people))
 
-        maps = [found.parsing * (found.people == i) for i in range(1, len(chosen) + 1)]
-        maps = np.array(maps).reshape(-1, *found.parsing.shape)
+        maps = self.label_maps(found, len(chosen))
         picture = overlay(job.photo, maps, self.local.labels, colors=self.colors)
         write_jpeg(self.folder / 'overlays' / f'{job.name}.jpg', picture)
         return f'{printable(job.path)}: {len(chosen)} people', len(chosen)
@@ -265,9 +285,18 @@ def fuse(args: argparse.Namespace):
         jobs = name_jobs(find_photos(args.photos))
     else:
         jobs = [PhotoJob(name, name) for name in dataset.ids]
-    photos = FusePipeline(args.out, whole, local, find_people, args.min_score, dataset)
+    jobs = share_of_process(jobs)
+    photos, videos = split_videos(jobs)
+    if videos and args.people:
+        raise ValueError("--people has masks of photos; parse the videos without it, with "
+                         "UniParser's people")
+    pipeline = FusePipeline(args.out, whole, local, find_people, args.min_score, dataset)
+    failed = 0
     with torch.inference_mode():
-        counts = photos.run(share_of_process(jobs))
-    good = [number for number in counts if number is not None]
-    print(f'{len(good)} of {len(counts)} photos, {sum(good)} people -> {args.out}/')
-    check_failures(sum_over_processes(len(counts) - len(good)))
+        if photos or not videos:
+            counts = pipeline.run(photos)
+            good = [number for number in counts if number is not None]
+            print(f'{len(good)} of {len(counts)} photos, {sum(good)} people -> {args.out}/')
+            failed = len(counts) - len(good)
+        failed += parse_videos(pipeline, jobs, args)
+    check_failures(sum_over_processes(failed), 'file' if videos else 'photo')

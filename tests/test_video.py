@@ -59,7 +59,7 @@ def names_in(folder):
 
 def test_each_frame_is_parsed_as_a_photo_of_it_is(checkpoint, tmp_path):
     write_video(tmp_path / 'a.mp4')
-    done = parse(checkpoint, tmp_path, 'a.mp4')
+    done = parse(checkpoint, tmp_path, 'a.mp4', '--no-track')
     assert done.returncode == 0 and done.stdout.startswith('a.mp4: 8 frames, at most '), done.stderr
     assert done.stdout.endswith('1 of 1 videos -> out/\n') and names_in(tmp_path / 'out') == ['a.jsonl', 'a_overlay.mp4']
     lines, (_, _, frames) = read_lines(tmp_path / 'out' / 'a.jsonl'), read_video(tmp_path / 'a.mp4')
