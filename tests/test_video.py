@@ -51,7 +51,7 @@ def parse(checkpoint, cwd, *arguments):
 
 
 def names_in(folder):
-    return sorted(path.name for path in folder.iterdir())
+    return sorted(path.name for path in folder.iterdir() if path.name != 'index.html')
 
 
 # ---- results ---------------------------------------------------------------------------------------------------
