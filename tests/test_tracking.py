@@ -64,7 +64,7 @@ def test_the_chosen_pairs_are_the_best_of_all(rows, columns, seed):
 
 
 @pytest.mark.parametrize('shift', [(0, 0), (0, 17), (0, -40), (9, 0), (-13, 22)])
-@pytest.mark.parametrize('size', [(90, 120), (91, 67)])
+@pytest.mark.parametrize('size', [(90, 120), (91, 97)])
 def test_the_motion_of_the_camera_is_found(shift, size):
     wide = np.random.default_rng(0).integers(0, 256, (220, 300)).astype(float)
     windows = [wide[60 - y:60 - y + size[0], 80 - x:80 - x + size[1]] for y, x in ((0, 0), shift)]
@@ -144,9 +144,9 @@ def test_another_person_in_the_same_place_gets_another_id():
 
 @pytest.mark.parametrize('step', [7, 31, -31])
 def test_a_pan_by_more_than_a_body_keeps_the_ids(step):
-    """All wear white, so that only places differ. A body is 20 pixels wide, the next stands 30 pixels away."""
+    """All wear white, so that only places differ. A body is 20 pixels wide, the next stands 23 to 40 pixels away."""
     stage = texture(1, (HEIGHT, 600))
-    places = range(200, 400, 30)
+    places = 200, 228, 262, 285, 325, 352, 385
     photo, masks = frame([(WHITE, x, 20) for x in places], stage=stage)
     tracker, known = Tracker(), {}
     for k in range(4):
@@ -156,19 +156,17 @@ def test_a_pan_by_more_than_a_body_keeps_the_ids(step):
         ids = tracker.follow(Image.fromarray(np.asarray(photo)[:, window]), masks[seen][:, :, window], k / 5)
         for n, i in zip(seen, ids):
             assert known.setdefault(n, i) == i, (k, known)
-    assert len(set(known.values())) == len(known)
+        assert len(set(ids)) == len(ids) > 2
 
 
 def test_kernels_separate_people_of_the_same_colors():
-    """Two in white step over each other's place; the masks alone say that they stayed."""
-    one, two = np.eye(2, dtype=np.float32)
-    for kernels, expected in (None, [1, 2]), ([two, one], [2, 1]):
+    """Two in white walk by a body's width, so that one stands where the other stood."""
+    for kernels, expected in (None, [2, 1]), (np.eye(2, dtype=np.float32), [1, 2]):
         tracker = Tracker()
-        people = [(WHITE, 30, 20), (WHITE, 42, 20)]
-        photo, masks = frame(people)
-        first = None if kernels is None else np.array([one, two])
-        assert tracker.follow(photo, masks, 0.0, first) == [1, 2]
-        assert tracker.follow(photo, masks, 0.1, None if kernels is None else np.array(kernels)) == expected
+        for k, x in enumerate((30, 52)):
+            photo, masks = frame([(WHITE, x, 20), (WHITE, x + 20, 20)])
+            ids = tracker.follow(photo, masks, k / 10, kernels)
+            assert ids == (expected if k else [1, 2])
 
 
 def test_frames_without_people_and_people_without_pixels_are_no_error():

@@ -183,7 +183,8 @@ def overlaps(masks: Sequence[np.ndarray], now: Sequence[Look]) -> np.ndarray:
 
 
 def camera_shift(before: np.ndarray, now: np.ndarray) -> tuple[int, int]:
-    """How far (y, x) the content of a gray picture (h, w) has moved in the next, in pixels.
+    """How far (y, x) the content of a gray picture (h, w) has moved in the next, in pixels: at most
+    half of each side.
 
     Phase correlation (Kuglin & Hines 1975): the spectra of both differ in phase alone, and the
     inverse transform of that difference has its peak at the shift.
