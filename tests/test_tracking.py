@@ -17,6 +17,7 @@ from data import input_geometry, network_input
 from tests.helpers import tiny_model
 from tools import tracking as tool
 from uniparser import decode, find_people, kernels_at, rank_people
+from util.pictures import add_ids, overlay_people, palette
 from util.tracking import MEMORY, Tracker, camera_shift, choose, move
 
 HEIGHT, WIDTH = 90, 120
@@ -179,6 +180,30 @@ def test_frames_without_people_and_people_without_pixels_are_no_error():
     dot[0, 3, 3] = 1                                          # no pixel is left of it at a fourth of the size
     tracker = Tracker()
     assert [tracker.follow(large, dot, k / 10, np.ones((1, 1), np.float32)) for k in range(2)][0] == [1]
+
+
+# ---- the overlay -----------------------------------------------------------------------------------------------
+
+
+def test_people_have_the_colors_of_their_ids_and_the_ids_above(ids=(3, 141 + 6)):
+    photo, masks = frame([(RED, 20, 30), (GREEN, 80, 30)])
+    masks[1][masks[1] > 0] = 255                              # of unknown parts
+    picture = np.asarray(overlay_people(photo, masks, ids), float)
+    for mask, i in zip(masks, (3, 7)):                        # 140 colors
+        inside = np.zeros_like(mask)
+        inside[35:75] = mask[35:75]
+        inside &= np.roll(inside, 4, 1) & np.roll(inside, -4, 1)
+        expected = 0.45 * np.asarray(photo)[inside > 0] + 0.55 * palette(140)[i]
+        assert inside.any() and np.abs(picture[inside > 0] - expected).max() < 2
+    assert np.array_equal(picture[:25], np.asarray(photo)[:25])
+    numbered = overlay_people(photo, masks, ids)
+    add_ids(numbered, masks, ids)
+    changed = (np.asarray(numbered) != picture).any(2)
+    rows, columns = changed.nonzero()
+    assert 10 < rows.min() and rows.max() < 34 and set(columns // 60) == {0, 1}
+    cut = Image.new('RGB', (40, 60))
+    add_ids(cut, np.ones((1, 60, 40), np.uint8), [1])         # at the edge, and in sight
+    assert np.asarray(cut)[:20].max() > 200
 
 
 # ---- the command -----------------------------------------------------------------------------------------------
