@@ -9,12 +9,12 @@ from PIL import Image
 from infer import ParsingPipeline
 from oneshot.episodes import IGNORE
 from oneshot.models import load_model
-from oneshot.network import ExampleNetwork
+from oneshot.network import ExampleNetwork, list_names
 from util.files import find_photos, naming
 from util.images import first_channel, load_image, read_photo, to_rgb
 from util.photos import end_run, name_jobs, share_of_process
 from util.results import Parsing
-from util.video import parse_videos, split_videos
+from util.video import check_video_flags, parse_videos, split_videos
 
 MOST = IGNORE - 1     # classes: labels are bytes, 0 background, 255 ignore
 Classes = dict[int, str]      # id -> name
@@ -133,7 +133,7 @@ def read_names(given: str | None, classes: Classes) -> list[str]:
                 missing.append(default)
         if given and missing:
             raise ValueError(f'--names lacks {", ".join(missing)}, of the masks\' classes')
-    return ['background'] + [names.get(i, '') for i in range(1, max(classes) + 1)]
+    return list_names({i: names[i] for i in classes})
 
 
 def read_names_file(path: str) -> list | dict:
@@ -204,6 +204,8 @@ class ExamplePipeline(ParsingPipeline):
 
 
 def parse(args):
+    paths = find_photos(args.photos)
+    check_video_flags(args, paths)
     supports, masks, classes = read_supports(args.support, args.support_mask)
     names = read_names(args.names, classes)
     model = load_model(args.weights, args.device)
@@ -213,7 +215,7 @@ def parse(args):
     example = model.learn(supports, masks, **options)
     check_learned(model.learned(example), {i: names[i] for i in classes})
     pipeline = ExamplePipeline(model, args, example, names)
-    jobs = share_of_process(name_jobs(find_photos(args.photos)))
+    jobs = share_of_process(name_jobs(paths))
     photos, videos = split_videos(jobs)
     if videos and args.cutouts:
         raise ValueError('--cutouts is for photos; parse the videos without it')

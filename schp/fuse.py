@@ -30,7 +30,7 @@ from schp.data import check_classes
 from schp.network import load_model
 from schp.single_person import SinglePersonNetwork
 from uniparser import UniParser
-from util.cli import Between, add_shared, filled
+from util.cli import Between, add_shared, filled, refuse_given
 from util.datasets import DATASETS, Photos, open_dataset
 from util.files import (check_pair, find_photos, naming, printable, read_rows, write_jpeg,
                         write_pair, write_png)
@@ -42,7 +42,7 @@ from util.pictures import overlay, palette_image
 from util.results import Parsing
 from util.run import sum_over_processes
 from util.submissions import open_predictions
-from util.video import add_video_flags, parse_videos, split_videos
+from util.video import VIDEOS, add_video_flags, check_video_flags, parse_videos, split_videos
 
 # find_people(name, photo) -> masks (N, H, W), bool, and scores (N,).
 FindPeople = Callable[[str, Image.Image], tuple[np.ndarray, Sequence[float]]]
@@ -58,14 +58,14 @@ def add_flags(parser: argparse.ArgumentParser):
                         'photo')
     parser.add_argument('--people', metavar='DIR',
                         help="instance masks of any model (default: UniParser's people)")
-    parser.add_argument('--people-weights', default=str(WEIGHTS),
+    parser.add_argument('--people-weights',
                         help="UniParser's weights (default: weights/uniparser_ccp.pt)")
     parser.add_argument('--min-score', type=Between(-1e6, 1e6, float), default=0.5,
                         help='smallest score of a person (default: %(default)s)')
     parser.add_argument('--data', choices=list(DATASETS),
                         help='predict a split of this data set instead')
     add_shared(parser, 'root', help='with --data: its folder, as downloaded')
-    add_shared(parser, 'split', help='with --data: its split')
+    add_shared(parser, 'split', 'val', help='with --data: its split', default=None)
     add_video_flags(parser)
 
 
@@ -86,7 +86,7 @@ class FusePipeline(PhotoPipeline):
         self.positions = {name: i for i, name in enumerate(dataset.ids)} if dataset else {}
         self.colors = voc_palette()
         # Of the legend of a video.
-        self.class_names = list(local.labels)
+        self.class_names = list(local.class_names)
         self.kept = np.arange(1, local.num_classes)
 
     def targets(self, name):
@@ -129,7 +129,7 @@ class FusePipeline(PhotoPipeline):
         for person in chosen:
             x0, y0, x1, y1 = person.crop
             pieces.append(np.ascontiguousarray(array[y0:y1 + 1, x0:x1 + 1]))
-        local = self.local.predict(pieces, logits=True)
+        local = self.local.predict_maps(pieces, logits=True)
         crops = [(person.crop, logits.transpose(1, 2, 0)) for person, logits in zip(chosen, local)]
 
         logits = fuse_logits(whole, crops)
@@ -139,15 +139,16 @@ class FusePipeline(PhotoPipeline):
         """Logits (H, W, C) of the network for whole photos; zeros where there is none."""
         if self.whole is None:
             return np.zeros((photo.height, photo.width, self.local.num_classes), np.float32)
-        return self.whole.predict([photo], logits=True)[0].transpose(1, 2, 0)
+        return self.whole.predict_maps([photo], logits=True)[0].transpose(1, 2, 0)
 
     def find(self, out, photo):
         found, chosen = out
         scores = np.array([person.score for person in chosen])
         corners = np.array([person.box for person in chosen]).reshape(-1, 2, 2)
         # A box has its last pixels in it.
-        people = Parsing(self.label_maps(found, len(chosen)), scores, corners.mean(1) + 0.5)
-        return people.attach(photo, self.class_names, colors=self.colors).visible()
+        people = Parsing(self.label_maps(found, len(chosen)), scores, corners.mean(1) + 0.5,
+                         self.class_names, photo, colors=self.colors)
+        return people.visible()
 
     def label_maps(self, found: CrowdParsing, number: int) -> np.ndarray:
         """The classes of each person, uint8 (number, H, W)."""
@@ -169,7 +170,7 @@ class FusePipeline(PhotoPipeline):
                    ''.join(people))
 
         maps = self.label_maps(found, len(chosen))
-        picture = overlay(job.photo, maps, self.local.labels, colors=self.colors)
+        picture = overlay(job.photo, maps, self.local.class_names, colors=self.colors)
         write_jpeg(self.folder / 'overlays' / f'{job.name}.jpg', picture)
         return f'{printable(job.path)}: {len(chosen)} people', len(chosen)
 
@@ -271,25 +272,33 @@ def fuse(args: argparse.Namespace):
     """`python -m schp fuse`."""
     if bool(args.photos) == bool(args.data):
         raise ValueError('give photos, or --data with a data set (python -m schp fuse --help)')
+    if args.photos:
+        refuse_given(args, ('root', 'split'), 'is for a data set; name it with --data, or leave '
+                     'this out')
+    if args.people:
+        refuse_given(args, ('people_weights',), 'is for people that UniParser finds; leave it out, '
+                     'or leave out --people')
+    paths = find_photos(args.photos) if args.photos else []
+    check_video_flags(args, paths)
+    if args.people and any(path.suffix.lower() in VIDEOS for path in paths):
+        raise ValueError("--people has masks of photos; parse the videos without it, with "
+                         "UniParser's people")
     whole, local = load_networks(args)
     dataset = None
     if args.data:
-        dataset = open_dataset(args.data, args.root, args.split)
+        dataset = open_dataset(args.data, args.root, args.split or 'val')
         check_classes(args.local_weights or args.weights, local, args.data, dataset)
     if args.people:
         find_people = people_of_folder(args.people)
     else:
-        find_people = uniparser_people(args.people_weights, local.device)
+        find_people = uniparser_people(args.people_weights or str(WEIGHTS), local.device)
 
     if dataset is None:
-        jobs = name_jobs(find_photos(args.photos))
+        jobs = name_jobs(paths)
     else:
         jobs = [PhotoJob(name, name) for name in dataset.ids]
     jobs = share_of_process(jobs)
     photos, videos = split_videos(jobs)
-    if videos and args.people:
-        raise ValueError("--people has masks of photos; parse the videos without it, with "
-                         "UniParser's people")
     pipeline = FusePipeline(args.out, whole, local, find_people, args.min_score, dataset)
     failed = 0
     with torch.inference_mode():

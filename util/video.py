@@ -23,11 +23,10 @@ from typing import BinaryIO
 from PIL import Image
 from tqdm import tqdm
 
-from util.cli import Between
+from util.cli import Between, refuse_given
 from util.files import MARK, check_target, make_folder, naming, printable, replacing, writing
 from util.photos import PhotoJob, PhotoPipeline, ahead
 from util.pictures import add_ids, add_legend, overlay, overlay_people, palette
-from util.results import describe_people
 from util.run import catching_signals
 from util.tracking import Tracker
 
@@ -41,6 +40,7 @@ ENDINGS = '_overlay.mp4', '.jsonl'                # of the results
 MOST_TICKS = 65535                                # per second, in MPEG-4
 # Seconds between two frames. An MP4 file cannot hold a gap of days, and no camera writes one.
 LONGEST_GAP = 3600
+VIDEO_FLAGS = 'fps', 'no_track', 'colors'
 IN_WORK = 2                                       # frames at a time that threads parse or draw
 
 
@@ -221,10 +221,17 @@ def add_video_flags(parser: argparse.ArgumentParser):
     """The flags of every command that parses videos."""
     parser.add_argument('--fps', type=Between(0.01, 1000, float), metavar='N',
                         help='parse N frames per second of videos (default: theirs)')
-    parser.add_argument('--no-track', dest='track', action='store_false',
+    parser.add_argument('--no-track', action='store_true',
                         help='number the people of each frame of a video anew, best first')
-    parser.add_argument('--colors', choices=['parts', 'people'], default='parts',
-                        help='what has a color in the overlay of a video (default: %(default)s)')
+    parser.add_argument('--colors', choices=['parts', 'people'],
+                        help='what has a color in the overlay of a video (default: parts)')
+
+
+def check_video_flags(args: argparse.Namespace, paths: list[Path]):
+    """ValueError with the first of these flags that is given where no path is that of a video."""
+    if not any(path.suffix.lower() in VIDEOS for path in paths):
+        refuse_given(args, VIDEO_FLAGS,
+                     'is for videos, and there is none among the files; leave it out')
 
 
 def split_videos(jobs: list[PhotoJob]) -> tuple[list[PhotoJob], list[PhotoJob]]:
@@ -251,9 +258,9 @@ def read_frames(pipeline: PhotoPipeline, video: Video) -> Iterator[Frame]:
 
 def parse_frames(pipeline: PhotoPipeline, video: Video,
                  args: argparse.Namespace) -> Iterator[tuple[Frame, Image.Image, dict]]:
-    """Yields every frame, its overlay and its record for NAME.jsonl. args: track and colors."""
+    """Yields every frame, its overlay and its record for NAME.jsonl. args: no_track and colors."""
     names = pipeline.class_names
-    tracker = Tracker() if args.track else None
+    tracker = None if args.no_track else Tracker()
 
     def find(frame):
         with pipeline.turn:
@@ -267,12 +274,12 @@ def parse_frames(pipeline: PhotoPipeline, video: Video,
             if tracker:
                 ids = tracker.follow(frame.photo, found.parsing, frame.time, kernels)
             else:
-                ids = list(range(1, len(found.scores) + 1))
+                ids = list(range(1, len(found) + 1))
             yield frame, found, ids
 
     def draw(numbered):
         frame, found, ids = numbered
-        people = describe_people(found, names)
+        people = [person.to_dict() for person in found]
         for person, i in zip(people, ids):
             person['id'] = i
         record = dict(software=MARK, video=str(video.path), frame=frame.number, time=frame.time,
@@ -295,10 +302,10 @@ def parse_video(pipeline: PhotoPipeline, path: str | Path, name: str,
                 args: argparse.Namespace) -> str:
     """Parses a video into the pipeline's folder; returns a message.
 
-    The pipeline has `find`, class_names, and kept, the ids in the legend. args: fps, track and
-    colors of `add_video_flags`. SIGINT and SIGTERM end it after a frame: both files are completed,
-    then KeyboardInterrupt is raised. Raises a ValueError or an OSError if something cannot be read
-    or written.
+    The pipeline has `find`, class_names, and kept, the ids in the legend. args: see
+    `add_video_flags`. SIGINT and SIGTERM end it after a frame: both files are completed, then
+    KeyboardInterrupt is raised. Raises a ValueError or an OSError if something cannot be read or
+    written.
     """
     targets = [pipeline.folder / f'{name}{ending}' for ending in ENDINGS]
     for target in targets:
