@@ -166,20 +166,20 @@ def measure(model: UniParser, clip: Iterable[Frame]) -> tuple[int, Count, Count]
 # ---- the command -------------------------------------------------------------------------------
 
 
-def list_clips(args, model: UniParser) -> Iterator[tuple[str, Iterable[Frame]]]:
-    """Names and clips."""
+def list_clips(args, model: UniParser) -> Iterator[tuple[str, list[Iterable[Frame]]]]:
+    """Names and the clips of each."""
     photo = read_photo(args.photo)
     masks = model.predict(photo)[0].parsing > 0
     width = round(WINDOW * photo.width)
-    yield 'pan', pan(photo, masks, width, FRAMES)
-    yield 'fast', pan(photo, masks, width, FRAMES // 6)
+    yield 'pan', [pan(photo, masks, width, FRAMES)]
+    yield 'fast', [pan(photo, masks, width, FRAMES // 6)]
     if not args.root:
         return
     source = open_dataset('CCP', args.root, 'test')
-    for seed in range(args.clips):
-        yield f'two {seed}', draw_crossing(source, 2, np.random.default_rng(seed))
-        yield f'three {seed}', draw_crossing(source, 3, np.random.default_rng(seed))
-        yield f'row {seed}', draw_row(source, np.random.default_rng(seed))
+    seeds = range(args.clips)
+    yield 'two', [draw_crossing(source, 2, np.random.default_rng(seed)) for seed in seeds]
+    yield 'three', [draw_crossing(source, 3, np.random.default_rng(seed)) for seed in seeds]
+    yield 'row', [draw_row(source, np.random.default_rng(seed)) for seed in seeds]
 
 
 def print_row(name: str, frames: int, before: Count, after: Count):
@@ -204,16 +204,16 @@ def main(argv=None):
     with user_errors():
         model = load_model(args, args.device)
         print(f'{"clip":10}{"frames":>8}{"neighbors keep id":>22}{"id switches":>16}')
-        total = 0
-        all_before = Count()
-        all_after = Count()
-        for name, clip in list_clips(args, model):
-            frames, before, after = measure(model, clip)
-            print_row(name, frames, before, after)
-            total += frames
-            all_before.merge(before)
-            all_after.merge(after)
-        print_row('all', total, all_before, all_after)
+        for name, clips in list_clips(args, model):
+            number = 0
+            before = Count()
+            after = Count()
+            for clip in clips:
+                frames, ranked, tracked = measure(model, clip)
+                number += frames
+                before.merge(ranked)
+                after.merge(tracked)
+            print_row(name, number, before, after)
         if not args.root:
             print('the drawn clips need CCP: give its folder with --root, see docs/data.md')
 
