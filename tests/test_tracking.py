@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from data import input_geometry, network_input
-from tests.helpers import tiny_model
+from tests.helpers import call, tiny_model
 from tools import tracking as tool
 from uniparser import decode, find_people, kernels_at, rank_people
 from util.pictures import add_ids, overlay_people, palette
@@ -227,3 +227,11 @@ def test_a_pan_shows_all_of_the_photo_and_its_people():
     for k, (image, truth) in enumerate(frames):
         assert np.array_equal(np.asarray(image), np.asarray(photo)[:, 5 * k:5 * k + 60])
         assert np.array_equal(truth, masks[:, :, 5 * k:5 * k + 60] > 0)
+
+
+def test_the_command_prints_a_table_and_says_what_it_needs(checkpoint, tmp_path):
+    frame([(RED, 5, 20), (GREEN, 60, 20)])[0].save(tmp_path / 'group.png')
+    done = call(tool, '--photo', tmp_path / 'group.png', '--weights', checkpoint, '--device', 'cpu')
+    title, pan, fast, need = done.stdout.splitlines()
+    assert done.returncode == 0 and title.split() == 'clip frames neighbors keep id id switches'.split(), done.stderr
+    assert pan.split()[:2] == ['pan', '36'] and fast.split()[:2] == ['fast', '6'] and '--root' in need
