@@ -60,6 +60,13 @@ class Geometry:
         y = (2 * (cells // grid) + 1) / (2 * grid) * self.padded[0] / self.size[0] * self.photo[0]
         return torch.stack([x, y], dim=1)
 
+    def cells_at(self, centers: torch.Tensor, grid: int) -> torch.Tensor:
+        """The cells (N,) in which points (N, 2), (x, y) in pixels of the photo, lie."""
+        x, y = centers.T
+        column = (x / self.photo[1] * self.size[1] / self.padded[1] * grid).long()
+        row = (y / self.photo[0] * self.size[0] / self.padded[0] * grid).long()
+        return row * grid + column
+
 
 def input_geometry(photo: Image.Image, config: Config) -> Geometry:
     """The sizes of a Pillow image in inference."""

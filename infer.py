@@ -30,7 +30,7 @@ from correlation import correlate
 from data import Geometry, input_geometry, network_input
 from maps import draw_maps, read_points
 from uniparser import (INFERENCE, Config, UniParser, decode, find_centers, find_people,
-                       part_scores)
+                       kernels_at, part_scores)
 from util.beyond import map_quality, mixture, parsing_quality
 from util.classes import list_classes
 from util.cli import (Between, CommandParser, add_settings, add_shared, filled, flag, refuse_given,
@@ -45,13 +45,14 @@ from util.photos import PhotoJob, PhotoPipeline, end_run, name_jobs, share_of_pr
 from util.results import Parsing, check_cutouts, keep_parts
 from util.run import find_device
 from util.submissions import FORMS, SUBMITTED, PredictionWriter
-from util.video import VIDEOS, parse_videos
+from util.video import (VIDEO_FLAGS, add_video_flags, check_video_flags, parse_videos,
+                        split_videos)
 
 COCO = 'coco'                                     # --format for photos
 WEIGHTS = Path(__file__).parent / 'weights' / 'uniparser_ccp.pt'
 
 # Flags that mean something for photos alone, and for data sets alone.
-FOR_PHOTOS = 'only', 'cutouts', 'max_size', 'maps', 'at', 'fps'
+FOR_PHOTOS = 'only', 'cutouts', 'max_size', 'maps', 'at', *VIDEO_FLAGS
 FOR_DATA = 'root', 'split'
 
 
@@ -92,8 +93,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--at', action='append', default=[], metavar='X,Y',
                         help='with --maps and one photo: also draw the correlations with this '
                              'pixel; may be repeated')
-    parser.add_argument('--fps', type=Between(0.01, 1000, float), metavar='N',
-                        help='parse N frames per second of videos (default: theirs)')
+    add_video_flags(parser)
     parser.add_argument('--data', choices=list(DATASETS),
                         help='predict a split of this data set instead')
     add_shared(parser, 'root', help='with --data: its folder, as downloaded')
@@ -166,33 +166,24 @@ def parse_files(args: argparse.Namespace):
     """Parses the photos and videos of the arguments into args.out. ValueError at the end if some
     could not be parsed."""
     paths = find_photos(args.photos)
-    if args.fps and not any(path.suffix.lower() in VIDEOS for path in paths):
-        raise ValueError('--fps is for videos, and there is none among the files; leave it out')
+    check_video_flags(args, paths)
     points = open_points(args, paths) if args.at else ()
     model = load_model(args, args.device)
 
     # Each process of torchrun takes its share.
     jobs = share_of_process(name_jobs(paths))
-    photos = []
-    videos = []
-    for job in jobs:
-        kind = videos if Path(job.path).suffix.lower() in VIDEOS else photos
-        kind.append(job)
+    photos, videos = split_videos(jobs)
     if videos and (args.maps or args.cutouts):
         flag = '--maps' if args.maps else '--cutouts'
         raise ValueError(f'{flag} is for photos; parse the videos without it')
     if args.format:
         check_annotations(args.out, [job.name for job in photos], videos)
 
-    failed = 0
     pipeline = ParsingPipeline(model, args, points)
-    if photos or not videos:
-        failed += pipeline.run(photos)
+    failed = pipeline.run(photos) if photos or not videos else 0
     if args.format:
         write_coco(pipeline, args.polygons)
-    # The results of a video may not replace any of the files either.
-    pipeline.inputs = {os.path.realpath(job.path) for job in jobs}
-    failed += parse_videos(pipeline, videos, args.fps)
+    failed += parse_videos(pipeline, jobs, args)
     end_run(args.out, failed, 'file' if videos else 'photo')
 
 
@@ -325,6 +316,11 @@ class ParsingPipeline(PhotoPipeline):
     def decode(self, out, photo: Image.Image) -> Parsing:
         """The network's output for a photo -> all people, in the classes of the model."""
         return decode(out, 0, out['geometry'], self.model.config, self.model.fusion)
+
+    def kernels(self, out, found: Parsing) -> np.ndarray | None:
+        config = self.model.config
+        geometry = input_geometry(found.photo, config)
+        return kernels_at(out, 0, found.centers, geometry, config)
 
     def message(self, found: Parsing) -> str:
         """What was found in a photo."""

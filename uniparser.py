@@ -498,6 +498,15 @@ def keep_peaks(heatmap: torch.Tensor, config: Config) -> torch.Tensor:
     return heatmap.masked_fill(heatmap != highest, -torch.inf)
 
 
+def kernels_at(out: dict, i: int, centers: np.ndarray, geometry: Geometry,
+               config: Config) -> np.ndarray:
+    """The kernels of people of image i whose centers (N, 2) `decode` gave: k_ins at their cells,
+    (N, C), of unit length in each space."""
+    cells = geometry.cells_at(torch.from_numpy(centers), config.grid)
+    k_ins = out['k_ins'][i].flatten(1).T.cpu()[cells]
+    return F.normalize(k_ins, dim=1).numpy()
+
+
 # ---- rank them
 
 

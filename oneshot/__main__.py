@@ -10,6 +10,7 @@ from train import STOPPED, run_command
 from util.cli import (Between, CommandParser, Ending, add_command, add_settings, add_shared, filled,
                       start)
 from util.run import add_run_flags
+from util.video import add_video_flags
 
 COMMANDS = dict(train=train, evaluate=evaluate, parse=parse)
 
@@ -71,6 +72,7 @@ def add_parse_flags(command):
                          help='folder for the results (default: results)')
     command.add_argument('--cutouts', action='store_true',
                          help='also write each person and part as an RGBA picture')
+    add_video_flags(command)
     add_model_flags(command)
     # Flags of infer.py that its pipeline asks for.
     command.set_defaults(only=None, maps=False)

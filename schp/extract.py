@@ -3,8 +3,9 @@
 Per photo NAME: NAME.png (palette image of the photo's size; value = class id, colors of Pascal
 VOC), overlays/NAME.jpg (a picture with a legend), NAME.json (areas, boxes, masks as COCO RLE), with
 --logits NAME.npy (float32 (H, W, classes), before the softmax) and with --cutouts the folder
-NAME_cutouts. index.html shows them all. --labels says which classes the weights have, --to asks for
-results in another label set.
+NAME_cutouts. Per video (with pip install av): NAME_overlay.mp4 and NAME.jsonl, one line per frame.
+index.html shows them all. --labels says which classes the weights have, --to asks for results in
+another label set.
 
 For IntegratedPIFu: DIR/train_set_list.txt and test_set_list.txt name its subjects. The files
 DIR/rendering_script/buffer_fixed_full_mesh/ID/*image* of each are parsed into OUT/ID/*parse*.npy,
@@ -16,18 +17,21 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
 from schp.crops import crop, crop_matrix, invert, label_map, warp
 from schp.network import load_model
 from schp.single_person import SinglePersonNetwork
 from util.cli import Between, filled, refuse_given
 from util.files import find_photos, printable, read_list, write_array, write_jpeg, write_png
-from util.labels import TARGETS, find_set, voc_palette
+from util.labels import TARGETS, find_set, names_of, voc_palette
 from util.photos import (PhotoJob, PhotoPipeline, check_failures, end_run, name_jobs,
                          share_of_process)
 from util.pictures import palette_image
 from util.results import Parsing, as_one_person, check_cutouts, write_record
 from util.run import sum_over_processes
+from util.video import (VIDEO_FLAGS, add_video_flags, check_video_flags, parse_videos,
+                        split_videos)
 
 # IntegratedPIFu compares float32 numbers with these.
 CODES = np.float32([0, 0.5, 0.6, 0.7, 0.8, 0.9, 1])
@@ -54,6 +58,7 @@ def add_flags(parser: argparse.ArgumentParser):
                         help='scales to average over (default: 1)')
     parser.add_argument('--batch-size', type=Between(1, 10 ** 6), default=4,
                         help='photos at a time (default: %(default)s)')
+    add_video_flags(parser)
 
 
 class ExtractPipeline(PhotoPipeline):
@@ -70,6 +75,9 @@ class ExtractPipeline(PhotoPipeline):
         self.model = model
         self.args = args
         self.colors = voc_palette()
+        # Of the legend of a video.
+        self.class_names = list(names_of(args.to) if args.to else model.class_names)
+        self.kept = np.arange(1, len(self.class_names))
 
     def targets(self, name):
         endings = ['.png', '.json', *(['.npy'] if self.args.logits else [])]
@@ -93,18 +101,23 @@ class ExtractPipeline(PhotoPipeline):
         logits = self.model.crop_logits(crops, self.args.flip, self.args.scales)
         return list(zip(logits, (matrix for _, matrix in inputs)))
 
+    def find(self, out, photo: Image.Image, path: str | Path | None = None) -> Parsing:
+        """What `outputs` gives for a photo -> its person, in the classes of --to."""
+        crop_logits, matrix = out
+        with torch.inference_mode():
+            labels = label_map(crop_logits, matrix, photo.size[::-1]).cpu().numpy()
+        found = as_one_person(labels, class_names=self.model.class_names, photo=photo, path=path,
+                              colors=self.colors)
+        return found.convert(self.args.to) if self.args.to else found
+
     def write(self, job):
         crop_logits, matrix = job.out
-        size = job.photo.size[::-1]
         logits = None
         with self.turn, torch.inference_mode():
-            labels = label_map(crop_logits, matrix, size).cpu().numpy()
+            found = self.find(job.out, job.photo, job.path)
             if self.args.logits:
+                size = job.photo.size[::-1]
                 logits = warp(crop_logits, matrix, size).permute(1, 2, 0).cpu().numpy()
-        found = as_one_person(labels, class_names=self.model.class_names, photo=job.photo,
-                              path=job.path, colors=self.colors)
-        if self.args.to:
-            found = found.convert(self.args.to)
         self.write_files(job.name, found, logits)
         count = len(np.unique(found.labels[found.labels > 0]))
         return f'{printable(job.path)}: {count} class{"" if count == 1 else "es"}', 1
@@ -154,14 +167,22 @@ def extract(args: argparse.Namespace):
     if not args.weights:
         raise ValueError('--weights is missing: a file of the released code or of schp train')
     args.out = args.out or 'results'
-    jobs = name_jobs(find_photos(args.photos))
+    paths = find_photos(args.photos)
+    check_video_flags(args, paths)
+    jobs = share_of_process(name_jobs(paths))
+    photos, videos = split_videos(jobs)
+    if videos:
+        refuse_given(args, ('logits', 'cutouts'), 'is for photos; parse the videos without it')
     model = load_model(args.weights, args.labels, args.device)
-    end_run(args.out, run(ExtractPipeline(model, args), jobs, args.batch_size))
+    pipeline = ExtractPipeline(model, args)
+    failed = run(pipeline, photos, args.batch_size) if photos or not videos else 0
+    failed += parse_videos(pipeline, jobs, args)
+    end_run(args.out, failed, 'file' if videos else 'photo')
 
 
 def extract_renderings(args: argparse.Namespace):
     """The same with --integratedpifu."""
-    refuse_given(args, ('to', 'cutouts', 'logits'),
+    refuse_given(args, ('to', 'cutouts', 'logits', *VIDEO_FLAGS),
                  'is for photos; IntegratedPIFu reads its own arrays alone')
     args.out = args.out or 'render_human_parse_results'
     jobs = renderings(args.integratedpifu)
@@ -170,13 +191,13 @@ def extract_renderings(args: argparse.Namespace):
     if model.num_classes != len(CODES):
         raise ValueError(f'{weights} has {model.num_classes} classes, but IntegratedPIFu needs the '
                          f'{len(CODES)} of Pascal-Person-Part')
-    failed = run(PIFuPipeline(model, args), jobs, args.batch_size)
+    failed = run(PIFuPipeline(model, args), share_of_process(jobs), args.batch_size)
     check_failures(sum_over_processes(failed))
 
 
 def run(pipeline: ExtractPipeline, jobs: list[PhotoJob], batch_size: int) -> int:
-    """Parses this process's share of the jobs -> the number of those that failed."""
-    counts = pipeline.run(share_of_process(jobs), batch_size)
+    """Parses photos -> the number of those that failed."""
+    counts = pipeline.run(jobs, batch_size)
     failed = counts.count(None)
     print(f'{len(counts) - failed} of {len(counts)} photos -> {pipeline.folder}/')
     return failed

@@ -11,6 +11,8 @@ Per photo NAME:
     instance_parsing/NAME.png, .txt     parts; line i is `class confidence` of part i
     global_tag/NAME.png, .txt           people; line i is `score y0 x0 y1 x1` of person i
     overlays/NAME.jpg                   a picture with a legend
+Per video (with pip install av): NAME_overlay.mp4 and NAME.jsonl, one line per frame, as infer.py
+writes them.
 This is CIHP's form of instance parsing, which evaluate.py reads.
 """
 import argparse
@@ -38,8 +40,10 @@ from util.labels import voc_palette
 from util.masks import CroppedMap, as_label_maps
 from util.photos import PhotoJob, PhotoPipeline, check_failures, name_jobs, share_of_process
 from util.pictures import overlay, palette_image
+from util.results import Parsing
 from util.run import sum_over_processes
 from util.submissions import mark_finished, mark_unfinished, open_predictions
+from util.video import VIDEOS, add_video_flags, check_video_flags, parse_videos, split_videos
 
 # find_people(name, photo) -> masks (N, H, W), bool, and scores (N,).
 FindPeople = Callable[[str, Image.Image], tuple[np.ndarray, Sequence[float]]]
@@ -63,6 +67,7 @@ def add_flags(parser: argparse.ArgumentParser):
                         help='predict a split of this data set instead')
     add_shared(parser, 'root', help='with --data: its folder, as downloaded')
     add_shared(parser, 'split', 'val', help='with --data: its split', default=None)
+    add_video_flags(parser)
 
 
 class FusePipeline(PhotoPipeline):
@@ -81,6 +86,9 @@ class FusePipeline(PhotoPipeline):
         self.dataset = dataset
         self.positions = {name: i for i, name in enumerate(dataset.ids)} if dataset else {}
         self.colors = voc_palette()
+        # Of the legend of a video.
+        self.class_names = list(local.class_names)
+        self.kept = np.arange(1, local.num_classes)
 
     def targets(self, name):
         kinds = 'global_parsing', 'instance_parsing', 'global_tag'
@@ -134,6 +142,20 @@ class FusePipeline(PhotoPipeline):
             return np.zeros((photo.height, photo.width, self.local.num_classes), np.float32)
         return self.whole.predict_maps([photo], logits=True)[0].transpose(1, 2, 0)
 
+    def find(self, out, photo):
+        found, chosen = out
+        scores = np.array([person.score for person in chosen])
+        corners = np.array([person.box for person in chosen]).reshape(-1, 2, 2)
+        # A box has its last pixels in it.
+        people = Parsing(self.label_maps(found, len(chosen)), scores, corners.mean(1) + 0.5,
+                         self.class_names, photo, colors=self.colors)
+        return people.visible()
+
+    def label_maps(self, found: CrowdParsing, number: int) -> np.ndarray:
+        """The classes of each person, uint8 (number, H, W)."""
+        maps = [found.parsing * (found.people == i) for i in range(1, number + 1)]
+        return np.array(maps, np.uint8).reshape(-1, *found.parsing.shape)
+
     def write(self, job):
         found, chosen = job.out
         people = []
@@ -149,8 +171,7 @@ class FusePipeline(PhotoPipeline):
         write_pair(paths[1], pictures[1], ''.join(parts))
         write_pair(paths[2], pictures[2], ''.join(people))
 
-        maps = [found.parsing * (found.people == i) for i in range(1, len(chosen) + 1)]
-        maps = np.array(maps).reshape(-1, *found.parsing.shape)
+        maps = self.label_maps(found, len(chosen))
         picture = overlay(job.photo, maps, self.local.class_names, colors=self.colors)
         write_jpeg(paths[3], picture)
         return f'{printable(job.path)}: {len(chosen)} people', len(chosen)
@@ -253,6 +274,11 @@ def fuse(args: argparse.Namespace):
     if args.people:
         refuse_given(args, ('people_weights',), 'is for people that UniParser finds; leave it out, '
                      'or leave out --people')
+    paths = find_photos(args.photos) if args.photos else []
+    check_video_flags(args, paths)
+    if args.people and any(path.suffix.lower() in VIDEOS for path in paths):
+        raise ValueError("--people has masks of photos; parse the videos without it, with "
+                         "UniParser's people")
     whole, local = load_networks(args)
     dataset = None
     if args.data:
@@ -267,16 +293,22 @@ def fuse(args: argparse.Namespace):
         find_people = uniparser_people(args.people_weights or str(WEIGHTS), local.device)
 
     if dataset is None:
-        jobs = name_jobs(find_photos(args.photos))
+        jobs = name_jobs(paths)
     else:
         jobs = [PhotoJob(name, name) for name in dataset.ids]
-    photos = FusePipeline(args.out, whole, local, find_people, args.min_score, dataset)
+    jobs = share_of_process(jobs)
+    photos, videos = split_videos(jobs)
+    pipeline = FusePipeline(args.out, whole, local, find_people, args.min_score, dataset)
     mark_unfinished(args.out)
+    failed = 0
     with torch.inference_mode():
-        counts = photos.run(share_of_process(jobs))
-    good = [number for number in counts if number is not None]
-    print(f'{len(good)} of {len(counts)} photos, {sum(good)} people -> {args.out}/')
-    failed = sum_over_processes(len(counts) - len(good))
+        if photos or not videos:
+            counts = pipeline.run(photos)
+            good = [number for number in counts if number is not None]
+            print(f'{len(good)} of {len(counts)} photos, {sum(good)} people -> {args.out}/')
+            failed = len(counts) - len(good)
+        failed += parse_videos(pipeline, jobs, args)
+    failed = sum_over_processes(failed)
     if not failed:
         mark_finished(args.out)
-    check_failures(failed)
+    check_failures(failed, 'file' if videos else 'photo')

@@ -24,7 +24,8 @@ from util.cli import CommandParser, add_shared, filled, start
 from util.datasets import COCO, DATASETS
 from util.datasets.coco import Person
 from util.files import user_errors
-from util.person_counts import IOU, SMALLEST_SHARE, mask_ious, percent
+from util.masks import mask_ious
+from util.person_counts import IOU, SMALLEST_SHARE, percent
 from util.results import Parsing
 from util.submissions import FORMS
 

@@ -225,6 +225,16 @@ def paste_masks(masks: list, box: list[float], size: tuple[int, int]) -> np.ndar
 # ---- overlaps ----------------------------------------------------------------------------------
 
 
+def mask_ious(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """IoU of masks (N, H, W) and (M, H, W), bool -> (N, M) float."""
+    pixels = int(np.prod(first.shape[1:]))
+    a = first.reshape(len(first), pixels).astype(np.float32)
+    b = second.reshape(len(second), pixels).astype(np.float32)
+    shared = a @ b.T
+    union = a.sum(1)[:, None] + b.sum(1) - shared
+    return shared / np.maximum(union, 1)
+
+
 def matrix_nms(masks: np.ndarray, scores: np.ndarray, kernel: str = 'gaussian',
                sigma: float = 2.0) -> np.ndarray:
     """Decayed scores (N,) of people, best first (SOLOv2, Wang et al. 2020, Sec. 3.3).

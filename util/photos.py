@@ -13,12 +13,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from tqdm import tqdm
 
 from util.files import check_target, make_folder, printable, result_names
 from util.images import read_photo
+from util.results import Parsing
 from util.index import write_index
 from util.run import sum_over_processes
 
@@ -40,12 +42,12 @@ class PhotoJob:
     error: str | None = None                  # why the photo could not be read or parsed
 
 
-def ahead(pool: Executor, function: Callable, items: Iterable) -> Iterator:
-    """Yields function(item) of each item, in order; threads work on the next AHEAD meanwhile."""
+def ahead(pool: Executor, function: Callable, items: Iterable, most: int = AHEAD) -> Iterator:
+    """Yields function(item) of each item, in order; threads work on the next `most` meanwhile."""
     futures = deque()
     for item in items:
         futures.append(pool.submit(function, item))
-        if len(futures) > AHEAD:
+        if len(futures) > most:
             yield futures.popleft().result()
     while futures:
         yield futures.popleft().result()
@@ -98,6 +100,15 @@ class PhotoPipeline:
     def outputs(self, inputs: list) -> list:
         """The network's output for each input."""
         raise NotImplementedError
+
+    def find(self, out: Any, photo: Image.Image) -> Parsing:
+        """The network's output for a frame of a video -> its visible people."""
+        raise NotImplementedError
+
+    def kernels(self, out: Any, found: Parsing) -> np.ndarray | None:
+        """Unit vectors (N, C) of the people that `find` returned, similar in the next frame; None
+        where the system has none."""
+        return None
 
     def write(self, job: PhotoJob) -> tuple[str, int | None]:
         """Writes the results of a job with an output.

@@ -11,6 +11,7 @@ from util.masks import box_of
 # Dark blue, violet, orange, yellow, at 0, 96, 176 and 255 of 255.
 RAMP = np.stack([np.interp(np.arange(256), (0, 96, 176, 255), channel) for channel in (
     (10, 110, 235, 255), (10, 25, 110, 250), (50, 120, 40, 200))], 1).astype(np.uint8)
+NUM_COLORS = 140                                  # of a palette; then they repeat
 OPACITY = 0.55                                    # of the colors over the photo
 
 
@@ -122,6 +123,27 @@ def paint_person(canvas: Image.Image, labels: Image.Image, corner: tuple[int, in
         canvas.paste(below, corner, Image.fromarray(inner & ~known))
         core = Image.fromarray(inner & known)
     canvas.paste(Image.blend(below, labels.convert('RGB'), OPACITY), corner, core)
+
+
+def overlay_people(image, parsing: np.ndarray, ids: list[int]) -> Image.Image:
+    """A photo with each person in the color of the id and a white line around. image, parsing: see
+    `overlay`; ids: from 1 on."""
+    colors = palette(NUM_COLORS)
+    painted = [(labels > 0) * np.uint8((i - 1) % NUM_COLORS + 1)
+               for labels, i in zip(parsing, ids)]
+    return overlay(image, np.array(painted, np.uint8), colors=colors)
+
+
+def add_ids(image: Image.Image, parsing: np.ndarray, ids: list[int]):
+    """Writes the id of each person of parsing (N, H, W) at the top of the person, in place."""
+    font = ImageFont.load_default(max(11, image.width // 40))
+    draw = ImageDraw.Draw(image)
+    for labels, i in zip(parsing, ids):
+        if labels.any():
+            x, y, width, _ = box_of(labels)
+            # Below the top edge of the frame, where the box begins there.
+            place = x + width / 2, max(y, font.size + 4)
+            draw.text(place, str(i), 'white', font, 'ms', stroke_width=2, stroke_fill='black')
 
 
 def add_legend(image: Image.Image, colors: np.ndarray, class_names: list[str],

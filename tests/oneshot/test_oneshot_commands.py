@@ -18,9 +18,10 @@ from oneshot.eopnet import screened
 from oneshot.parse import read_masks, read_names
 from oneshot.prototypes import query_target
 from oneshot.training import OneShotTask, learning_rate
-from tests.helpers import call, stop_at_step, tiny_model, weights
+from tests.helpers import call, stop_at_step, tiny_model, weights, write_video
 from tests.seeded import blobs
 from uniparser import UniParser
+from util import video
 from util.checkpoints import write_checkpoint
 from util.masks import decode_rle
 from util.metrics import confusion_matrix
@@ -473,6 +474,28 @@ def test_photos_are_parsed_into_the_classes_of_the_mask(photos, eop):
         assert 0.5 < person['score'] <= 1 and (photos / 'out' / f'q{k}_cutouts' / 'person1.png').is_file()
         assert set(np.unique(parts)) - {0} == {part['id'] for part in person['parts']}
     assert any(name in done.stdout for name in names.values())
+
+
+def test_videos_are_parsed_as_the_photos_of_their_frames(photos, eop, checkpoint):
+    pytest.importorskip('av', reason='videos need PyAV: pip install av')
+    opened = video.Video(write_video(photos / 'a.mov', codec='png', ticks=range(3)))
+    for frame in opened:
+        frame.photo.save(photos / 'more' / f'f{frame.number}.png')
+    opened.close()
+    for file in eop, checkpoint:
+        done = call(commands, *start('--weights', file), cwd=photos)
+        assert done.returncode == 0, done.stderr
+        given = ('parse', 'a.mov', *start('--weights', file, '--no-track')[2:])
+        done = call(commands, *given, cwd=photos)
+        assert done.returncode == 0 and '1 of 1 videos' in done.stdout, done.stderr
+        lines = (photos / 'out' / 'a.jsonl').read_text().splitlines()
+        for k, line in enumerate(lines):
+            record = json.loads((photos / 'out' / f'f{k}.json').read_text())
+            assert json.loads(line)['people'] == record['people']
+        assert len(lines) == 3
+        assert call(commands, *[word for word in given if word != '--no-track'], cwd=photos).returncode == 0
+    done = call(commands, *given, '--cutouts', cwd=photos)
+    assert done.returncode == 2 and '--cutouts is for photos' in done.stderr
 
 
 def test_several_supports_are_averaged(photos, eop):

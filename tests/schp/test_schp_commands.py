@@ -16,10 +16,12 @@ from schp import __main__ as schp
 from schp import data as single_person
 from schp import fuse
 from schp.evaluation import semantic_metrics
-from tests.helpers import call, run, stop_at_step, weights, write_photo
+from tests.helpers import call, run, stop_at_step, weights, write_photo, write_video
 from tests.seeded import blobs, seeded
 from tools import export
+from util import video
 from util.labels import LABEL_SETS, convert, voc_palette
+from util.masks import decode_rle
 from util.metrics import confusion_matrix
 from util.submissions import open_predictions
 
@@ -404,6 +406,74 @@ def test_fuse_takes_uniparsers_people(trained, checkpoint, tmp_path):
     assert done.returncode == 0, done.stderr
     people = np.asarray(Image.open(tmp_path / 'out' / 'global_tag' / 'a.png'))
     assert people.max() <= len((tmp_path / 'out' / 'global_tag' / 'a.txt').read_text().splitlines()) > 0
+
+
+# ---- videos
+
+
+def frames_of(path):
+    """Writes the frames of a video beside it; returns their files."""
+    opened = video.Video(path)
+    files = []
+    for frame in opened:
+        files.append(path.with_name(f'{frame.number}.png'))
+        frame.photo.save(files[-1])
+    opened.close()
+    return files
+
+
+def read_frame(line):
+    """A line of NAME.jsonl -> {id: label map (H, W)}."""
+    record = json.loads(line)
+    maps = {}
+    for person in record['people']:
+        maps[person['id']] = np.zeros((record['height'], record['width']), np.uint8)
+        for part in person['parts']:
+            mask = decode_rle(part['rle']['counts'], record['width'], record['height'])
+            maps[person['id']][mask] = part['id']
+    return maps
+
+
+def test_extract_parses_videos_as_the_photos_of_their_frames(pascal, tmp_path):
+    pytest.importorskip('av', reason='videos need PyAV: pip install av')
+    files = frames_of(write_video(tmp_path / 'a.mov', codec='png', ticks=range(3)))
+    (tmp_path / 'b.mp4').write_text('no video')
+    common = ['--weights', pascal, '--out', tmp_path / 'out', '--device', 'cpu']
+    done = call(schp, 'extract', tmp_path / 'b.mp4', tmp_path / 'a.mov', *files, *common)
+    assert done.returncode == 2 and '3 of 3 photos' in done.stdout and '1 of 2 videos' in done.stdout
+    assert 'b.mp4 cannot be read as a video' in done.stderr and '1 file was not parsed' in done.stderr
+    lines = (tmp_path / 'out' / 'a.jsonl').read_text().splitlines()
+    for file, line in zip(files, lines, strict=True):
+        people = read_frame(line)
+        labels = np.asarray(Image.open(tmp_path / 'out' / file.name))
+        assert list(people) == [1] and np.array_equal(people[1], labels) and labels.any()
+    assert (tmp_path / 'out' / 'a_overlay.mp4').is_file()
+    refused = call(schp, 'extract', tmp_path / 'a.mov', '--logits', *common)
+    assert refused.returncode == 2 and '--logits is for photos' in refused.stderr
+
+
+def test_fuse_parses_videos_as_the_photos_of_their_frames(pascal, checkpoint, crowd, tmp_path):
+    pytest.importorskip('av', reason='videos need PyAV: pip install av')
+    files = frames_of(write_video(tmp_path / 'a.mov', codec='png', ticks=range(3)))
+    common = ['--local-weights', pascal, '--people-weights', checkpoint, '--min-score', '0', '--out', tmp_path / 'out',
+              '--device', 'cpu']
+    done = call(schp, 'fuse', tmp_path / 'a.mov', *files, *common, '--no-track')
+    assert done.returncode == 0 and '1 of 1 videos' in done.stdout, done.stderr
+    lines = (tmp_path / 'out' / 'a.jsonl').read_text().splitlines()
+    found = 0
+    for file, line in zip(files, lines, strict=True):
+        classes, owners = (np.asarray(Image.open(tmp_path / 'out' / kind / file.name))
+                           for kind in ('global_parsing', 'global_tag'))
+        expected = [classes * (owners == i) for i in np.unique(owners[owners > 0])]
+        people = read_frame(line)
+        assert list(people) == list(range(1, len(expected) + 1))
+        assert all(np.array_equal(people[i], labels) for i, labels in enumerate(expected, 1))
+        found += len(people)
+    assert found
+    tracked = call(schp, 'fuse', tmp_path / 'a.mov', *common, '--fps', '10')
+    assert tracked.returncode == 0 and len((tmp_path / 'out' / 'a.jsonl').read_text().splitlines()) == 1
+    refused = call(schp, 'fuse', tmp_path / 'a.mov', '--local-weights', pascal, '--people', crowd / 'people')
+    assert refused.returncode == 2 and '--people has masks of photos' in refused.stderr
 
 
 # ---- export
