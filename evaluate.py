@@ -44,6 +44,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from util.charts import check_chart, write_chart
 from util.cli import Between, CommandParser, add_shared, start
 from util.datasets import GroundTruth, Photos, open_dataset
 from util.files import short, user_errors, write_file, write_json
@@ -529,7 +530,8 @@ def warn(images: list[str], what: str):
 
 
 def check_outputs(args):
-    """ValueError where two outputs have one name, or one would replace a predicted file."""
+    """ValueError where two outputs have one name, or one would replace a predicted file; and the
+    errors of `check_chart`."""
     outputs = {}
     for flag in ('--json', '--per-image', '--plot'):
         path = getattr(args, flag[2:].replace('-', '_'))
@@ -544,6 +546,8 @@ def check_outputs(args):
         if inside and os.path.lexists(path):
             raise ValueError(f'{flag} is {short(path)}, a file among the predictions; choose '
                              'another name')
+    if args.plot:
+        check_chart(args.plot)
 
 
 def run(args):
@@ -591,7 +595,7 @@ def write_numbers(args, dataset: Photos | ConvertedSet, metrics: ParsingMetrics,
     if args.per_image:
         write_file(args.per_image, per_image(metrics, dataset.ids))
     if args.plot:
-        write_file(args.plot, plot(metrics, result, f'{args.data} {args.split}'))
+        write_chart(args.plot, plot(metrics, result, f'{args.data} {args.split}'))
 
 
 # ------------------------------------------------------------------------------------------------
@@ -621,8 +625,9 @@ def parse_arguments(argv: list[str] | None = None):
     parser.add_argument('--per-class', action='store_true', help='print the numbers of each class')
     parser.add_argument('--per-image', metavar='FILE.csv',
                         help='write the match of every detection')
-    parser.add_argument('--plot', metavar='FILE.png',
-                        help='draw the precision-recall curve and AP')
+    parser.add_argument('--plot', metavar='FILE',
+                        help='draw the precision-recall curve and AP, as FILE.png or FILE.svg '
+                             '(pip install matplotlib)')
     return parser.parse_args(argv)
 
 

@@ -27,7 +27,7 @@ import train
 from tests.helpers import HERE, SHORT, call, run, write_photo, write_tiny_mhp, write_video
 from tests.test_layout import MODULES
 from uniparser import PRESETS, Config, UniParser, get_config
-from tools import ablate, benchmark, count_people, export, keypoints, mean, oracle, self_correction, tagged
+from tools import ablate, benchmark, count_people, export, keypoints, mean, oracle, plot, self_correction, tagged
 from util import datasets
 from util.cli import CommandParser, given_settings
 from util.datasets import DATASETS, open_dataset
@@ -40,7 +40,7 @@ CODE = {name: path.read_text() for name, path in MODULES.items()}
 PROGRAMS = {'train.py': train, 'infer.py': infer, 'data.py': data, 'evaluate.py': evaluate, 'tools.benchmark': benchmark,
             'tools.export': export, 'tools.oracle': oracle, 'tools.ablate': ablate, 'oneshot': oneshot, 'schp': schp,
             'demo.py': demo, 'tools.self_correction': self_correction, 'tools.count_people': count_people, 'tools.tagged': tagged,
-            'tools.keypoints': keypoints, 'tools.mean': mean}
+            'tools.keypoints': keypoints, 'tools.mean': mean, 'tools.plot': plot}
 TINY = [*SHORT, '--pretrained', '', '--no-dcn', '--epochs', '1', '--grid', '8', '--short-side', '64', '--test-short-side', '64',
         '--workers', '0']
 
