@@ -127,19 +127,23 @@ def legend(folder: Path, name: str, people: list[dict]) -> str:
     for person in people:
         for part in person['parts']:
             names[part['id']] = part['name']
-    colors = None
-    for label_map in existing(folder, LABEL_MAPS, name):
-        with Image.open(folder / label_map) as image:      # reads no pixels
-            colors = image.getpalette()
-        break
+    colors = colors_of(folder, name)
     words = []
     for i, part in sorted(names.items()):
-        square = ''
-        if colors:
-            red, green, blue = colors[3 * i:3 * i + 3]
-            square = f'<i style="background: #{red:02x}{green:02x}{blue:02x}"></i>'
+        color = colors[3 * i:3 * i + 3].hex()
+        square = f'<i style="background: #{color}"></i>' if color else ''
         words.append(f'<span>{square}{text(part)}</span>')
     return '\n'.join(words)
+
+
+def colors_of(folder: Path, name: str) -> bytes:
+    """The palette of a photo's label map, three bytes per id; empty if there is none."""
+    for label_map in existing(folder, LABEL_MAPS, name):
+        # Opens the file without reading the pixels, which `getpalette` would do.
+        with Image.open(folder / label_map) as image:
+            if image.mode == 'P':
+                return bytes(image.palette.palette)
+    return b''
 
 
 def cutout_list(folder: Path) -> str:
