@@ -44,6 +44,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from util.charts import check_chart, write_chart
 from util.cli import Between, CommandParser, Ending, add_shared, filled, start
 from util.datasets import GroundTruth, Photos, open_dataset
 from util.files import short, user_errors, write_file, write_json
@@ -529,13 +530,16 @@ def warn(images: list[str], what: str):
 
 
 def check_outputs(args):
-    """ValueError where an output would replace a predicted file."""
+    """ValueError where an output would replace a predicted file; and the errors of `check_chart`.
+    """
     predictions = os.path.realpath(args.predictions)
     for path in (args.json, args.per_image, args.plot):
         if not path or not os.path.lexists(path):
             continue
         if os.path.commonpath([os.path.realpath(path), predictions]) == predictions:
             raise ValueError(f'{short(path)} is a file among the predictions; choose another name')
+    if args.plot:
+        check_chart(args.plot)
 
 
 def run(args):
@@ -586,7 +590,7 @@ def write_numbers(args, dataset: Photos | ConvertedSet, metrics: ParsingMetrics,
     if args.per_image:
         write_file(args.per_image, per_image(metrics, dataset.ids))
     if args.plot:
-        write_file(args.plot, plot(metrics, result, f'{args.data} {args.split}'))
+        write_chart(args.plot, plot(metrics, result, f'{args.data} {args.split}'))
 
 
 # ------------------------------------------------------------------------------------------------
@@ -617,8 +621,9 @@ def parse_arguments(argv: list[str] | None = None):
     parser.add_argument('--per-class', action='store_true', help='print the numbers of each class')
     parser.add_argument('--per-image', type=Ending('.csv'), metavar='FILE.csv',
                         help='write the match of every detection')
-    parser.add_argument('--plot', type=Ending('.png'), metavar='FILE.png',
-                        help='draw the precision-recall curve and AP')
+    parser.add_argument('--plot', type=Ending('.png', '.svg'), metavar='FILE',
+                        help='draw the precision-recall curve and AP, as FILE.png or FILE.svg '
+                             '(pip install matplotlib)')
     return parser.parse_args(argv)
 
 

@@ -32,6 +32,7 @@ from maps import draw_maps, read_points
 from uniparser import (INFERENCE, Config, UniParser, decode, find_centers, find_people,
                        kernels_at, part_scores)
 from util.beyond import map_quality, mixture, parsing_quality
+from util.charts import need_matplotlib
 from util.classes import list_classes
 from util.cli import (Between, CommandParser, add_settings, add_shared, filled, flag, refuse_given,
                       start)
@@ -89,7 +90,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--max-size', type=Between(1, 10 ** 6), metavar='PIXELS',
                         help='reduce larger photos to this long side first')
     parser.add_argument('--maps', action='store_true',
-                        help='also draw heat map and correlations of people and parts, as Fig. 4')
+                        help='also draw heat map and correlations of people and parts, as Fig. 4 '
+                             '(pip install matplotlib)')
     parser.add_argument('--at', action='append', default=[], metavar='X,Y',
                         help='with --maps and one photo: also draw the correlations with this '
                              'pixel; may be repeated')
@@ -108,7 +110,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def check_flags(args: argparse.Namespace):
-    """ValueError where flags do not go together."""
+    """ValueError where flags do not go together; ModuleNotFoundError where --maps lacks a
+    package."""
     if args.list:
         if args.photos or args.data:
             raise ValueError('--list parses nothing; leave out the photos, and name a weights file '
@@ -122,6 +125,8 @@ def check_flags(args: argparse.Namespace):
         refuse_given(args, FOR_DATA, 'is for a data set; name it with --data, or leave this out')
     if args.maps and args.labels:
         raise ValueError('--maps draws categories of the network itself; leave out --labels')
+    if args.maps:
+        need_matplotlib()
     if args.at and not args.maps:
         raise ValueError('--at adds maps to the page of --maps; give that flag too')
     if args.data:

@@ -235,6 +235,8 @@ class Trainer:
     def fit(self) -> dict:
         """-> the metrics of the last validation; {} where a signal ended the run."""
         result = {}
+        self.began = time.time()
+        self.inherited = self.finished_steps()
         with catching_signals() as seen, workers_of(self.task.loader):
             self.run.seen = seen
             while self.epoch < self.config.epochs:
@@ -288,6 +290,7 @@ class Trainer:
             losses = train_step(self.net, self.loss, batches, self.optimizer, self.scaler, rate,
                                 self.config.clip)
             self.position = step + 1
+            steps.set_postfix_str(f'ends in {self.time_left()}', refresh=False)
 
             # The terms are checked one step late, so that the host does not wait for the device.
             if unchecked:
@@ -306,6 +309,16 @@ class Trainer:
                 return False
         task.end_epoch(self.epoch, self.run)
         return True
+
+    def finished_steps(self) -> int:
+        return self.epoch * self.steps + self.position
+
+    def time_left(self) -> str:
+        """From now to the end of the run, as 1:23:45, at the mean speed since `fit` began."""
+        finished = self.finished_steps()
+        seconds_per_step = (time.time() - self.began) / (finished - self.inherited)
+        left = self.config.epochs * self.steps - finished
+        return tqdm.format_interval(seconds_per_step * left)
 
     def loss(self, net, batch):
         return self.task.loss(net, batch, self.run)
@@ -341,7 +354,7 @@ class Trainer:
         used = memory(self.run.device)
         terms = ' '.join(f'{name} {value:.4f}' for name, value in losses.items())
         self.run.log(f'epoch {epoch} iter {self.position}/{self.steps} | {terms} | lr {rate:.2e} | '
-                     f'{speed:.1f} images/s | {used:.1f} GB',
+                     f'{speed:.1f} images/s | {used:.1f} GB | ends in {self.time_left()}',
                      epoch=epoch, iter=self.position, lr=rate, images_per_second=speed, memory=used,
                      **losses)
 

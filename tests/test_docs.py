@@ -28,8 +28,8 @@ from tests.helpers import HERE, SHORT, call, run, write_photo, write_tiny_mhp, w
 from tests.robustness import attack
 from tests.test_layout import MODULES
 from uniparser import PRESETS, Config, UniParser, get_config
-from tools import (ablate, benchmark, count_people, export, keypoints, mean, onnx_parse, oracle, self_correction, tagged,
-                   tracking)
+from tools import (ablate, benchmark, count_people, export, keypoints, mean, onnx_parse, oracle, plot, self_correction,
+                   tagged, tracking)
 from util import datasets
 from util.cli import CommandParser, given_settings
 from util.datasets import DATASETS, open_dataset
@@ -42,7 +42,7 @@ CODE = {name: path.read_text() for name, path in MODULES.items()}
 PROGRAMS = {'train.py': train, 'infer.py': infer, 'data.py': data, 'evaluate.py': evaluate, 'tools.benchmark': benchmark,
             'tools.export': export, 'tools.oracle': oracle, 'tools.ablate': ablate, 'oneshot': oneshot, 'schp': schp,
             'demo.py': demo, 'tools.self_correction': self_correction, 'tools.count_people': count_people, 'tools.tagged': tagged,
-             'tools.keypoints': keypoints, 'tools.mean': mean, 'tools.onnx_parse': onnx_parse,
+             'tools.keypoints': keypoints, 'tools.mean': mean, 'tools.onnx_parse': onnx_parse, 'tools.plot': plot,
              'tools.tracking': tracking, 'tests.robustness.attack': attack}
 TINY = [*SHORT, '--pretrained', '', '--no-dcn', '--epochs', '1', '--grid', '8', '--short-side', '64', '--test-short-side', '64',
         '--workers', '0']

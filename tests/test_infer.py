@@ -19,7 +19,7 @@ from tools import oracle
 import maps
 from util.datasets import open_dataset
 from util.masks import decode_rle, encode_rle
-from util.pictures import RAMP, matrix_picture
+from util.pictures import RAMP
 from util.run import Run
 
 
@@ -263,21 +263,6 @@ def test_points_are_for_one_photo(checkpoint, tmp_path):
 def test_points_follow_a_reduced_photo():
     points = maps.read_points(['10,20', '0,0'], (60, 40), 0.5)
     assert points == [('10,20', 5.0, 10.0), ('0,0', 0.0, 0.0)]
-
-
-def test_matrices_of_correlations_have_a_bright_diagonal():
-    names = ['head', 'torso', 'left-arm']
-    values = np.array([[1, 0, 0.5], [0, 1, -0.2], [0.5, -0.2, 1]])
-    picture = np.asarray(matrix_picture('A', values, names))
-    top = picture.shape[0] - 3 * 32
-    left = top - 32
-
-    def color(row, column):
-        return tuple(picture[top + row * 32 + 2, left + column * 32 + 2])
-
-    assert all(color(k, k) == tuple(RAMP[255]) for k in range(3))
-    assert color(0, 1) == color(1, 0) == color(1, 2) == tuple(RAMP[0])
-    assert color(0, 2) == tuple(RAMP[127])
 
 
 # ---- predictions of a split

@@ -106,16 +106,16 @@ def filled(text: str) -> str:
 
 
 class Ending:
-    """argparse type: the name of an output, which replaces what the file held. Its ending is
-    demanded, so that a mixed-up argument replaces no photo and no weights."""
+    """argparse type: the name of an output, which replaces what the file held. One of the endings
+    is demanded, so that a mixed-up argument replaces no photo and no weights."""
 
-    def __init__(self, ending: str):
-        self.ending = ending
+    def __init__(self, *endings: str):
+        self.endings = endings
 
     def __call__(self, text: str) -> str:
-        if not text.lower().endswith(self.ending):
+        if not text.lower().endswith(self.endings):
             raise argparse.ArgumentTypeError(f' is {text!r}; give a name that ends in '
-                                             f'{self.ending}')
+                                             f'{" or ".join(self.endings)}')
         return text
 
 
