@@ -7,7 +7,6 @@ what is not. Needs no torch.
 from collections.abc import Iterable
 
 import numpy as np
-from PIL import Image
 from scipy import ndimage
 from scipy.sparse import coo_array, csr_array
 from scipy.sparse.csgraph import breadth_first_order
@@ -35,11 +34,13 @@ BARE = {'upper': NECK | ARMS | WRISTS, 'lower': LEGS, 'overall': NECK | ARMS | W
 WORN = {'upper': UPPER | WHOLE, 'lower': LOWER | WHOLE, 'overall': UPPER | LOWER | WHOLE}
 
 # Classes that end a limb: where they are, no hand or foot is looked for at the end of the skin.
+ENDS = {'left-hand', 'right-hand', 'hands', 'left-foot', 'right-foot', 'feet'}
 HANDS = {'left-hand', 'right-hand', 'hands', 'glove', 'gloves'}
 FEET = {'left-foot', 'right-foot', 'feet', 'socks', 'stockings', 'shoe',
         *(f'{side}-{kind}' for side in ('left', 'right')
           for kind in ('shoe', 'boot', 'highheel', 'sandal'))}
 
+SIDE = 1024                                       # of a person, in pixels, at which masks are made
 # Shares, of lengths: of the long side of the person's box.
 GROWTH = 1 / 64
 HAND = 1 / 9
@@ -121,14 +122,28 @@ def mask_of_person(labels: np.ndarray, others: np.ndarray, class_names: list[str
     """
     x, y, w, h = box_of(labels)
     side = max(w, h)
-    # Wide enough for the mask to grow: its box touches the photo's border only where the person is
-    # near the border.
+    # Wide enough for the mask to grow: it touches the photo's border only where the person does.
     margin = side // 8 + 8
     box = slice(max(0, y - margin), y + h + margin), slice(max(0, x - margin), x + w + margin)
     mask = np.zeros(labels.shape, bool)
     labels = labels[box]
     others = others[box]
 
+    # Every `step`th pixel of large people: nobody sees the difference after the mask has grown.
+    step = -(-side // SIDE)
+    small = grow_region(labels[::step, ::step], others[::step, ::step], class_names, kind)
+    height, width = labels.shape
+    mask[box] = small.repeat(step, 0).repeat(step, 1)[:height, :width] & ~others
+    return mask
+
+
+def grow_region(labels: np.ndarray, others: np.ndarray, class_names: list[str],
+                kind: str) -> np.ndarray:
+    """The steps of a mask, for one person in a crop -> bool (h, w).
+
+    labels (h, w) uint8, the person's; others (h, w) bool, pixels of other people
+    """
+    side = max(box_of(labels)[2:]) if labels.any() else 0
     face = without_specks(pick(labels, class_names, {'face'}))
     ends = limb_ends(labels, face, class_names, kind, side)
     worn = pick(labels, class_names, WORN[kind])
@@ -144,8 +159,7 @@ def mask_of_person(labels: np.ndarray, others: np.ndarray, class_names: list[str
     # .. but for a narrow rim where it meets the garments: a new garment may end elsewhere.
     region = soften(region, side // 25 | 1)
     region = dilate((region | worn | bare) & ~fixed, (side // 250 | 1) // 2)
-    mask[box] = region & ~fixed
-    return mask
+    return region & ~fixed
 
 
 def pick(labels: np.ndarray, class_names: list[str], names: set[str]) -> np.ndarray:
@@ -173,7 +187,7 @@ def soften(mask: np.ndarray, size: int) -> np.ndarray:
 def without_specks(mask: np.ndarray, share: float = 0.1) -> np.ndarray:
     """A mask (H, W) without the connected parts that have less than a share of the pixels of its
     largest: a stray pixel would shift its box, its end or its hull."""
-    numbers, count = ndimage.label(mask, np.ones((3, 3)))
+    numbers, _ = ndimage.label(mask, np.ones((3, 3)))
     areas = np.bincount(numbers.ravel(), minlength=2)
     areas[0] = 0
     return (areas >= share * areas.max())[numbers] & mask
@@ -214,15 +228,15 @@ def hull(mask: np.ndarray) -> np.ndarray:
 
 def limb_ends(labels: np.ndarray, face: np.ndarray, class_names: list[str], kind: str,
               side: int) -> np.ndarray:
-    """bool (H, W): the person's hands and bare feet at the ends of the skin that would be redrawn.
+    """bool (H, W): the person's hands and bare feet, those at the ends of the skin to be redrawn.
 
     face (H, W) bool: pixels of the face; side: the long side of the person's box, in pixels
 
-    Most label sets have no class for them, and DensePose or a pose is not at hand. A hand is taken
-    to be the part of an arm that is farthest from the shoulder, as long as the face; likewise a
-    foot. Skin that ends at the border of the photo has neither.
+    Most label sets have no class for them, and neither DensePose nor a pose is asked. A hand is
+    taken to be the end of an arm, as long as the face; likewise a foot. Skin that ends at the border
+    of the photo has neither.
     """
-    ends = np.zeros(labels.shape, bool)
+    ends = pick(labels, class_names, ENDS)
     length = max(side * HAND, box_of(face)[3] if face.any() else 0)
     shoulders = find_shoulders(face, pick(labels, class_names, TORSO), length)
     if shoulders is None:
