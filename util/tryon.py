@@ -233,8 +233,8 @@ def limb_ends(labels: np.ndarray, face: np.ndarray, class_names: list[str], kind
     face (H, W) bool: pixels of the face; side: the long side of the person's box, in pixels
 
     Most label sets have no class for them, and neither DensePose nor a pose is asked. A hand is
-    taken to be the end of an arm, as long as the face; likewise a foot. Skin that ends at the border
-    of the photo has neither.
+    taken to be the end of an arm, as long as the face; likewise a foot. Skin that ends at the
+    border of the photo has neither.
     """
     ends = pick(labels, class_names, ENDS)
     length = max(side * HAND, box_of(face)[3] if face.any() else 0)
