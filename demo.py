@@ -29,7 +29,7 @@ from util.files import USER_ERRORS, explain, user_errors
 from util.labels import LABEL_SETS
 from util.photos import PhotoJob
 from util.pictures import overlay, palette
-from util.results import as_one_person, describe_people, file_part
+from util.results import as_one_person, cutout_name, describe_people
 
 # The neighbors are reached through hubconf, because files at the top do not import them.
 parse = hubconf.load_module('oneshot.parse')
@@ -212,24 +212,24 @@ def parse_photo(pipeline: ParsingPipeline, path: str) -> tuple:
     people = describe_people(found, pipeline.class_names)
     picture = draw_picture(job.photo, found.parsing, people, pipeline.class_names,
                            pipeline.message(found))
-    cutouts = list_cutouts(pipeline.folder, name, people)
+    cutouts = list_cutouts(pipeline.folder / f'{name}_cutouts', people)
     return picture, cutouts, list_files(pipeline.folder, name)
 
 
-def list_cutouts(folder: Path, name: str, people: list) -> dict:
+def list_cutouts(folder: Path, people: list) -> dict:
     """{title: path of the cut-out} of people and their parts, in the order of the picture."""
     cutouts = {}
     for person in people:
-        stem = f'{name}_person{person["id"]}'
-        cutouts[title(person)] = str(folder / f'{stem}.png')
+        cutouts[title(person)] = str(folder / cutout_name(person['id']))
         for part in person['parts']:
-            cutouts[title(person, part)] = str(folder / f'{stem}_{file_part(part["name"])}.png')
+            path = folder / cutout_name(person['id'], part['name'])
+            cutouts[title(person, part)] = str(path)
     return cutouts
 
 
 def list_files(folder: Path, name: str) -> list:
     """Paths of the results, and of a ZIP file of the whole folder beside it."""
-    endings = '_overlay.png', '_parts.png', '_people.png', '.json'
+    endings = '_overlay.jpg', '_parts.png', '_people.png', '.json'
     files = [str(folder / f'{name}{ending}') for ending in endings]
     archive = shutil.make_archive(str(folder.parent / f'{folder.name}_all' / name), 'zip', folder)
     return [*files, archive]

@@ -8,9 +8,10 @@
     python infer.py --data MHP --root data/LV-MHP-v2 --split val --weights runs/MHP/best.pt
 
 Per photo NAME: NAME_parts.png (indexed; value = class id), NAME_people.png (indexed; value = person
-id, best first), NAME_overlay.png (a picture with a legend) and NAME.json (scores, boxes, areas,
-masks as COCO RLE). Per video (with pip install av): NAME_overlay.mp4 and NAME.jsonl, one line per
-frame. With --data: the predictions of a whole split, for evaluate.py.
+id, best first), NAME_overlay.jpg (a picture with a legend), NAME.json (scores, boxes, areas, masks
+as COCO RLE) and, with --cutouts, the folder NAME_cutouts. index.html shows them all. Per video
+(with pip install av): NAME_overlay.mp4 and NAME.jsonl, one line per frame. With --data: the
+predictions of a whole split, for evaluate.py.
 """
 import argparse
 import os
@@ -36,9 +37,9 @@ from util.datasets import DATASETS, open_dataset
 from util.files import find_photos, printable, user_errors, write_png
 from util.images import read_photo
 from util.labels import TARGETS, find_set, names_of
-from util.photos import PhotoJob, PhotoPipeline, check_failures, name_jobs, share_of_process
-from util.results import Parsing, keep_parts
-from util.run import find_device, sum_over_processes
+from util.photos import PhotoJob, PhotoPipeline, end_run, name_jobs, share_of_process
+from util.results import Parsing, check_cutouts, keep_parts
+from util.run import find_device
 from util.submissions import FORMS, PredictionWriter
 from util.video import VIDEOS, parse_videos
 
@@ -152,7 +153,7 @@ def parse_files(args: argparse.Namespace):
     # The results of a video may not replace any of the files either.
     pipeline.inputs = {os.path.realpath(job.path) for job in jobs}
     failed += parse_videos(pipeline, videos, args.fps)
-    check_failures(sum_over_processes(failed), 'file' if videos else 'photo')
+    end_run(args.out, failed, 'file' if videos else 'photo')
 
 
 def open_points(args: argparse.Namespace, paths: list[Path]) -> list:
@@ -191,7 +192,7 @@ class ParsingPipeline(PhotoPipeline):
     args: has out, only and maps; with cutouts, also that. max_size and labels are optional.
     points: those of --at, see `maps.read_points`.
     """
-    endings = '_parts.png', '_people.png', '_overlay.png', '_maps.png', '.json'
+    endings = '_parts.png', '_people.png', '_overlay.jpg', '_maps.png', '.json'
 
     def __init__(self, model, args: argparse.Namespace, points: list | tuple = ()):
         super().__init__(args.out, model.device, getattr(args, 'max_size', None))
@@ -217,6 +218,10 @@ class ParsingPipeline(PhotoPipeline):
         good = [number for number in counts if number is not None]
         print(f'{len(good)} of {len(jobs)} photos, {sum(good)} people -> {self.folder}/')
         return len(jobs) - len(good)
+
+    def check_targets(self, name: str):
+        super().check_targets(name)
+        check_cutouts(self.folder / f'{name}_cutouts', self.inputs)
 
     # ---- the way of a photo: its input, the output for it, its people, their files
 

@@ -12,9 +12,8 @@ from oneshot.models import load_model
 from oneshot.network import ExampleNetwork
 from util.files import find_photos, naming
 from util.images import first_channel, load_image, read_photo, to_rgb
-from util.photos import check_failures, name_jobs, share_of_process
+from util.photos import end_run, name_jobs, share_of_process
 from util.results import Parsing
-from util.run import sum_over_processes
 
 MOST = IGNORE - 1     # classes: labels are bytes, 0 background, 255 ignore
 Classes = dict[int, str]      # id -> name
@@ -209,4 +208,4 @@ def parse(args):
     check_learned(model.learned(example), {i: names[i] for i in classes})
     pipeline = ExamplePipeline(model, args, example, names)
     jobs = share_of_process(name_jobs(find_photos(args.photos)))
-    check_failures(sum_over_processes(pipeline.run(jobs)))
+    end_run(args.out, pipeline.run(jobs))

@@ -1,7 +1,7 @@
 """schp extract: the classes of every pixel of photos of one person.
 
 Per photo NAME: NAME.png (palette image of the photo's size; value = class id, colors of Pascal
-VOC), overlays/NAME.png (a picture with a legend) and, with --logits, NAME.npy (float32
+VOC), overlays/NAME.jpg (a picture with a legend) and, with --logits, NAME.npy (float32
 (H, W, classes), before the softmax).
 
 For IntegratedPIFu: DIR/train_set_list.txt and test_set_list.txt name its subjects. The files
@@ -19,7 +19,7 @@ from schp.crops import crop, crop_matrix, invert, label_map, warp
 from schp.network import load_model
 from schp.single_person import SinglePersonNetwork
 from util.cli import Between, filled
-from util.files import find_photos, printable, read_list, write_array, write_png
+from util.files import find_photos, printable, read_list, write_array, write_jpeg, write_png
 from util.labels import voc_palette
 from util.photos import PhotoJob, PhotoPipeline, check_failures, name_jobs, share_of_process
 from util.pictures import overlay, palette_image
@@ -58,7 +58,7 @@ class ExtractPipeline(PhotoPipeline):
         self.colors = voc_palette()
 
     def targets(self, name):
-        paths = [self.folder / f'{name}.png', self.folder / 'overlays' / f'{name}.png']
+        paths = [self.folder / f'{name}.png', self.folder / 'overlays' / f'{name}.jpg']
         if self.logits:
             paths.append(self.folder / f'{name}.npy')
         return paths
@@ -92,7 +92,7 @@ class ExtractPipeline(PhotoPipeline):
         if logits is not None:
             write_array(self.folder / f'{name}.npy', logits)
         picture = overlay(photo, labels[None], self.model.labels, colors=self.colors)
-        write_png(self.folder / 'overlays' / f'{name}.png', picture)
+        write_jpeg(self.folder / 'overlays' / f'{name}.jpg', picture)
         write_png(self.folder / f'{name}.png', palette_image(labels, self.colors))
 
 

@@ -10,7 +10,7 @@ Per photo NAME:
     global_parsing/NAME.png             classes
     instance_parsing/NAME.png, .txt     parts; line i is `class confidence` of part i
     global_tag/NAME.png, .txt           people; line i is `score y0 x0 y1 x1` of person i
-    overlays/NAME.png                   a picture with a legend
+    overlays/NAME.jpg                   a picture with a legend
 This is CIHP's form of instance parsing, which evaluate.py reads.
 """
 import argparse
@@ -30,7 +30,8 @@ from schp.single_person import SinglePersonNetwork
 from uniparser import UniParser
 from util.cli import Between, add_shared, filled
 from util.datasets import DATASETS, Photos, open_dataset
-from util.files import check_pair, find_photos, naming, printable, read_rows, write_pair, write_png
+from util.files import (check_pair, find_photos, naming, printable, read_rows, write_jpeg,
+                        write_pair, write_png)
 from util.images import read_prediction
 from util.labels import voc_palette
 from util.masks import CroppedMap, as_label_maps
@@ -81,8 +82,9 @@ class FusePipeline(PhotoPipeline):
         self.colors = voc_palette()
 
     def targets(self, name):
-        kinds = 'global_parsing', 'instance_parsing', 'global_tag', 'overlays'
-        return [self.folder / kind / f'{name}.png' for kind in kinds]
+        kinds = 'global_parsing', 'instance_parsing', 'global_tag'
+        maps = [self.folder / kind / f'{name}.png' for kind in kinds]
+        return [*maps, self.folder / 'overlays' / f'{name}.jpg']
 
     def check_target(self, path):
         super().check_target(path)
@@ -148,7 +150,7 @@ class FusePipeline(PhotoPipeline):
         maps = [found.parsing * (found.people == i) for i in range(1, len(chosen) + 1)]
         maps = np.array(maps).reshape(-1, *found.parsing.shape)
         picture = overlay(job.photo, maps, self.local.labels, colors=self.colors)
-        write_png(self.folder / 'overlays' / f'{job.name}.png', picture)
+        write_jpeg(self.folder / 'overlays' / f'{job.name}.jpg', picture)
         return f'{printable(job.path)}: {len(chosen)} people', len(chosen)
 
     def image(self, labels: np.ndarray) -> Image.Image:

@@ -48,7 +48,7 @@ def check_pixels(out, name, record, class_names):
     """Pictures, boxes and run lengths tell the same story."""
     parts_picture = Image.open(out / f'{name}_parts.png')
     assert parts_picture.mode == 'P'
-    assert Image.open(out / f'{name}_overlay.png').mode == 'RGB'
+    assert Image.open(out / f'{name}_overlay.jpg').mode == 'RGB'
     parts = np.asarray(parts_picture)
     people = np.asarray(Image.open(out / f'{name}_people.png'))
     shape = record['height'], record['width']
@@ -65,10 +65,10 @@ def check_pixels(out, name, record, class_names):
             whole[mask] = part['id']
         mine = people == person['id']
         assert (parts[mine] == whole[mine]).all() and person['area'] == (whole > 0).sum()
-        cut = Image.open(out / f'{name}_person{person["id"]}.png')
+        cut = Image.open(out / f'{name}_cutouts' / f'person{person["id"]}.png')
         assert cut.mode == 'RGBA' and cut.size == tuple(person['box'][2:])
         assert (np.asarray(cut)[..., 3] > 0).sum() == person['area']
-        pictures = list(out.glob(f'{name}_person{person["id"]}_*.png'))
+        pictures = list((out / f'{name}_cutouts').glob(f'person{person["id"]}_*.png'))
         assert len(pictures) == len(person['parts'])
 
 

@@ -154,7 +154,7 @@ def test_only_takes_names_of_the_chosen_set(cihp, tmp_path):
     done = call(infer, tmp_path / 'a.png', *flags, '--only', 'upper-face, Arm')
     assert done.returncode == 0, done.stderr
     assert set(np.unique(np.asarray(Image.open(tmp_path / 'out' / 'a_parts.png')))) - {0} <= {1, 3}
-    cut = {path.stem.split('_', 2)[2] for path in (tmp_path / 'out').glob('a_person*_*.png')}
+    cut = {path.stem.split('_', 1)[1] for path in (tmp_path / 'out' / 'a_cutouts').glob('person*_*.png')}
     assert cut and cut <= {'Upper-face', 'Arm'}                             # those of the run before are gone
     done = call(infer, tmp_path / 'a.png', *flags, '--only', 'hair')
     assert done.returncode == 2 and "unknown part 'hair'" in done.stderr and 'One-piece' in done.stderr

@@ -19,6 +19,8 @@ from tqdm import tqdm
 
 from util.files import check_target, make_folder, printable, result_names
 from util.images import read_photo
+from util.index import write_index
+from util.run import sum_over_processes
 
 AHEAD = 4                                     # photos in the queue for reading, and for writing
 
@@ -109,10 +111,13 @@ class PhotoPipeline:
     def check(self, job: PhotoJob):
         """Raises a ValueError if a result would replace a file of the user's."""
         try:
-            for path in self.targets(job.name):
-                self.check_target(path)
+            self.check_targets(job.name)
         except ValueError as error:
             raise ValueError(f'{printable(job.path)} is left out: {error}') from None
+
+    def check_targets(self, name: str):
+        for path in self.targets(name):
+            self.check_target(path)
 
     def check_target(self, path: Path):
         check_target(path, self.inputs)
@@ -177,6 +182,18 @@ class PhotoPipeline:
                 bar.update()
                 counts.append(number)
         return counts
+
+
+def end_run(folder: str | Path, failed: int, kind: str = 'photo'):
+    """Ends a run when all its jobs are done: the first process writes index.html, with the results
+    of all. Raises a ValueError if photos, or files of another kind, were not parsed.
+
+    failed: their number in this process
+    """
+    failed = sum_over_processes(failed)
+    if int(os.environ.get('RANK', 0)) == 0:
+        write_index(folder)
+    check_failures(failed, kind)
 
 
 def check_failures(failed: int, kind: str = 'photo'):

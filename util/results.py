@@ -7,8 +7,8 @@
 
 docs/python.md describes all of it, and the JSON file.
 """
-import glob
 import json
+import os
 import re
 from collections import namedtuple
 from dataclasses import dataclass, field
@@ -20,12 +20,14 @@ from PIL import Image
 from scipy import ndimage
 
 from util import pictures
-from util.files import MARK, UNKNOWN, check_name, is_ours, result_names, write_png, write_result
-from util.labels import SETS, convert, find_set, names_of, voc_palette
+from util.files import (MARK, UNKNOWN, by_number, check_name, check_target, is_ours, printable,
+                        result_names, write_jpeg, write_png, write_result)
+from util.labels import convert, find_set, names_of, voc_palette
 from util.masks import box_of, encode_rle, flatten_people, without_unknown
 from util.pictures import cutout, palette, palette_image
 
-MOST_BYTES = 60                                   # of a part in the name of a file
+MOST_BYTES = 150                                  # of a part in the name of a file
+CUTOUT = re.compile(r'person\d+(_.+)?\.png', re.DOTALL)           # names of cut-outs
 
 
 # ---- people and parts --------------------------------------------------------------------------
@@ -253,39 +255,58 @@ def write_results(folder: Path, name: str, path: str | Path, photo: Image.Image,
     picture = pictures.overlay(photo, found.parsing, class_names, colors=colors, unknown=False)
     write_png(folder / f'{name}_parts.png', palette_image(without_unknown(parts), colors))
     write_png(folder / f'{name}_people.png', palette_image(people, palette(256)))
-    write_png(folder / f'{name}_overlay.png', picture)
+    write_jpeg(folder / f'{name}_overlay.jpg', picture)
     record = {'software': MARK, 'photo': str(path), 'width': photo.width, 'height': photo.height,
               'people': describe_people(found, class_names)}
-    remove_cutouts(folder, name, class_names)
+    cutout_folder = folder / f'{name}_cutouts'
+    remove_cutouts(cutout_folder)
     if cutouts:
-        write_cutouts(folder, name, photo, found, record['people'])
+        write_cutouts(cutout_folder, photo, found, record['people'])
     # The JSON file comes last: where it exists, the photo is done.
     write_result(folder / f'{name}.json', json.dumps(record))
 
 
-def remove_cutouts(folder: Path, name: str, class_names: list[str]):
-    """Removes the cut-outs of an earlier run of the same photo, whatever its label set."""
-    known = [class_names, *map(names_of, SETS)]
-    names = {file_part(part) for names in known for part in names}
-    for path in folder.glob(f'{glob.escape(name)}_person*.png'):
-        part = re.fullmatch(r'\d+(?:_(.+))?', path.stem[len(name) + len('_person'):])
-        if part and (part[1] is None or part[1] in names) and is_ours(path):
+def find_cutouts(folder: Path) -> list[Path]:
+    """The files of a folder that have the name of a cut-out, such as person1_hair.png."""
+    paths = folder.iterdir() if folder.is_dir() else ()
+    found = [path for path in paths if CUTOUT.fullmatch(path.name)]
+    return sorted(found, key=by_number)
+
+
+def check_cutouts(folder: Path, inputs: set[str] = frozenset()):
+    """Raises a ValueError if cut-outs in this folder could replace files of the user's. inputs: see
+    `check_target`."""
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise ValueError(f'{printable(folder)} exists and is no folder; choose another --out')
+    for path in find_cutouts(folder):
+        check_target(path, inputs)
+
+
+def remove_cutouts(folder: Path):
+    """Removes the cut-outs of an earlier run of the same photo, and their folder if it is empty."""
+    found = find_cutouts(folder)
+    for path in found:
+        if is_ours(path):
             path.unlink()
+    if found and not any(folder.iterdir()):
+        folder.rmdir()
 
 
-def file_part(name: str) -> str:
-    """The name of a part as it stands in file names, in few bytes: NAME_person1_ precedes it."""
-    name = re.sub(r'[/ \0]', '-', name)
-    while len(name.encode()) > MOST_BYTES:
-        name = name[:-1]
-    return name
+def cutout_name(person: int, part: str = '') -> str:
+    """The name of the file of a cut-out: of the person with this id, or of one of its parts."""
+    if not part:
+        return f'person{person}.png'
+    part = re.sub(r'[/ \0]', '-', part)
+    while len(part.encode()) > MOST_BYTES:
+        part = part[:-1]
+    return f'person{person}_{part}.png'
 
 
-def write_cutouts(folder: Path, name: str, photo: Image.Image, found: Parsing, people: list[dict]):
+def write_cutouts(folder: Path, photo: Image.Image, found: Parsing, people: list[dict]):
     """Writes an RGBA picture of each person and of each of its parts."""
     for person, labels in zip(people, found.parsing):
-        stem = f'{name}_person{person["id"]}'
-        write_png(folder / f'{stem}.png', cutout(photo, labels > 0, person['box']))
+        path = folder / cutout_name(person['id'])
+        write_png(path, cutout(photo, labels > 0, person['box']))
         for part in person['parts']:
-            path = folder / f'{stem}_{file_part(part["name"])}.png'
+            path = folder / cutout_name(person['id'], part['name'])
             write_png(path, cutout(photo, labels == part['id'], part['box']))

@@ -453,7 +453,7 @@ def check_results(folder, stem, class_names):
             whole[mask] = part['id']
     assert np.array_equal(whole, parts) and ((people > 0) == (parts > 0)).all()
     assert Image.open(folder / f'{stem}_parts.png').mode == 'P'
-    assert (folder / f'{stem}_overlay.png').is_file()
+    assert (folder / f'{stem}_overlay.jpg').is_file()
     return parts, record
 
 
@@ -470,7 +470,7 @@ def test_photos_are_parsed_into_the_classes_of_the_mask(photos, eop):
         parts, record = check_results(photos / 'out', f'q{k}', names)
         assert np.array_equal(parts, model.predict(query, support, mask, stored=False))
         person, = record['people']                           # EOP-Net does not separate people
-        assert 0.5 < person['score'] <= 1 and (photos / 'out' / f'q{k}_person1.png').is_file()
+        assert 0.5 < person['score'] <= 1 and (photos / 'out' / f'q{k}_cutouts' / 'person1.png').is_file()
         assert set(np.unique(parts)) - {0} == {part['id'] for part in person['parts']}
     assert any(name in done.stdout for name in names.values())
 

@@ -38,7 +38,7 @@ from uniparser import Config, UniParser, get_config
 from util import files, images
 from util.checkpoints import check_settings, read_checkpoint
 from util.datasets import open_dataset
-from util.results import file_part
+from util.results import cutout_name
 from util.run import thread_advice
 from util.submissions import FORMS, PredictionWriter, open_predictions
 
@@ -691,35 +691,55 @@ def parse(checkpoint, cwd, *arguments):
 
 
 def test_results_replace_neither_photos_nor_annotations(checkpoint, tmp_path):
-    """x.jpg's overlay would be x_overlay.png, which is a photo, and its JSON a LabelMe file."""
-    for name in 'x.jpg', 'x_overlay.png', 'y.jpg', 'z.jpg':
+    """x.jpg's overlay would be x_overlay.jpg, which is a photo, and its JSON a LabelMe file."""
+    for name in 'x.jpg', 'x_overlay.jpg', 'y.jpg', 'z.jpg':
         write_photo(tmp_path / name)
     (tmp_path / 'y.json').write_text('{"shapes": []}')
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
     done = parse(checkpoint, tmp_path, '.', '--out', '.')
     assert done.returncode == 2 and '2 of 4 photos' in done.stdout and 'Traceback' not in done.stderr
-    for name in 'x_overlay.png', 'y.json':
+    for name in 'x_overlay.jpg', 'y.json':
         assert f'{name} exists and this program did not write it' in done.stderr
     assert {name: (tmp_path / name).read_bytes() for name in before} == before
     assert not (tmp_path / 'x_parts.png').exists() and (tmp_path / 'z_parts.png').exists()
     again = parse(checkpoint, tmp_path, '.', '--out', '.')                   # leaves its own results out
     assert '2 of 4 photos' in again.stdout and not list(tmp_path.glob('z_parts_*'))
-    done = parse(checkpoint, tmp_path, 'z.jpg', 'z_overlay.png', '--out', '.')
+    done = parse(checkpoint, tmp_path, 'z.jpg', 'z_overlay.jpg', '--out', '.')
     lines = done.stderr.splitlines()
-    assert done.returncode == 2 and 'error: z.jpg is left out: z_overlay.png is an input' in lines[0]
+    assert done.returncode == 2 and 'error: z.jpg is left out: z_overlay.jpg is an input' in lines[0]
     assert lines[-1] == 'error: 1 photo was not parsed'
 
 
 def test_cutouts_of_an_earlier_run_are_removed_and_those_of_others_stay(checkpoint, tmp_path):
-    write_photo(tmp_path / 'a.png'), write_photo(tmp_path / 'a_person1.png', 1)
-    done = parse(checkpoint, tmp_path, 'a.png', 'a_person1.png', '--out', 'out', '--cutouts')
+    write_photo(tmp_path / 'a.png'), write_photo(tmp_path / 'b.png', 1)
+    done = parse(checkpoint, tmp_path, 'a.png', 'b.png', '--out', 'out', '--cutouts')
     assert done.returncode == 0, done.stderr
-    cutouts = {p.name for p in (tmp_path / 'out').glob('a_person*.png')}
-    assert {'a_person1.png', 'a_person1_person1.png', 'a_person1_parts.png'} <= cutouts
-    Image.new('RGBA', (3, 3)).save(tmp_path / 'out' / 'a_person9.png')       # not ours
+    a, b = (tmp_path / 'out' / f'{name}_cutouts' for name in 'ab')
+    assert (a / 'person1.png').exists() and (b / 'person1.png').exists()
+    (a / 'notes.txt').write_text('mine')
     assert parse(checkpoint, tmp_path, 'a.png', '--out', 'out').returncode == 0
-    left = {p.name for p in (tmp_path / 'out').glob('a_person*.png')}
-    assert 'a_person1.png' not in left and {'a_person9.png', 'a_person1_parts.png', 'a_person1_person1.png'} <= left
+    assert [path.name for path in a.iterdir()] == ['notes.txt'] and (b / 'person1.png').exists()
+    assert parse(checkpoint, tmp_path, 'b.png', '--out', 'out').returncode == 0
+    assert not b.exists()
+
+
+def test_cutouts_replace_no_file_of_the_users(checkpoint, tmp_path):
+    write_photo(tmp_path / 'a.png'), write_photo(tmp_path / 'b.png', 1)
+    (tmp_path / 'out' / 'a_cutouts').mkdir(parents=True), (tmp_path / 'out' / 'b_cutouts').write_text('mine')
+    Image.new('RGBA', (3, 3)).save(tmp_path / 'out' / 'a_cutouts' / 'person9.png')
+    done = parse(checkpoint, tmp_path, 'a.png', 'b.png', '--out', 'out', '--cutouts')
+    assert done.returncode == 2 and 'Traceback' not in done.stderr
+    assert 'a.png is left out: out/a_cutouts/person9.png exists and this program did not write it' in done.stderr
+    assert 'b.png is left out: out/b_cutouts exists and is no folder' in done.stderr
+    assert sorted(path.name for path in (tmp_path / 'out').rglob('*')) == ['a_cutouts', 'b_cutouts', 'person9.png']
+    # A cut-out may be parsed like any photo, and is not removed then.
+    cut = tmp_path / 'cut' / 'c_cutouts' / 'person1.png'
+    write_photo(tmp_path / 'c.png', 2)
+    assert parse(checkpoint, tmp_path, 'c.png', '--out', 'cut', '--cutouts').returncode == 0
+    before = cut.read_bytes()
+    done = parse(checkpoint, tmp_path, 'c.png', cut, '--out', 'cut')
+    assert done.returncode == 2 and 'person1.png is an input and would be replaced' in done.stderr
+    assert cut.read_bytes() == before and (tmp_path / 'cut' / 'person1.json').exists()
 
 
 def test_an_unknown_part_is_refused_before_the_first_photo(checkpoint, tmp_path):
@@ -898,8 +918,9 @@ def test_mac_os_puts_no_photos_beside_photos(tmp_path):
 
 @pytest.mark.parametrize('name', ['a\0b', 'x' * 300, '\u4e2d' * 200, 'T-shirt / top'])
 def test_a_part_of_any_name_has_a_file(name):
-    part = file_part(name)
-    assert 0 < len(part.encode()) <= 60 and not set('/\0 ') & set(part)
+    file = cutout_name(3, name)
+    assert file.startswith('person3_') and file.endswith('.png') and len(file) > len('person3_.png')
+    assert len(file.encode()) <= 200 and not set('/\0 ') & set(file)
 
 
 @pytest.mark.parametrize('pairs', [[[0, 1]], [[1, 99]], [[1, 2], [2, 3]], [[1, 2, 3]], [[1.5, 2]], 5, ['ab'], [None]])

@@ -198,7 +198,7 @@ def test_extract_writes_palette_logits_and_overlay_and_goes_past_broken_photos(t
     assert labels.getpalette() == voc_palette().ravel().tolist()
     assert logits.shape == (40, 60, 20) and logits.dtype == np.float32
     assert (logits.argmax(2) == np.asarray(labels)).mean() > 0.999
-    assert Image.open(tmp_path / 'out' / 'overlays' / 'a b.png').mode == 'RGB'
+    assert Image.open(tmp_path / 'out' / 'overlays' / 'a b.jpg').mode == 'RGB'
     assert Image.open(tmp_path / 'out' / 'thin.png').size == (1, 1)
     model = SCHP.from_pretrained(trained / 'best.pt')
     expected = model.predict([Image.open(tmp_path / 'in' / 'a b.jpg')])[0]
