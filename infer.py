@@ -41,6 +41,7 @@ from util.photos import PhotoJob, PhotoPipeline, end_run, name_jobs, share_of_pr
 from util.results import Parsing, check_cutouts, keep_parts
 from util.run import find_device
 from util.submissions import FORMS, PredictionWriter
+from util.tryon import SINGLE, TryOn, add_tryon_flags, check_tryon_flags
 from util.video import VIDEOS, parse_videos
 
 WEIGHTS = Path(__file__).parent / 'weights' / 'uniparser_ccp.pt'
@@ -77,6 +78,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
                         help='print ids, colors and names of --weights or --labels')
     parser.add_argument('--cutouts', action='store_true',
                         help='also write each person and part as an RGBA picture')
+    add_tryon_flags(parser)
     parser.add_argument('--max-size', type=Between(1, 10 ** 6), metavar='PIXELS',
                         help='reduce larger photos to this long side first')
     parser.add_argument('--maps', action='store_true',
@@ -105,6 +107,7 @@ def check_flags(args: argparse.Namespace):
         return
     if bool(args.photos) == bool(args.data):
         raise ValueError('give photos, or --data with a data set (python infer.py --help)')
+    check_tryon_flags(args)
     if args.maps and args.labels:
         raise ValueError('--maps draws categories of the network itself; leave out --labels')
     if args.at and not args.maps:
@@ -142,9 +145,9 @@ def parse_files(args: argparse.Namespace):
     for job in jobs:
         kind = videos if Path(job.path).suffix.lower() in VIDEOS else photos
         kind.append(job)
-    if videos and (args.maps or args.cutouts):
-        flag = '--maps' if args.maps else '--cutouts'
-        raise ValueError(f'{flag} is for photos; parse the videos without it')
+    for name in ('maps', 'cutouts', 'agnostic', 'single'):
+        if videos and getattr(args, name):
+            raise ValueError(f'{flag(name)} is for photos; parse the videos without it')
 
     failed = 0
     pipeline = ParsingPipeline(model, args, points)
@@ -189,7 +192,8 @@ class ParsingPipeline(PhotoPipeline):
     Another system overrides `prepare`, `outputs`, `decode` and `message`; its model has device and
     class_names.
 
-    args: has out, only and maps; with cutouts, also that. max_size and labels are optional.
+    args: has out, only and maps; with cutouts, also that. max_size, labels, agnostic, single and
+          person are optional.
     points: those of --at, see `maps.read_points`.
     """
     endings = '_parts.png', '_people.png', '_overlay.jpg', '_maps.png', '.json'
@@ -205,6 +209,8 @@ class ParsingPipeline(PhotoPipeline):
             # Refuses a model whose classes are of no known set.
             find_set(self.class_names, self.labels)
             self.class_names = list(names_of(self.labels))
+        self.tryon = TryOn(args, self.class_names)
+        self.endings += self.tryon.endings
         # The ids in legends.
         ids = [c for c, name in enumerate(self.class_names) if c and name]
         self.kept = np.array(ids, np.uint8)
@@ -214,6 +220,7 @@ class ParsingPipeline(PhotoPipeline):
 
     def run(self, jobs: list[PhotoJob]) -> int:
         """Parses photos and writes their results -> the number of photos that were not parsed."""
+        self.names = {job.name for job in jobs}
         counts = super().run(jobs)
         good = [number for number in counts if number is not None]
         print(f'{len(good)} of {len(jobs)} photos, {sum(good)} people -> {self.folder}/')
@@ -222,6 +229,11 @@ class ParsingPipeline(PhotoPipeline):
     def check_targets(self, name: str):
         super().check_targets(name)
         check_cutouts(self.folder / f'{name}_cutouts', self.inputs)
+        # NAME.png of --single might be another photo's OTHER_mask.png.
+        for ending in self.endings if SINGLE in self.endings else ():
+            stem = ending.removesuffix(SINGLE)
+            if stem and name.endswith(stem) and name.removesuffix(stem) in self.names:
+                raise ValueError(f'{name}{SINGLE} would be a result of two photos; rename one')
 
     # ---- the way of a photo: its input, the output for it, its people, their files
 
@@ -239,6 +251,7 @@ class ParsingPipeline(PhotoPipeline):
             if self.args.maps:
                 page = draw_maps(self.model, job.out, job.photo, found, self.points)
                 write_png(self.folder / f'{job.name}_maps.png', page)
+        self.tryon.write(self.folder, job.name, job.photo, found.parsing, found.colors)
         found.save(self.folder, job.name, self.args.cutouts)
         text = f'{printable(job.path)}: {self.message(found)}'
         if not len(found.scores) and not self.args.only:
@@ -265,7 +278,8 @@ class ParsingPipeline(PhotoPipeline):
         """What was found in a photo."""
         number = len(found.scores)
         if number:
-            return f'{number} {"person" if number == 1 else "people"}'
+            missing = self.tryon.message(found.parsing)
+            return f'{number} {"person" if number == 1 else "people"}{missing}'
         if self.args.only:
             return f'found no person with {" or ".join(self.args.only.split(","))}'
         return 'found no person'

@@ -13,9 +13,9 @@ from scipy.spatial import Delaunay
 
 from util.datasets import CIHP, MHP, Synthetic
 from util.labels import LABEL_SETS, convert
-from util.tryon import (BARE, KINDS, WORN, agnostic_mask, check_garments, choose_people, dilate,
-                        grow_region, hull, hulls, limb_ends, map_of_person, pick, soften,
-                        without_specks)
+from util.agnostic import (BARE, KINDS, WORN, agnostic_mask, check_garments, choose_people, dilate,
+                           grow_region, hull, hulls, limb_ends, map_of_person, pick, soften,
+                           without_specks)
 
 NAMES = list(CIHP.class_names)
 SETS = {**{name: list(labels.names) for name, labels in LABEL_SETS.items()}, 'mhp': list(MHP.class_names)}

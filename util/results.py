@@ -20,6 +20,7 @@ from PIL import Image
 from scipy import ndimage
 
 from util import pictures
+from util.agnostic import agnostic_mask
 from util.files import (MARK, UNKNOWN, by_number, check_name, check_target, is_ours, printable,
                         result_names, write_jpeg, write_png, write_result)
 from util.labels import convert, find_set, names_of, voc_palette
@@ -166,6 +167,14 @@ class Parsing(namedtuple('Parsing', 'parsing scores centers')):
         found = self._replace(parsing=parsing.reshape(self.parsing.shape))
         found.attach(self.photo, list(names_of(labels)), self.path, voc_palette())
         return found.visible()
+
+    def agnostic(self, kind: str, person: int | str = 'largest') -> np.ndarray:
+        """Where a try-on network is to draw garments anew, bool (H, W).
+
+        kind: 'upper', 'lower' or 'overall'; person: an id, 'largest' or 'all'. Raises a ValueError
+        for classes without garments. See docs/tryon.md.
+        """
+        return agnostic_mask(self.parsing, self.class_names or (), kind, person)
 
     def overlay(self) -> Image.Image:
         """The photo with colored parts, outlines and a legend."""
