@@ -583,8 +583,11 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def preset_of(name: str | None, recipe: str | None) -> str:
-    """The preset of a data set. One without a preset of its own has MHP's, and its own classes."""
+def preset_of(name: str | None, recipe: str | None, coco: str | None = None) -> str:
+    """The preset of a data set. One without a preset of its own has MHP's, and its own classes.
+    coco: CCP with photos of COCO beside its scenes has a preset of its own, `photos`."""
+    if name == 'CCP' and coco:
+        name = 'photos'
     name = (name or 'synthetic').lower()
     if name not in PRESETS:
         name = 'mhp'
@@ -601,7 +604,7 @@ def fresh_config(args: argparse.Namespace) -> Config:
     changes = given_settings(args, Config)
     changes['data'] = name
     changes['num_classes'] = len(DATASETS[name].class_names) - 1
-    return get_config(preset_of(args.data, args.recipe), **changes)
+    return get_config(preset_of(args.data, args.recipe, changes.get('coco')), **changes)
 
 
 def count_images(config: Config) -> tuple[int, int]:

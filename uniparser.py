@@ -39,7 +39,8 @@ import released
 from backbone import Backbone
 from correlation import correlate, to_space
 from data import Geometry, input_geometry, network_input, to_photo
-from util.beyond import averaged, distinct, keep_whole, map_quality, mixture, parsing_quality
+from util.beyond import (averaged, distinct, keep_whole, map_quality, mixture, parsing_quality,
+                         unsure_sides)
 from util.checkpoints import (FORMAT, check_settings, load_pretrained, load_strictly, name_command,
                               read_checkpoint, reading, write_checkpoint)
 # Settings are part of this module's interface.
@@ -336,14 +337,16 @@ class UniParser(nn.Module):
     @torch.no_grad()
     def outputs(self, images: torch.Tensor) -> dict:
         """`forward` on the model's device and in its precision, which leaves the model in eval
-        mode; the outputs are float32. images: (B, 3, H, W), see `data.network_input`."""
+        mode; the outputs are float32. flip_pairs (P, 2), those of the model, are added. images:
+        (B, 3, H, W), see `data.network_input`."""
         precision = self.category_builder.k_cate.dtype
         images = images.to(self.device, precision, memory_format=torch.channels_last)
         self.eval()
         out = self(images)
         if self.config.flip_test:
             out = averaged(out, self(images.flip(3)), self.flip_pairs)
-        return {name: value.float() for name, value in out.items()}
+        out = {name: value.float() for name, value in out.items()}
+        return {**out, 'flip_pairs': torch.tensor(self.flip_pairs).reshape(-1, 2)}
 
     @torch.no_grad()
     def predict(self, photos, batch_size: int = 8) -> list[Parsing]:
@@ -440,8 +443,8 @@ class People:
 
 def decode(out: dict, i: int, geometry: Geometry, config: Config,
            fusion: Fusion | None = None) -> Parsing:
-    """Outputs for image i of a batch -> Parsing at the photo's size. geometry: of the photo, or the
-    photo itself; fusion: the model's, which `convs` and `multi` need.
+    """Outputs for image i of a batch -> Parsing at the photo's size. out: of `UniParser.outputs`;
+    geometry: of the photo, or the photo itself; fusion: of the model, for `convs` and `multi`.
 
     People are capped before anything is enlarged, and only a person's own classes are enlarged, in
     the person's box: no map of N people times K classes is built.
@@ -452,7 +455,10 @@ def decode(out: dict, i: int, geometry: Geometry, config: Config,
     q_cate = correlate(out['k_cate'], f_cate, config.space)     # (K, h, w)  Eq. (3)
     people = find_people(out, i, config)
     people = rank_people(people, q_cate, config)
-    parsing = paint_parts(people, q_cate, f_cate, geometry, config, fusion)
+    unsure = None
+    if config.theta_side:
+        unsure = unsure_sides(q_cate, out['flip_pairs'], config.theta_side)
+    parsing = paint_parts(people, q_cate, f_cate, geometry, config, fusion, unsure)
     centers = geometry.cell_centers(people.cells, config.grid)
     found = Parsing(parsing, people.scores.cpu().numpy(), centers.cpu().numpy())
     # The released code also returns people without pixels.
@@ -513,9 +519,10 @@ def rank_people(people: People, q_cate: torch.Tensor, config: Config) -> People:
 
 
 def paint_parts(people: People, q_cate: torch.Tensor, f_cate: torch.Tensor, geometry: Geometry,
-                config: Config, fusion: Fusion | None) -> np.ndarray:
+                config: Config, fusion: Fusion | None,
+                unsure: torch.Tensor | None = None) -> np.ndarray:
     """Sec. 3.4, index: the map of a person selects from the maps of the categories. Returns parsing
-    (N, H0, W0) uint8, at the photo's size."""
+    (N, H0, W0) uint8, at the photo's size. unsure (K, h, w) bool: where a class is not painted."""
     theta_paint = config.theta_paint or config.theta_mask
     paint_person = config.choose(paint, released.paint)
     index = config.fusion == 'index'
@@ -535,6 +542,8 @@ def paint_parts(people: People, q_cate: torch.Tensor, f_cate: torch.Tensor, geom
         else:
             maps = fusion(people.q_ins[n:n + 1], q_cate, f_cate)[0]
             score = part_scores(inside[n:n + 1], maps, theta_paint)[0]
+        if unsure is not None:
+            maps = maps.masked_fill(unsure, 0)
         classes = (score > config.theta_part).nonzero()[:, 0]
         if len(classes):
             paint_person(parsing[n], inside[n] * maps[classes], classes, geometry.size, theta_paint)

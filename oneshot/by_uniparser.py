@@ -89,7 +89,9 @@ class UniParserByExample:
             ids = [1]
             prototypes = prototypes.new_zeros(2, prototypes.shape[1])
         kernels = F.normalize(prototypes[ids], dim=1)
-        found = decode({**out, 'k_cate': kernels}, 0, photo, self.config)
+        # The support's classes have no left and right.
+        out = {**out, 'k_cate': kernels, 'flip_pairs': out['flip_pairs'][:0]}
+        found = decode(out, 0, photo, self.config)
         labels = np.array([0, *ids], np.uint8)
         return found._replace(parsing=labels[found.parsing]).visible()
 

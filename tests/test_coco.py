@@ -255,3 +255,14 @@ def test_the_share_of_coco_beside_ccp():
     assert train.count_images(get_config('ccp', samples=200, coco='x', coco_share=0.75)) == (50, 150)
     with pytest.raises(ValueError, match='--coco adds photos to the scenes of --data CCP'):
         train.count_images(get_config('mhp', samples=200, coco='x'))
+
+
+def test_photos_of_coco_beside_ccp_have_a_preset_of_their_own():
+    def config(*flags):
+        return train.fresh_config(train.parse_arguments(flags))
+
+    photos = config('--data', 'CCP', '--coco', 'somewhere')
+    assert photos.coco == 'somewhere' and photos.data == 'CCP' and photos.num_classes == 19
+    assert photos.whole and photos.theta_person > 0 and train.count_images(photos) == (400, 400)
+    assert config('--data', 'CCP', '--coco', 'somewhere', '--samples', '100').samples == 100
+    assert not config('--data', 'CCP').whole and not config('--data', 'COCO').whole

@@ -16,7 +16,7 @@ from tests.test_coco import person_of, write_coco
 from tools import count_people, oracle
 from tools.oracle import STAGES, cells_of, stages_of_photo
 from uniparser import decode
-from util.beyond import keep_whole, map_quality
+from util.beyond import keep_whole, map_quality, unsure_sides
 from util.datasets.coco import Person
 from util.masks import without_unknown
 from util.pictures import overlay
@@ -46,6 +46,28 @@ def test_decode_keeps_people_whole_and_leaves_their_parts_alone():
         alone = by_center.get(tuple(center), np.zeros_like(labels))
         assert (without_unknown(labels) == alone).all()
     assert (whole.labelled().parsing == parts.parsing).all()
+
+
+def test_a_side_needs_a_lead():
+    q = torch.tensor([[[0.9, 0.5, 0.1]], [[0.5, 0.4, 0.9]], [[0.5, 0.5, 0.5]]])
+    unsure = unsure_sides(q, torch.tensor([[1, 2]]), 0.3)
+    assert unsure[0].tolist() == unsure[1].tolist() == [[False, True, False]] and not unsure[2].any()
+
+
+def test_decode_leaves_out_unsure_sides_and_nothing_else():
+    config = tiny_config('ccp', theta_center=0.0, theta_score=0.0, theta_mask=0.85, theta_part=0.0, theta_paint=0.2,
+                         whole=True, test_short_side=64, long_side=96)
+    out = {name: value.detach() for name, value in random_out(1, 64, 96, config).items()}
+    out['flip_pairs'] = torch.tensor([[1, 2]])
+    size = SimpleNamespace(width=96, height=64)
+    plain, sure, none = (decode(out, 0, size, replace(config, theta_side=value)).parsing for value in (0, 0.2, 2))
+    # Nobody loses more than an outline: a painted class reaches half a cell beyond the person's map.
+    for labels in (sure, none):
+        assert ((labels > 0) <= (plain > 0)).all() and (labels > 0).sum() > 0.8 * (plain > 0).sum()
+    sides = np.isin(plain, [1, 2])
+    assert sides.any() and not np.isin(none, [1, 2]).any()
+    assert 0 < np.isin(sure, [1, 2]).sum() < sides.sum()
+    assert (sure == plain)[~sides].mean() > 0.98
 
 
 def test_evaluators_see_no_unknown_pixels_and_no_people_without_parts():

@@ -4,6 +4,7 @@
     theta_same      `distinct`                  two detections of one person
     score           `parsing_quality`           people are ranked by their parts
     theta_person    `map_quality`               people without a clear center and map are left out
+    theta_side      `unsure_sides`              left and right are left out where they are unsure
     whole           `keep_whole`                a person's pixels without a class are kept
     assign          `mixture`                   a pixel's class depends on the person's other pixels
     flip_test       `averaged`                  the photo and its mirror image
@@ -113,6 +114,18 @@ def keep_whole(parsing: np.ndarray, q_ins: torch.Tensor, size: tuple, theta: flo
     """
     mask = person_mask(q_ins, size, parsing.shape, theta)
     parsing[(parsing == 0) & (mask > 0)] = UNKNOWN
+
+
+def unsure_sides(q_cate: torch.Tensor, flip_pairs: torch.Tensor, theta: float) -> torch.Tensor:
+    """Where a left part and the right one correlate alike, within theta: no side is better than the
+    wrong one. q_cate (K, h, w); flip_pairs (P, 2): labels (left, right), 1-based -> bool (K, h, w),
+    True for both."""
+    unsure = torch.zeros_like(q_cate, dtype=torch.bool)
+    for left, right in flip_pairs.tolist():
+        close = (q_cate[left - 1] - q_cate[right - 1]).abs() < theta
+        unsure[left - 1] = close
+        unsure[right - 1] = close
+    return unsure
 
 
 def mixture(q: torch.Tensor, gate: torch.Tensor, theta: float, temperature: float = 0.1,

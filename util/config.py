@@ -167,6 +167,10 @@ class Config:
         "assignment of classes to a person's pixels: each alone, or by their shares in the "
         'person',
         choices=('correlation', 'mixture'))
+    theta_side: float = setting(
+        0.0, "lead in correlation that a left part's class must have over the right one's; smaller "
+             'leads are unlabelled; 0 = any',
+        low=0, high=2)
     whole: bool = setting(
         False, "keep pixels of a person that no class claims, as 255")
     flip_test: bool = setting(
@@ -250,7 +254,7 @@ class Config:
 # What may change when a trained model is used.
 INFERENCE = (
     'theta_center', 'theta_mask', 'theta_paint', 'theta_part', 'theta_same', 'theta_score',
-    'theta_person', 'peaks', 'max_people', 'score', 'assign', 'whole', 'flip_test',
+    'theta_person', 'theta_side', 'peaks', 'max_people', 'score', 'assign', 'whole', 'flip_test',
     'test_short_side', 'long_side')
 
 
@@ -301,11 +305,22 @@ CCP = dict(
     epochs=20, val_every=5, optimizer='adamw', lr=1.25e-4, backbone_lr=0.3,
     schedule='cosine', warmup=100, workers=1)
 
+# CCP's scenes and COCO's photos (--coco), from a model of CCP's: for anybody's photos.
+# weights/README.md says how the values were chosen.
+PHOTOS = {
+    **CCP,
+    'short_side': (192, 352), 'long_side': 448, 'test_short_side': 448,
+    'crop': 0.5, 'crop_min': 0.3,
+    'theta_score': 0.3, 'theta_person': 0.44, 'theta_paint': 0.4, 'theta_side': 0.3, 'whole': True,
+    'samples': 800, 'rare': 1.0, 'things': 0.2,
+    'epochs': 12, 'val_every': 100, 'lr': 6e-5}
+
 PRESETS = {
     'mhp': {},
     'cihp': CIHP,
     'densepose': dict(data='DensePose', num_classes=14),
     'ccp': CCP,
+    'photos': PHOTOS,
     'coco': {**CCP, 'data': 'COCO'},
     'synthetic': SYNTHETIC,
     'crowd': CROWD,

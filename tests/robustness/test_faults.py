@@ -759,7 +759,7 @@ SETTINGS = st.fixed_dictionaries(dict(
     crop_min=st.sampled_from([0.0, 0.5]), color_jitter=st.sampled_from([0.0, 0.5]), degrade=st.sampled_from([0.0, 1.0]),
     score=st.sampled_from(choices('score')), assign=st.sampled_from(choices('assign')),
     theta_score=st.sampled_from([0.0, 0.3]), flip_test=st.booleans(),
-    theta_person=st.sampled_from([0.0, 0.3]), whole=st.booleans(),
+    theta_person=st.sampled_from([0.0, 0.3]), theta_side=st.sampled_from([0.0, 0.2]), whole=st.booleans(),
     short_side=st.sampled_from([(8,), (1, 40), (16, 32, 48)]),
     long_side=st.integers(1, 90), test_short_side=st.integers(1, 60), max_people=st.integers(1, 20),
     theta_center=st.sampled_from([0.0, 0.1, 1.0]), theta_mask=st.sampled_from([0.0, 0.3, 1.0]),
