@@ -175,9 +175,21 @@ def normalize(image) -> torch.Tensor:
     return (image / 255 - mean) / std
 
 
+def list_photos(photos) -> list:
+    """One photo, a list of them, or an array or tensor of four dimensions -> a list of photos, each
+    as `to_photo` takes it."""
+    single = not isinstance(photos, (list, tuple)) and getattr(photos, 'ndim', 0) < 4
+    return [photos] if single else list(photos)
+
+
+def path_of(photo) -> str | os.PathLike | None:
+    """The path of a photo, None of one from memory."""
+    return photo if isinstance(photo, (str, os.PathLike)) else None
+
+
 def to_photo(photo) -> Image.Image:
     """Path, PIL image, array or tensor -> upright RGB PIL image."""
-    if isinstance(photo, (str, os.PathLike)):
+    if path_of(photo) is not None:
         return read_photo(photo)
     if isinstance(photo, Image.Image):
         return to_rgb(upright(photo))

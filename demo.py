@@ -29,7 +29,7 @@ from util.files import USER_ERRORS, explain, user_errors
 from util.labels import LABEL_SETS
 from util.photos import PhotoJob
 from util.pictures import overlay, palette
-from util.results import as_one_person, cutout_name, describe_people
+from util.results import as_one_person, cutout_name
 
 # The neighbors are reached through hubconf, because files at the top do not import them.
 parse = hubconf.load_module('oneshot.parse')
@@ -112,18 +112,14 @@ def load_networks(paths: list, device: str, labels: str | None = None) -> dict:
 class OnePersonPipeline(ParsingPipeline):
     """Parses photos of one person with an SCHP, which does not separate people: the score is 1."""
 
-    def __init__(self, model, options):
-        model.class_names = list(model.labels)
-        super().__init__(model, options)
-
     def prepare(self, photo):
         return photo
 
     def outputs(self, photos):
-        return self.model.predict(photos)
+        return self.model.predict_maps(photos)
 
     def decode(self, labels, photo):
-        return as_one_person(labels, np.ones(labels.shape))
+        return as_one_person(labels)
 
     def message(self, found):
         if not len(found.scores):
@@ -209,7 +205,7 @@ def parse_photo(pipeline: ParsingPipeline, path: str) -> tuple:
     with pipeline.turn:
         found = pipeline.find(job.out, job.photo, Path(path).name)
     found.save(pipeline.folder, name, cutouts=True)
-    people = describe_people(found, pipeline.class_names)
+    people = [person.to_dict() for person in found]
     picture = draw_picture(job.photo, found.parsing, people, pipeline.class_names,
                            pipeline.message(found))
     cutouts = list_cutouts(pipeline.folder / f'{name}_cutouts', people)
@@ -251,7 +247,7 @@ def draw_picture(photo: Image.Image, parsing: np.ndarray, people: list, class_na
     Args:
         photo: RGB.
         parsing: (N, H, W) uint8, of the photo's size.
-        people: those of `describe_people`, in the order of parsing.
+        people: as in the JSON file, in the order of parsing.
         class_names: the background first.
         message: any text.
     """

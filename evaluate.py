@@ -551,6 +551,9 @@ def run(args):
     if args.predicted_labels and not args.labels:
         raise ValueError('--predicted-labels is converted to --labels; give both')
     dataset = open_dataset(args.data, args.root, args.split)
+    if not dataset.has_truth:
+        raise ValueError(f'{args.data} {args.split} has no ground truth to compare with; choose '
+                         'another --split, or submit the predictions to the challenge')
     predictions = open_predictions(args.predictions, args.format, dataset.ids)
     if args.labels:
         dataset = ConvertedSet(dataset, args.labels)

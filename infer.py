@@ -32,7 +32,8 @@ from uniparser import (INFERENCE, Config, UniParser, decode, find_centers, find_
                        part_scores)
 from util.beyond import map_quality, mixture, parsing_quality
 from util.classes import list_classes
-from util.cli import Between, CommandParser, add_settings, add_shared, filled, flag, start
+from util.cli import (Between, CommandParser, add_settings, add_shared, filled, flag, refuse_given,
+                      start)
 from util.datasets import DATASETS, open_dataset
 from util.files import find_photos, printable, user_errors, write_png
 from util.images import read_photo
@@ -40,11 +41,15 @@ from util.labels import TARGETS, find_set, names_of
 from util.photos import PhotoJob, PhotoPipeline, end_run, name_jobs, share_of_process
 from util.results import Parsing, check_cutouts, keep_parts
 from util.run import find_device
-from util.submissions import FORMS, PredictionWriter
+from util.submissions import FORMS, SUBMITTED, PredictionWriter
 from util.tryon import SINGLE, TryOn, add_tryon_flags, check_tryon_flags
 from util.video import VIDEOS, parse_videos
 
 WEIGHTS = Path(__file__).parent / 'weights' / 'uniparser_ccp.pt'
+
+# Flags that mean something for photos alone, and for data sets alone.
+FOR_PHOTOS = 'only', 'cutouts', 'max_size', 'maps', 'at', 'fps'
+FOR_DATA = 'root', 'split'
 
 
 # --------------------------------------------------------------------------------------------------
@@ -68,8 +73,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = CommandParser(__doc__)
     parser.add_argument('photos', nargs='*',
                         help='files, folders (searched for photos) and globs')
-    parser.add_argument('--out', type=filled, default='results',
-                        help='folder for the results (default: results)')
+    parser.add_argument('--out', type=filled, help='folder for the results (default: results)')
     parser.add_argument('--only', type=filled, metavar='NAMES',
                         help='keep these parts, e.g. hair,dress')
     parser.add_argument('--labels', choices=TARGETS,
@@ -91,7 +95,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--data', choices=list(DATASETS),
                         help='predict a split of this data set instead')
     add_shared(parser, 'root', help='with --data: its folder, as downloaded')
-    add_shared(parser, 'split', help='with --data: its split')
+    add_shared(parser, 'split', 'val', help='with --data: its split', default=None)
     parser.add_argument('--format', choices=FORMS, default=FORMS[0],
                         help='with --data: form of the predictions (default: %(default)s)')
     add_model_flags(parser)
@@ -104,16 +108,19 @@ def check_flags(args: argparse.Namespace):
         if args.photos or args.data:
             raise ValueError('--list parses nothing; leave out the photos, and name a weights file '
                              'with --weights')
+        refuse_given(args, ('out', *FOR_PHOTOS, *FOR_DATA), 'is for parsing; leave out --list')
         return
     if bool(args.photos) == bool(args.data):
         raise ValueError('give photos, or --data with a data set (python infer.py --help)')
+    if args.photos:
+        refuse_given(args, FOR_DATA, 'is for a data set; name it with --data, or leave this out')
     check_tryon_flags(args)
     if args.maps and args.labels:
         raise ValueError('--maps draws categories of the network itself; leave out --labels')
     if args.at and not args.maps:
         raise ValueError('--at adds maps to the page of --maps; give that flag too')
-    if args.at and args.data:
-        raise ValueError('--at is for one photo, not for a data set')
+    if args.data:
+        refuse_given(args, FOR_PHOTOS, 'is for photos, not for a data set; leave it out')
 
 
 # --------------------------------------------------------------------------------------------------
@@ -123,6 +130,8 @@ def check_flags(args: argparse.Namespace):
 def infer(args: argparse.Namespace):
     """Does what the flags ask for."""
     check_flags(args)
+    args.out = args.out or 'results'
+    args.split = args.split or 'val'
     if args.list:
         list_classes(args.weights, args.labels)
     elif args.data:
@@ -135,6 +144,8 @@ def parse_files(args: argparse.Namespace):
     """Parses the photos and videos of the arguments into args.out. ValueError at the end if some
     could not be parsed."""
     paths = find_photos(args.photos)
+    if args.fps and not any(path.suffix.lower() in VIDEOS for path in paths):
+        raise ValueError('--fps is for videos, and there is none among the files; leave it out')
     points = open_points(args, paths) if args.at else ()
     model = load_model(args, args.device)
 
@@ -254,20 +265,20 @@ class ParsingPipeline(PhotoPipeline):
         self.tryon.write(self.folder, job.name, job.photo, found.parsing, found.colors)
         found.save(self.folder, job.name, self.args.cutouts)
         text = f'{printable(job.path)}: {self.message(found)}'
-        if not len(found.scores) and not self.args.only:
+        if not len(found) and not self.args.only:
             text += self.reason(job.out)
-        return text, len(found.scores)
+        return text, len(found)
 
     def find(self, out, photo: Image.Image, path=None) -> Parsing:
         """The network's output for a photo -> its people with visible parts, in the classes of
         --labels and with the parts of --only."""
         found = self.decode(out, photo)
-        found = found.attach(photo, self.model.class_names, path)
+        found = replace(found, class_names=self.model.class_names, photo=photo, path=path)
         if self.labels:
             found = found.convert(self.labels)
         if self.args.only:
             parsing = keep_parts(found.parsing, self.class_names, self.args.only)
-            found = found._replace(parsing=parsing)
+            found = replace(found, parsing=parsing)
         return found.visible()
 
     def decode(self, out, photo: Image.Image) -> Parsing:
@@ -276,7 +287,7 @@ class ParsingPipeline(PhotoPipeline):
 
     def message(self, found: Parsing) -> str:
         """What was found in a photo."""
-        number = len(found.scores)
+        number = len(found)
         if number:
             missing = self.tryon.message(found.parsing)
             return f'{number} {"person" if number == 1 else "people"}{missing}'
@@ -377,13 +388,23 @@ def predict_split(args: argparse.Namespace, dataset, predict: Callable):
     with PredictionWriter(args.out, args.format) as writer:
         for i in tqdm(range(len(dataset)), unit='photo'):
             writer.add(dataset.ids[i], predict(*dataset.read(i)).labelled())
+    print(f'{len(dataset)} images -> {args.out}/; next: {next_step(args, dataset)}')
+
+
+def next_step(args: argparse.Namespace, dataset) -> str:
+    """What the predictions of a split are for: evaluate.py, or the server of a challenge."""
+    if not dataset.has_truth:
+        form = SUBMITTED.get(args.data, args.format)
+        if args.format == form:
+            return f'submit them; the labels of {args.data} {args.split} are not public'
+        return (f'the labels of {args.data} {args.split} are not public; to submit predictions, '
+                f'write them with --format {form}')
     words = f'python evaluate.py --data {args.data}'
     for name in ('root', 'labels'):
         value = getattr(args, name, None)
         if value:
             words += f' --{name} {value}'
-    words += f' --split {args.split} --predictions {args.out}'
-    print(f'{len(dataset)} images -> {args.out}/; next: {words}')
+    return words + f' --split {args.split} --predictions {args.out}'
 
 
 def open_split(args: argparse.Namespace, model: UniParser):

@@ -26,7 +26,6 @@ theta_part and peaks. `config.choose(paper, released)` stands where the authors'
 differs (released.py); docs/differences.md lists every such place.
 """
 import math
-import os
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -38,7 +37,7 @@ from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastL
 import released
 from backbone import Backbone
 from correlation import correlate, to_space
-from data import Geometry, input_geometry, network_input, to_photo
+from data import Geometry, input_geometry, list_photos, network_input, path_of, to_photo
 from util.beyond import (averaged, distinct, keep_whole, map_quality, mixture, parsing_quality,
                          unsure_sides)
 from util.checkpoints import (FORMAT, check_settings, load_pretrained, load_strictly, name_command,
@@ -360,8 +359,7 @@ class UniParser(nn.Module):
         """
         if batch_size < 1:
             raise ValueError(f'batch_size is {batch_size}; it is at least 1')
-        single = not isinstance(photos, (list, tuple)) and getattr(photos, 'ndim', 0) < 4
-        given = [photos] if single else photos
+        given = list_photos(photos)
         photos = [to_photo(photo) for photo in given]
         geometries = [input_geometry(photo, self.config) for photo in photos]
 
@@ -380,8 +378,9 @@ class UniParser(nn.Module):
             with torch.autocast(self.device.type, enabled=False):
                 for k, i in enumerate(members):
                     found = decode(out, k, geometries[i], self.config, self.fusion)
-                    path = given[i] if isinstance(given[i], (str, os.PathLike)) else None
-                    results[i] = found.attach(photos[i], self.class_names, path)
+                    path = path_of(given[i])
+                    results[i] = replace(found, class_names=self.class_names, photo=photos[i],
+                                         path=path)
         return results
 
     def save(self, path, **more):

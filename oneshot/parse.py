@@ -9,7 +9,7 @@ from PIL import Image
 from infer import ParsingPipeline
 from oneshot.episodes import IGNORE
 from oneshot.models import load_model
-from oneshot.network import ExampleNetwork
+from oneshot.network import ExampleNetwork, list_names
 from util.files import find_photos, naming
 from util.images import first_channel, load_image, read_photo, to_rgb
 from util.photos import end_run, name_jobs, share_of_process
@@ -132,7 +132,7 @@ def read_names(given: str | None, classes: Classes) -> list[str]:
                 missing.append(default)
         if given and missing:
             raise ValueError(f'--names lacks {", ".join(missing)}, of the masks\' classes')
-    return ['background'] + [names.get(i, '') for i in range(1, max(classes) + 1)]
+    return list_names({i: names[i] for i in classes})
 
 
 def read_names_file(path: str) -> list | dict:

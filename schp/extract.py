@@ -1,8 +1,10 @@
 """schp extract: the classes of every pixel of photos of one person.
 
 Per photo NAME: NAME.png (palette image of the photo's size; value = class id, colors of Pascal
-VOC), overlays/NAME.jpg (a picture with a legend) and, with --logits, NAME.npy (float32
-(H, W, classes), before the softmax).
+VOC), overlays/NAME.jpg (a picture with a legend), NAME.json (areas, boxes, masks as COCO RLE), with
+--logits NAME.npy (float32 (H, W, classes), before the softmax) and with --cutouts the folder
+NAME_cutouts. index.html shows them all. --labels says which classes the weights have, --to asks for
+results in another label set.
 
 For IntegratedPIFu: DIR/train_set_list.txt and test_set_list.txt name its subjects. The files
 DIR/rendering_script/buffer_fixed_full_mesh/ID/*image* of each are parsed into OUT/ID/*parse*.npy,
@@ -18,11 +20,13 @@ import torch
 from schp.crops import crop, crop_matrix, invert, label_map, warp
 from schp.network import load_model
 from schp.single_person import SinglePersonNetwork
-from util.cli import Between, filled
+from util.cli import Between, filled, refuse_given
 from util.files import find_photos, printable, read_list, write_array, write_jpeg, write_png
-from util.labels import voc_palette
-from util.photos import PhotoJob, PhotoPipeline, check_failures, name_jobs, share_of_process
-from util.pictures import overlay, palette_image
+from util.labels import TARGETS, find_set, voc_palette
+from util.photos import (PhotoJob, PhotoPipeline, check_failures, end_run, name_jobs,
+                         share_of_process)
+from util.pictures import palette_image
+from util.results import Parsing, as_one_person, check_cutouts, write_record
 from util.run import sum_over_processes
 
 # IntegratedPIFu compares float32 numbers with these.
@@ -36,8 +40,13 @@ def add_flags(parser: argparse.ArgumentParser):
     parser.add_argument('photos', nargs='*', help='files, folders (searched through) and globs')
     parser.add_argument('--out', type=filled, help='folder for the results (default: results; for '
                                       'IntegratedPIFu render_human_parse_results)')
+    parser.add_argument('--to', choices=TARGETS,
+                        help='give the results in this label set, see docs/labels.md')
+    parser.add_argument('--cutouts', action='store_true',
+                        help='also write the person and each part as an RGBA picture')
     parser.add_argument('--logits', action='store_true',
-                        help='also write NAME.npy, the numbers before the softmax')
+                        help='also write NAME.npy, the numbers before the softmax, of the classes '
+                             'of the weights')
     parser.add_argument('--integratedpifu', metavar='DIR',
                         help='parse the renderings of IntegratedPIFu in this folder')
     parser.add_argument('--flip', action='store_true', help='average with the mirrored photo')
@@ -48,20 +57,28 @@ def add_flags(parser: argparse.ArgumentParser):
 
 
 class ExtractPipeline(PhotoPipeline):
-    """Writes the results of photos. options: flip and scales of `crop_logits`."""
+    """Writes the results of photos.
 
-    def __init__(self, model: SinglePersonNetwork, folder: str, logits: bool = False, **options):
-        super().__init__(folder, model.device)
+    args: has out, flip, scales, logits, cutouts and to; see `add_flags`
+    """
+
+    def __init__(self, model: SinglePersonNetwork, args: argparse.Namespace):
+        super().__init__(args.out, model.device)
+        if args.to:
+            # Refuses a model whose classes are of no known set.
+            find_set(model.class_names, args.to)
         self.model = model
-        self.logits = logits
-        self.options = options
+        self.args = args
         self.colors = voc_palette()
 
     def targets(self, name):
-        paths = [self.folder / f'{name}.png', self.folder / 'overlays' / f'{name}.jpg']
-        if self.logits:
-            paths.append(self.folder / f'{name}.npy')
-        return paths
+        endings = ['.png', '.json', *(['.npy'] if self.args.logits else [])]
+        paths = [self.folder / (name + ending) for ending in endings]
+        return [*paths, self.folder / 'overlays' / f'{name}.jpg']
+
+    def check_targets(self, name):
+        super().check_targets(name)
+        check_cutouts(self.folder / f'{name}_cutouts', self.inputs)
 
     def prepare(self, photo):
         """-> the crop, and the matrix of the way back."""
@@ -73,7 +90,7 @@ class ExtractPipeline(PhotoPipeline):
         """-> pairs of logits (C, h, w) of a crop and the matrix of the way back."""
         crops = torch.stack([image for image, _ in inputs])
         crops = crops.to(self.model.device, memory_format=torch.channels_last)
-        logits = self.model.crop_logits(crops, **self.options)
+        logits = self.model.crop_logits(crops, self.args.flip, self.args.scales)
         return list(zip(logits, (matrix for _, matrix in inputs)))
 
     def write(self, job):
@@ -82,18 +99,22 @@ class ExtractPipeline(PhotoPipeline):
         logits = None
         with self.turn, torch.inference_mode():
             labels = label_map(crop_logits, matrix, size).cpu().numpy()
-            if self.logits:
+            if self.args.logits:
                 logits = warp(crop_logits, matrix, size).permute(1, 2, 0).cpu().numpy()
-        self.write_files(job.name, job.photo, labels, logits)
-        return f'{printable(job.path)}: {len(np.unique(labels[labels > 0]))} classes', 1
+        found = as_one_person(labels, class_names=self.model.class_names, photo=job.photo,
+                              path=job.path, colors=self.colors)
+        if self.args.to:
+            found = found.convert(self.args.to)
+        self.write_files(job.name, found, logits)
+        count = len(np.unique(found.labels[found.labels > 0]))
+        return f'{printable(job.path)}: {count} class{"" if count == 1 else "es"}', 1
 
-    def write_files(self, name, photo, labels, logits):
-        """The label map comes last: the other files of a photo that has it are complete."""
+    def write_files(self, name: str, found: Parsing, logits: np.ndarray | None):
         if logits is not None:
             write_array(self.folder / f'{name}.npy', logits)
-        picture = overlay(photo, labels[None], self.model.labels, colors=self.colors)
-        write_jpeg(self.folder / 'overlays' / f'{name}.jpg', picture)
-        write_png(self.folder / f'{name}.png', palette_image(labels, self.colors))
+        write_jpeg(self.folder / 'overlays' / f'{name}.jpg', found.overlay())
+        write_png(self.folder / f'{name}.png', palette_image(found.labels, self.colors))
+        write_record(self.folder, name, found, self.args.cutouts)
 
 
 class PIFuPipeline(ExtractPipeline):
@@ -102,8 +123,8 @@ class PIFuPipeline(ExtractPipeline):
     def targets(self, name):
         return [self.folder / f'{name}.npy']
 
-    def write_files(self, name, photo, labels, logits):
-        write_array(self.folder / f'{name}.npy', CODES[labels])
+    def write_files(self, name, found, logits):
+        write_array(self.folder / f'{name}.npy', CODES[found.labels])
 
 
 def renderings(folder: str) -> list[PhotoJob]:
@@ -128,24 +149,34 @@ def extract(args: argparse.Namespace):
         raise ValueError('give photos, or --integratedpifu with a folder (python -m schp extract '
                          '--help)')
     if args.integratedpifu:
-        pipeline = PIFuPipeline
-        weights = args.weights or PASCAL
-        out = args.out or 'render_human_parse_results'
-        jobs = renderings(args.integratedpifu)
-    else:
-        pipeline = ExtractPipeline
-        weights = args.weights
-        out = args.out or 'results'
-        jobs = name_jobs(find_photos(args.photos))
-    if not weights:
+        extract_renderings(args)
+        return
+    if not args.weights:
         raise ValueError('--weights is missing: a file of the released code or of schp train')
+    args.out = args.out or 'results'
+    jobs = name_jobs(find_photos(args.photos))
+    model = load_model(args.weights, args.labels, args.device)
+    end_run(args.out, run(ExtractPipeline(model, args), jobs, args.batch_size))
+
+
+def extract_renderings(args: argparse.Namespace):
+    """The same with --integratedpifu."""
+    refuse_given(args, ('to', 'cutouts', 'logits'),
+                 'is for photos; IntegratedPIFu reads its own arrays alone')
+    args.out = args.out or 'render_human_parse_results'
+    jobs = renderings(args.integratedpifu)
+    weights = args.weights or PASCAL
     model = load_model(weights, args.labels, args.device)
-    if args.integratedpifu and model.num_classes != len(CODES):
+    if model.num_classes != len(CODES):
         raise ValueError(f'{weights} has {model.num_classes} classes, but IntegratedPIFu needs the '
                          f'{len(CODES)} of Pascal-Person-Part')
-
-    photos = pipeline(model, out, args.logits, flip=args.flip, scales=args.scales)
-    counts = photos.run(share_of_process(jobs), args.batch_size)
-    failed = counts.count(None)
-    print(f'{len(counts) - failed} of {len(counts)} photos -> {out}/')
+    failed = run(PIFuPipeline(model, args), jobs, args.batch_size)
     check_failures(sum_over_processes(failed))
+
+
+def run(pipeline: ExtractPipeline, jobs: list[PhotoJob], batch_size: int) -> int:
+    """Parses this process's share of the jobs -> the number of those that failed."""
+    counts = pipeline.run(share_of_process(jobs), batch_size)
+    failed = counts.count(None)
+    print(f'{len(counts) - failed} of {len(counts)} photos -> {pipeline.folder}/')
+    return failed

@@ -28,7 +28,7 @@ from schp.data import check_classes
 from schp.network import load_model
 from schp.single_person import SinglePersonNetwork
 from uniparser import UniParser
-from util.cli import Between, add_shared, filled
+from util.cli import Between, add_shared, filled, refuse_given
 from util.datasets import DATASETS, Photos, open_dataset
 from util.files import (check_pair, find_photos, naming, printable, read_rows, write_jpeg,
                         write_pair, write_png)
@@ -54,14 +54,14 @@ def add_flags(parser: argparse.ArgumentParser):
                         'photo')
     parser.add_argument('--people', metavar='DIR',
                         help="instance masks of any model (default: UniParser's people)")
-    parser.add_argument('--people-weights', default=str(WEIGHTS),
+    parser.add_argument('--people-weights',
                         help="UniParser's weights (default: weights/uniparser_ccp.pt)")
     parser.add_argument('--min-score', type=Between(-1e6, 1e6, float), default=0.5,
                         help='smallest score of a person (default: %(default)s)')
     parser.add_argument('--data', choices=list(DATASETS),
                         help='predict a split of this data set instead')
     add_shared(parser, 'root', help='with --data: its folder, as downloaded')
-    add_shared(parser, 'split', help='with --data: its split')
+    add_shared(parser, 'split', 'val', help='with --data: its split', default=None)
 
 
 class FusePipeline(PhotoPipeline):
@@ -121,7 +121,7 @@ class FusePipeline(PhotoPipeline):
         for person in chosen:
             x0, y0, x1, y1 = person.crop
             pieces.append(np.ascontiguousarray(array[y0:y1 + 1, x0:x1 + 1]))
-        local = self.local.predict(pieces, logits=True)
+        local = self.local.predict_maps(pieces, logits=True)
         crops = [(person.crop, logits.transpose(1, 2, 0)) for person, logits in zip(chosen, local)]
 
         logits = fuse_logits(whole, crops)
@@ -131,7 +131,7 @@ class FusePipeline(PhotoPipeline):
         """Logits (H, W, C) of the network for whole photos; zeros where there is none."""
         if self.whole is None:
             return np.zeros((photo.height, photo.width, self.local.num_classes), np.float32)
-        return self.whole.predict([photo], logits=True)[0].transpose(1, 2, 0)
+        return self.whole.predict_maps([photo], logits=True)[0].transpose(1, 2, 0)
 
     def write(self, job):
         found, chosen = job.out
@@ -149,7 +149,7 @@ class FusePipeline(PhotoPipeline):
 
         maps = [found.parsing * (found.people == i) for i in range(1, len(chosen) + 1)]
         maps = np.array(maps).reshape(-1, *found.parsing.shape)
-        picture = overlay(job.photo, maps, self.local.labels, colors=self.colors)
+        picture = overlay(job.photo, maps, self.local.class_names, colors=self.colors)
         write_jpeg(self.folder / 'overlays' / f'{job.name}.jpg', picture)
         return f'{printable(job.path)}: {len(chosen)} people', len(chosen)
 
@@ -251,15 +251,21 @@ def fuse(args: argparse.Namespace):
     """`python -m schp fuse`."""
     if bool(args.photos) == bool(args.data):
         raise ValueError('give photos, or --data with a data set (python -m schp fuse --help)')
+    if args.photos:
+        refuse_given(args, ('root', 'split'), 'is for a data set; name it with --data, or leave '
+                     'this out')
+    if args.people:
+        refuse_given(args, ('people_weights',), 'is for people that UniParser finds; leave it out, '
+                     'or leave out --people')
     whole, local = load_networks(args)
     dataset = None
     if args.data:
-        dataset = open_dataset(args.data, args.root, args.split)
+        dataset = open_dataset(args.data, args.root, args.split or 'val')
         check_classes(args.local_weights or args.weights, local, args.data, dataset)
     if args.people:
         find_people = people_of_folder(args.people)
     else:
-        find_people = uniparser_people(args.people_weights, local.device)
+        find_people = uniparser_people(args.people_weights or str(WEIGHTS), local.device)
 
     if dataset is None:
         jobs = name_jobs(find_photos(args.photos))

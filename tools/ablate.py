@@ -17,6 +17,7 @@ import json
 import os
 import re
 import time
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import NamedTuple
@@ -185,9 +186,9 @@ class SuppressingUniParser(UniParser):
         return [self.suppress(found) for found in super().predict(photos, batch_size)]
 
     def suppress(self, found):
-        found = found._replace(scores=matrix_nms(found.parsing > 0, found.scores, self.kernel))
+        found = replace(found, scores=matrix_nms(found.parsing > 0, found.scores, self.kernel))
         order = np.argsort(-found.scores, kind='stable')
-        return found.select(order[found.scores[order] > self.config.theta_center])
+        return found.take(order[found.scores[order] > self.config.theta_center])
 
 
 class Study:

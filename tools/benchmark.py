@@ -39,7 +39,7 @@ from util.files import user_errors
 from util.images import read_photo
 from util.labels import LABEL_SETS
 from util.pictures import overlay
-from util.results import describe_people, write_results
+from util.results import write_results
 from util.run import Run, find_device, memory, synchronize
 from util.workers import read_batches, workers_of
 
@@ -192,9 +192,9 @@ def time_steps(model: UniParser, photo: Image.Image, people: int, session=None) 
             for number, scene in planted.items():
                 found = clock(f'decode {number}', decode, scene, 0, geometry, config)
             clock('overlay', overlay, photo, found.parsing, model.class_names)
-            clock('JSON', describe_people, found, model.class_names)
-            clock('save', write_results, Path(folder), 'photo', file, photo, found,
-                  model.class_names, False)
+            found = replace(found, class_names=model.class_names, photo=photo, path=file)
+            clock('JSON', found.to_dict)
+            clock('save', write_results, Path(folder), 'photo', found)
     return clock, images
 
 

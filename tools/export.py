@@ -107,7 +107,7 @@ def export_onnx(model: UniParser, path: str):
 def export_schp(model: nn.Module, path: str):
     """Writes a folded SCHP on the CPU to `path`."""
     batch = torch.export.Dim('batch', min=1, max=1024)
-    metadata = dict(mean=crops.MEAN, std=crops.STD, labels=model.labels, size=model.size)
+    metadata = dict(mean=crops.MEAN, std=crops.STD, labels=model.class_names, size=model.size)
     write_onnx(path, Logits(model), torch.zeros(2, 3, *model.size), {0: batch}, ['logits'],
                metadata)
 

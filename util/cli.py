@@ -3,7 +3,7 @@ library alone."""
 import argparse
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import NoReturn
@@ -62,6 +62,14 @@ def fail(sentence: str) -> NoReturn:
 def flag(name: str) -> str:
     """'theta_mask' -> '--theta-mask'."""
     return '--' + name.replace('_', '-')
+
+
+def refuse_given(args: argparse.Namespace, names: Iterable[str], reason: str):
+    """ValueError with the first of these flags that is given: '--fps REASON'. Those that are not
+    given are None, False or an empty list."""
+    for name in names:
+        if getattr(args, name) not in (None, False, []):
+            raise ValueError(f'{flag(name)} {reason}')
 
 
 def outside(name: str, value, low, high) -> str:

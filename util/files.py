@@ -30,6 +30,7 @@ EXHAUSTED = "can't start new thread", 'DefaultCPUAllocator'   # in messages of P
 USER_ERRORS = OSError, ValueError, ModuleNotFoundError, MemoryError, RuntimeError
 MARK = 'UniParser in pure PyTorch'                # in every result
 RESULTS = '.png', '.jpg'                          # endings of the pictures among them
+ADDRESS = re.compile('(https?|ftp|s3|gs):/', re.IGNORECASE)       # a Path has one slash there
 ROOT_ADVICE = '--root is the folder of the unpacked download'
 
 warnings.filterwarnings('ignore', module='PIL')   # about files that are odd but readable
@@ -94,6 +95,13 @@ def short(text, length: int = 80) -> str:
     return printable(text)[:length]
 
 
+def no_file(name: str, advice: str) -> str:
+    """The sentence about a file that does not exist."""
+    if ADDRESS.match(name):
+        return f'{name} is an address, and files are read; download it first'
+    return f'{name} does not exist; {advice}'
+
+
 @contextmanager
 def naming(path: str | Path, advice: str = ROOT_ADVICE) -> Iterator[None]:
     """Turns any error about a file into one sentence that names the file and says what to do."""
@@ -101,7 +109,7 @@ def naming(path: str | Path, advice: str = ROOT_ADVICE) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:
-        raise FileNotFoundError(f'{name} does not exist; {advice}') from None
+        raise FileNotFoundError(no_file(name, advice)) from None
     except Image.DecompressionBombError:
         most = 2 * Image.MAX_IMAGE_PIXELS // 10 ** 6
         raise ValueError(f'{name} has more than {most} million pixels; make it smaller') from None
@@ -193,6 +201,9 @@ def find_photos(arguments: list[str]) -> list[Path]:
     """
     if '' in arguments:
         raise ValueError('the name of a photo is empty; give files, folders or globs')
+    addresses = [a for a in arguments if ADDRESS.match(a) and not os.path.lexists(a)]
+    if addresses:
+        raise ValueError(no_file(printable(addresses[0]), ''))
     paths = []
     unreadable = []                               # photos in formats for which a package is missing
     for argument in arguments:

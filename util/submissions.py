@@ -30,6 +30,7 @@ SIGNS = {                                         # files that show the form of 
     'coco': '*.json',
 }
 FORMS = tuple(SIGNS)
+SUBMITTED = {'MHP': 'mhp', 'CIHP': 'cihp'}        # the forms that the challenges take
 INDICES = {                                       # files without a mark, and the pictures with one
     'instances': ('instances.json', 'instances'),
     'coco': ('parsing.json', 'instances'),

@@ -25,7 +25,6 @@ from tqdm import tqdm
 from util.files import MARK, check_target, make_folder, naming, printable, replacing, writing
 from util.photos import PhotoJob, ahead
 from util.pictures import add_legend, overlay, palette
-from util.results import describe_people
 from util.run import catching_signals
 
 VIDEOS = {'.mp4', '.m4v', '.mov', '.3gp', '.mkv', '.webm', '.avi', '.mpg', '.mpeg', '.mts', '.ts',
@@ -216,11 +215,11 @@ def parse_frames(parser, video: Video) -> Iterator[tuple[Frame, Image.Image, str
             found = parser.find(frame.out, image)
         record = dict(software=MARK, video=str(video.path), frame=frame.number, time=frame.time,
                       width=image.width, height=image.height,
-                      people=describe_people(found, names))
+                      people=[person.to_dict() for person in found])
         colors = palette(len(names) - 1) if found.colors is None else found.colors
         picture = overlay(image, found.parsing, colors=colors)
         picture = add_legend(picture, colors, names, parser.kept)
-        return frame, picture, json.dumps(record) + '\n', len(found.scores)
+        return frame, picture, json.dumps(record) + '\n', len(found)
 
     with ThreadPoolExecutor(2) as pool:
         yield from ahead(pool, draw, parser.parse(read()))

@@ -53,7 +53,6 @@ from util.datasets import open_dataset
 from util.files import find_photos, printable, result_names
 from util.images import read_labels, read_photo, read_prediction, stored_size, to_rgb
 from util.masks import decode_rle, flatten_people
-from util.results import describe_people
 from util.workers import open_loader
 
 torch.set_num_threads(1)
@@ -805,8 +804,8 @@ def photo_to_metric(image, changes):
     metrics.add(0, found, (parsing, ignore)), metrics.add(1, (parsing % 255, np.ones(len(parsing))), (parsing, ignore))
     values = metrics.result()
     assert all(0 <= values[name] <= 1 or np.isnan(values[name]) for name in train.UniParserTask.reported)
-    for person in describe_people(found.visible(), model.class_names):
-        for part in person['parts']:
+    for person in found.visible():
+        for part in person.to_dict()['parts']:
             mask = decode_rle(part['rle']['counts'], *ignore.shape[::-1])
             assert mask.sum() == part['area']
 
@@ -947,7 +946,7 @@ def soak(count, folder, weights, largest):
     samples.append(round(resident()))
     done.set(), watcher.join()
     assert result.returncode == 0 and f'{count} of {count} photos' in result.stdout, result.stderr[-2000:]
-    assert len(list(out.iterdir())) == 4 * count
+    assert len(list(out.iterdir())) == 4 * count + 1          # index.html
     for i, size in enumerate(sizes):
         record = json.loads((out / f'{i:05d}.json').read_text())
         assert [record['width'], record['height']] == size

@@ -17,7 +17,7 @@ from schp.evaluation import semantic_metrics
 from tests.helpers import call, run, stop_at_step, weights, write_photo
 from tests.seeded import blobs
 from tools import export
-from util.labels import LABEL_SETS, voc_palette
+from util.labels import LABEL_SETS, convert, voc_palette
 from util.metrics import confusion_matrix
 
 torch.set_num_threads(1)
@@ -81,7 +81,7 @@ def test_a_run_leaves_its_cycles_pictures_and_an_averaged_best(trained):
     assert len(list((trained / 'val').glob('*.png'))) == 2
     best, last = SCHP.from_pretrained(trained / 'best.pt'), SCHP.from_pretrained(trained / 'cycle_3.pt')
     torch.testing.assert_close(best.state_dict(), last.state_dict(), rtol=0, atol=0)
-    assert best.labels == LABEL_SETS['lip'].names and best.size == (48, 40) and best.flip_pairs[0] == (14, 15)
+    assert best.class_names == LABEL_SETS['lip'].names and best.size == (48, 40) and best.flip_pairs[0] == (14, 15)
     records = [json.loads(line) for line in (trained / 'log.jsonl').read_text().splitlines()]
     assert 'ce_parsing' in records[0] and any('kl_parsing' in r for r in records)
     assert {'mIoU', 'pixel_accuracy', 'mean_accuracy'} <= set(records[-1])
@@ -201,10 +201,60 @@ def test_extract_writes_palette_logits_and_overlay_and_goes_past_broken_photos(t
     assert Image.open(tmp_path / 'out' / 'overlays' / 'a b.jpg').mode == 'RGB'
     assert Image.open(tmp_path / 'out' / 'thin.png').size == (1, 1)
     model = SCHP.from_pretrained(trained / 'best.pt')
-    expected = model.predict([Image.open(tmp_path / 'in' / 'a b.jpg')])[0]
+    expected = model.predict([Image.open(tmp_path / 'in' / 'a b.jpg')])[0].labels
     assert (np.asarray(labels) == expected).mean() > 0.99
     done = call(schp, 'extract', 'in/sub/thin.png', '--weights', trained / 'best.pt', '--out', 'in/sub', cwd=tmp_path)
     assert done.returncode == 2 and 'thin.png exists and this program did not write it' in done.stderr
+
+
+def test_extract_writes_the_json_and_the_cutouts_of_infer(trained, tmp_path):
+    write_photo(tmp_path / 'a.png', 1)
+    start = 'extract', tmp_path / 'a.png', '--weights', trained / 'best.pt', '--out', tmp_path / 'out', '--device', 'cpu'
+    done = call(schp, *start, '--cutouts')
+    assert done.returncode == 0, done.stderr
+    out = tmp_path / 'out'
+    result, = SCHP.from_pretrained(trained / 'best.pt').fold().predict(tmp_path / 'a.png')
+    assert json.loads((out / 'a.json').read_text()) == json.loads(json.dumps(result.to_dict()))
+    labels = np.asarray(Image.open(out / 'a.png'))
+    assert np.array_equal(labels, result.labels) and result[0].score == 1 and labels.any()
+    parts = result[0].parts
+    assert {path.stem for path in (out / 'a_cutouts').iterdir()} == {'person1', *(f'person1_{name}' for name in parts)}
+    for name, part in parts.items():
+        alpha = np.asarray(Image.open(out / 'a_cutouts' / f'person1_{name}.png'))[..., 3]
+        assert (alpha > 0).sum() == part.area == (labels == part.id).sum()
+    assert 'a_cutouts/person1.png' in (out / 'index.html').read_text()
+    # The next run without the flag removes them.
+    assert call(schp, *start).returncode == 0 and not (out / 'a_cutouts').exists()
+
+
+def test_extract_converts_to_another_label_set(trained, tmp_path):
+    write_photo(tmp_path / 'a.png', 1)
+    start = 'extract', tmp_path / 'a.png', '--weights', trained / 'best.pt', '--device', 'cpu', '--logits'
+    for name, more in (('lip', []), ('atr', ['--to', 'atr'])):
+        done = call(schp, *start, '--out', tmp_path / name, *more)
+        assert done.returncode == 0, done.stderr
+    lip, atr = (np.asarray(Image.open(tmp_path / name / 'a.png')) for name in ('lip', 'atr'))
+    assert np.array_equal(atr, convert(lip, 'lip', 'atr')) and (atr != lip).any()
+    record = json.loads((tmp_path / 'atr' / 'a.json').read_text())
+    assert all(LABEL_SETS['atr'].names[part['id']] == part['name'] for part in record['people'][0]['parts'])
+    assert np.array_equal(np.load(tmp_path / 'lip' / 'a.npy'), np.load(tmp_path / 'atr' / 'a.npy'))
+
+
+def test_extract_refuses_what_it_would_ignore_or_cannot_convert(pascal, trained, tmp_path):
+    write_photo(tmp_path / 'a.png')
+    for arguments, sentence in (
+            (['a.png', '--weights', pascal, '--to', 'atr'], 'no table leads from the classes'),
+            (['--integratedpifu', '.', '--weights', pascal, '--cutouts'], '--cutouts is for photos'),
+            (['--integratedpifu', '.', '--weights', pascal, '--to', 'atr'], '--to is for photos')):
+        done = call(schp, 'extract', *arguments, '--device', 'cpu', cwd=tmp_path)
+        assert done.returncode == 2 and sentence in done.stderr and done.stderr.count('\n') == 1, done.stderr
+    for arguments, sentence in (
+            (['fuse', 'a.png', '--weights', pascal, '--split', 'val'], '--split is for a data set'),
+            (['fuse', 'a.png', '--weights', pascal, '--people', '.', '--people-weights', 'x'], '--people-weights is for'),
+            (['evaluate', '--predictions', '.', '--flip'], '--flip is for --weights'),
+            (['evaluate', '--predictions', '.', '--centers', 'float'], '--centers is for --weights')):
+        done = call(schp, *arguments, cwd=tmp_path)
+        assert done.returncode == 2 and done.stderr.startswith(f'error: {sentence}'), done.stderr
 
 
 def test_processes_share_a_folder(trained, tmp_path):
@@ -245,7 +295,7 @@ def test_integratedpifu_gets_its_codes_for_both_lists(pascal, trained, tmp_path)
     codes, model = np.load(out / '0412' / 'rendered_parse_010.npy'), SCHP.from_pretrained(pascal)
     assert codes.dtype == np.float32 and codes.shape == (40, 40)
     photo = Image.open(root / 'rendering_script/buffer_fixed_full_mesh/0412/rendered_image_010.png').convert('RGB')
-    labels, table = model.predict([photo])[0], [0, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]
+    labels, table = model.predict([photo])[0].labels, [0, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]
     for label in range(7):                                    # IntegratedPIFu compares float32 with these literals
         assert ((codes == np.float32(table[label])) == (labels == label)).mean() > 0.99
     (root / 'test_set_list.txt').write_text('0412\n0999\n')
@@ -410,7 +460,7 @@ def test_released_weights_parse_the_demo_photo_as_published(name):
     files = [p for p in sorted(folder.glob('*.pth')) if name in p.name]
     if not files:
         pytest.skip(f'{folder} has no file of {name}')
-    labels = SCHP.from_pretrained(files[0]).fold().predict([Image.open(folder / 'demo.jpg')])[0]
+    labels = SCHP.from_pretrained(files[0]).fold().predict([Image.open(folder / 'demo.jpg')])[0].labels
     assert labels.shape == (1333, 2000)
     counts = dict(enumerate(np.bincount(labels.ravel(), minlength=20).tolist()))
     wrong = sum(abs(counts[c] - GOLDEN[name].get(c, 0)) for c in counts)

@@ -45,6 +45,11 @@ class Photos:
     def __len__(self) -> int:
         return len(self.ids)
 
+    @property
+    def has_truth(self) -> bool:
+        """Whether the split has labels: those of MHP's and CIHP's test photos are not public."""
+        return getattr(self, 'people', ()) is not None
+
     def size(self, i: int) -> tuple[int, int]:
         """(width, height) of image i, without decoding it."""
         return stored_size(self.photos[i])
