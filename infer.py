@@ -42,13 +42,13 @@ from util.photos import PhotoJob, PhotoPipeline, end_run, name_jobs, share_of_pr
 from util.results import Parsing, check_cutouts, keep_parts
 from util.run import find_device
 from util.submissions import FORMS, SUBMITTED, PredictionWriter
-from util.tryon import SINGLE, TryOn, add_tryon_flags, check_tryon_flags
+from util.tryon import TryOn, add_tryon_flags, check_tryon_flags
 from util.video import VIDEOS, parse_videos
 
 WEIGHTS = Path(__file__).parent / 'weights' / 'uniparser_ccp.pt'
 
 # Flags that mean something for photos alone, and for data sets alone.
-FOR_PHOTOS = 'only', 'cutouts', 'max_size', 'maps', 'at', 'fps'
+FOR_PHOTOS = ('only', 'cutouts', 'agnostic', 'single', 'person', 'max_size', 'maps', 'at', 'fps')
 FOR_DATA = 'root', 'split'
 
 
@@ -231,7 +231,6 @@ class ParsingPipeline(PhotoPipeline):
 
     def run(self, jobs: list[PhotoJob]) -> int:
         """Parses photos and writes their results -> the number of photos that were not parsed."""
-        self.names = {job.name for job in jobs}
         counts = super().run(jobs)
         good = [number for number in counts if number is not None]
         print(f'{len(good)} of {len(jobs)} photos, {sum(good)} people -> {self.folder}/')
@@ -240,11 +239,6 @@ class ParsingPipeline(PhotoPipeline):
     def check_targets(self, name: str):
         super().check_targets(name)
         check_cutouts(self.folder / f'{name}_cutouts', self.inputs)
-        # NAME.png of --single might be another photo's OTHER_mask.png.
-        for ending in self.endings if SINGLE in self.endings else ():
-            stem = ending.removesuffix(SINGLE)
-            if stem and name.endswith(stem) and name.removesuffix(stem) in self.names:
-                raise ValueError(f'{name}{SINGLE} would be a result of two photos; rename one')
 
     # ---- the way of a photo: its input, the output for it, its people, their files
 
@@ -262,7 +256,7 @@ class ParsingPipeline(PhotoPipeline):
             if self.args.maps:
                 page = draw_maps(self.model, job.out, job.photo, found, self.points)
                 write_png(self.folder / f'{job.name}_maps.png', page)
-        self.tryon.write(self.folder, job.name, job.photo, found.parsing, found.colors)
+        self.tryon.write(self.folder, job.name, found)
         found.save(self.folder, job.name, self.args.cutouts)
         text = f'{printable(job.path)}: {self.message(found)}'
         if not len(found) and not self.args.only:
@@ -289,7 +283,7 @@ class ParsingPipeline(PhotoPipeline):
         """What was found in a photo."""
         number = len(found)
         if number:
-            missing = self.tryon.message(found.parsing)
+            missing = self.tryon.message(found)
             return f'{number} {"person" if number == 1 else "people"}{missing}'
         if self.args.only:
             return f'found no person with {" or ".join(self.args.only.split(","))}'

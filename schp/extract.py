@@ -20,14 +20,15 @@ import torch
 from schp.crops import crop, crop_matrix, invert, label_map, warp
 from schp.network import load_model
 from schp.single_person import SinglePersonNetwork
-from util.cli import Between, filled, refuse_given
+from util.cli import Between, add_shared, filled, refuse_given
 from util.files import find_photos, printable, read_list, write_array, write_jpeg, write_png
-from util.labels import TARGETS, find_set, voc_palette
+from util.labels import TARGETS, find_set, names_of, voc_palette
 from util.photos import (PhotoJob, PhotoPipeline, check_failures, end_run, name_jobs,
                          share_of_process)
 from util.pictures import palette_image
 from util.results import Parsing, as_one_person, check_cutouts, write_record
 from util.run import sum_over_processes
+from util.tryon import TryOn
 
 # IntegratedPIFu compares float32 numbers with these.
 CODES = np.float32([0, 0.5, 0.6, 0.7, 0.8, 0.9, 1])
@@ -42,6 +43,7 @@ def add_flags(parser: argparse.ArgumentParser):
                                       'IntegratedPIFu render_human_parse_results)')
     parser.add_argument('--to', choices=TARGETS,
                         help='give the results in this label set, see docs/labels.md')
+    add_shared(parser, 'agnostic')
     parser.add_argument('--cutouts', action='store_true',
                         help='also write the person and each part as an RGBA picture')
     parser.add_argument('--logits', action='store_true',
@@ -59,7 +61,7 @@ def add_flags(parser: argparse.ArgumentParser):
 class ExtractPipeline(PhotoPipeline):
     """Writes the results of photos.
 
-    args: has out, flip, scales, logits, cutouts and to; see `add_flags`
+    args: has out, flip, scales, logits, cutouts, agnostic and to; see `add_flags`
     """
 
     def __init__(self, model: SinglePersonNetwork, args: argparse.Namespace):
@@ -70,9 +72,10 @@ class ExtractPipeline(PhotoPipeline):
         self.model = model
         self.args = args
         self.colors = voc_palette()
+        self.tryon = TryOn(args, names_of(args.to) if args.to else model.class_names)
 
     def targets(self, name):
-        endings = ['.png', '.json', *(['.npy'] if self.args.logits else [])]
+        endings = ['.png', '.json', *(['.npy'] if self.args.logits else []), *self.tryon.endings]
         paths = [self.folder / (name + ending) for ending in endings]
         return [*paths, self.folder / 'overlays' / f'{name}.jpg']
 
@@ -114,6 +117,7 @@ class ExtractPipeline(PhotoPipeline):
             write_array(self.folder / f'{name}.npy', logits)
         write_jpeg(self.folder / 'overlays' / f'{name}.jpg', found.overlay())
         write_png(self.folder / f'{name}.png', palette_image(found.labels, self.colors))
+        self.tryon.write(self.folder, name, found)
         write_record(self.folder, name, found, self.args.cutouts)
 
 
@@ -161,7 +165,7 @@ def extract(args: argparse.Namespace):
 
 def extract_renderings(args: argparse.Namespace):
     """The same with --integratedpifu."""
-    refuse_given(args, ('to', 'cutouts', 'logits'),
+    refuse_given(args, ('to', 'agnostic', 'cutouts', 'logits'),
                  'is for photos; IntegratedPIFu reads its own arrays alone')
     args.out = args.out or 'render_human_parse_results'
     jobs = renderings(args.integratedpifu)

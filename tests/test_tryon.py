@@ -9,13 +9,17 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
+from scipy import ndimage
 from scipy.spatial import Delaunay
 
+import infer
+from tests.helpers import HERE, call, write_photo
+from uniparser import UniParser
+from util.agnostic import (BARE, KINDS, WORN, agnostic_mask, check_garments, choose_people, dilate, grow_region, hull,
+                           hulls, limb_ends, map_of_person, pick, soften, without_specks)
 from util.datasets import CIHP, MHP, Synthetic
 from util.labels import LABEL_SETS, convert
-from util.agnostic import (BARE, KINDS, WORN, agnostic_mask, check_garments, choose_people, dilate,
-                           grow_region, hull, hulls, limb_ends, map_of_person, pick, soften,
-                           without_specks)
 
 NAMES = list(CIHP.class_names)
 SETS = {**{name: list(labels.names) for name, labels in LABEL_SETS.items()}, 'mhp': list(MHP.class_names)}
@@ -336,3 +340,113 @@ def test_pairs_of_kinds_are_disjoint_where_they_should_be():
     assert not WORN['overall'] & BARE['overall']
     for a, b in itertools.combinations(('upper', 'lower'), 2):
         assert WORN[a] & WORN[b] == {'dress', 'jumpsuits', 'one-piece', 'robe', 'other-full-body-clothes'}
+
+
+# ---- commands --------------------------------------------------------------------------------------------------
+
+
+def pixels(path, mode):
+    with Image.open(path) as image:
+        assert image.mode == mode, path
+        return np.asarray(image)
+
+
+def check_files(folder, name, photo, found, kind, person):
+    """The files of --agnostic are those of the result object."""
+    mask = pixels(folder / f'{name}_mask.png', 'L')
+    assert np.array_equal(mask, 255 * found.agnostic(kind, person).astype(np.uint8))
+    gray, photo = pixels(folder / f'{name}_agnostic.jpg', 'RGB').astype(int), np.asarray(photo).astype(int)
+    inside, outside = ndimage.binary_erosion(mask > 0, iterations=8), ndimage.binary_erosion(mask == 0, iterations=8)
+    if inside.any():
+        assert abs(gray[inside] - 128).max() < 3
+    assert abs(gray - photo)[outside].mean() < 5 and gray.shape == photo.shape
+    return mask > 0
+
+
+@pytest.fixture(scope='module')
+def street():
+    """The people of assets/street.jpg, found by the shipped weights."""
+    return UniParser.from_pretrained(HERE / 'weights' / 'uniparser_ccp.pt').fold().predict(HERE / 'assets' / 'street.jpg')[0]
+
+
+@pytest.mark.parametrize('kind, person', [('upper', 'largest'), ('lower', 2), ('overall', 'all')])
+def test_the_street_photo(street, tmp_path, kind, person):
+    done = call(infer, HERE / 'assets' / 'street.jpg', '--out', tmp_path, '--agnostic', kind, '--person', person)
+    assert done.returncode == 0, done.stderr
+    mask = check_files(tmp_path, 'street', street.photo, street, kind, person)
+    people, parts = pixels(tmp_path / 'street_people.png', 'P'), pixels(tmp_path / 'street_parts.png', 'P')
+    chosen = people > 0 if person == 'all' else people == (1 if person == 'largest' else person)
+    assert not mask[(people > 0) & ~chosen].any()
+    names = [name.lower() for name in street.class_names]
+    wanted = [names.index(name) for name in names if name in WORN[kind]]
+    assert mask[chosen & np.isin(parts, wanted)].all() and mask.any()
+    assert mask[chosen & (parts == names.index('face'))].mean() < 0.02
+    assert '_mask.png' in (tmp_path / 'index.html').read_text()
+
+
+def test_a_single_person_is_written_as_a_label_map(street, tmp_path):
+    done = call(infer, HERE / 'assets' / 'street.jpg', '--out', tmp_path, '--single', '--person', 3, '--labels', 'atr-neck')
+    assert done.returncode == 0, done.stderr
+    people, parts = pixels(tmp_path / 'street_people.png', 'P'), pixels(tmp_path / 'street_parts.png', 'P')
+    single = pixels(tmp_path / 'street.png', 'P')
+    assert np.array_equal(single, np.where(people == 3, parts, 0)) and single.any() and single.max() <= 18
+    with Image.open(tmp_path / 'street.png') as image, Image.open(tmp_path / 'street_parts.png') as other:
+        assert image.getpalette() == other.getpalette()
+    assert not (tmp_path / 'street_mask.png').exists()
+
+
+def test_photos_without_the_person_get_black_masks(tmp_path):
+    Image.new('RGB', (90, 60), 'white').save(tmp_path / 'nobody.jpg')
+    flags = '--out', tmp_path / 'out', '--agnostic', 'upper', '--single', '--person', 7
+    done = call(infer, tmp_path / 'nobody.jpg', HERE / 'assets' / 'street.jpg', *flags)
+    assert done.returncode == 0 and 'street.jpg: 3 people, none of them with the id 7' in done.stdout
+    for name in 'nobody', 'street':
+        assert not pixels(tmp_path / 'out' / f'{name}_mask.png', 'L').any() and not pixels(tmp_path / 'out' / f'{name}.png', 'P').any()
+    assert pixels(tmp_path / 'out' / 'nobody_mask.png', 'L').shape == (60, 90)
+
+
+def test_nothing_of_the_users_is_replaced(tmp_path):
+    write_photo(tmp_path / 'a.jpg')
+    for ending in '_mask.png', '_agnostic.jpg', '.png':
+        folder = tmp_path / ending.replace('.', '')
+        write_photo(folder / f'a{ending}')
+        before = (folder / f'a{ending}').read_bytes()
+        done = call(infer, tmp_path / 'a.jpg', '--out', folder, '--agnostic', 'upper', '--single')
+        assert done.returncode == 2 and f'a{ending} exists and this program did not write it' in done.stderr
+        assert [path.name for path in folder.iterdir()] == [f'a{ending}'] and (folder / f'a{ending}').read_bytes() == before
+
+
+def test_two_photos_do_not_share_a_result(tmp_path):
+    """The label map of a_mask.jpg has the name of the mask of a.jpg."""
+    write_photo(tmp_path / 'a.jpg'), write_photo(tmp_path / 'a_mask.jpg')
+    done = call(infer, tmp_path / 'a.jpg', tmp_path / 'a_mask.jpg', '--out', tmp_path / 'out', '--agnostic', 'upper', '--single')
+    assert done.returncode == 2 and 'a_mask.png would be a result of two photos; rename one' in done.stderr
+    assert pixels(tmp_path / 'out' / 'a_mask.png', 'L').shape == (40, 60) and not (tmp_path / 'out' / 'a_mask.json').exists()
+    done = call(infer, tmp_path / 'a.jpg', tmp_path / 'a_mask.jpg', '--out', tmp_path / 'other', '--agnostic', 'upper')
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize('flags, sentence', [
+    (['--person', '2'], '--person is for --agnostic and --single'),
+    (['--single', '--person', 'all'], '--single is for one person; give --person an id, or largest'),
+    (['--agnostic', 'upper', '--only', 'hair'], '--agnostic needs the parts that --only leaves out'),
+    (['--agnostic', 'upper', '--labels', 'pascal'], 'have no garments, which --agnostic upper needs'),
+    (['--agnostic', 'upper', '--person', '0'], '--person is 0; give largest, all, or the id of a person, from 1'),
+    (['--agnostic', 'upper', '--person', '9' * 5000], '--person is 9'),
+    (['--agnostic', 'upper', '--person', 'first'], '--person is first; give largest'),
+    (['--agnostic', 'hat'], "invalid choice: 'hat'")])
+def test_flags_that_do_not_go_together_get_one_sentence(tmp_path, flags, sentence):
+    write_photo(tmp_path / 'a.jpg')
+    done = call(infer, tmp_path / 'a.jpg', '--out', tmp_path / 'out', *flags)
+    assert done.returncode == 2 and sentence in done.stderr and done.stderr.count('\n') == 1 and len(done.stderr) < 300
+    assert not (tmp_path / 'out').exists()
+
+
+@pytest.mark.parametrize('flags', [['--agnostic', 'upper'], ['--single'], ['--person', '1']])
+def test_the_flags_are_for_photos(tmp_path, flags):
+    done = call(infer, '--data', 'synthetic', '--out', tmp_path / 'out', *flags)
+    assert done.returncode == 2 and f'{flags[0]} is for photos, not for a data set' in done.stderr
+    if flags[0] != '--person':
+        (tmp_path / 'a.mp4').write_bytes(b'')
+        done = call(infer, tmp_path / 'a.mp4', '--out', tmp_path / 'out', *flags)
+        assert done.returncode == 2 and f'{flags[0]} is for photos; parse the videos without it' in done.stderr

@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from util.agnostic import agnostic_mask, check_garments, choose_people, map_of_person
+from util.agnostic import check_garments, choose_people, map_of_person
 from util.cli import add_shared
 from util.files import write_jpeg, write_png
 from util.pictures import palette, palette_image
+from util.results import Parsing
 
 GRAY = 128, 128, 128                              # as in the agnostic pictures of VITON-HD
 AGNOSTIC = '_mask.png', '_agnostic.jpg'           # endings of the files of --agnostic
@@ -43,10 +44,8 @@ def read_person(text: str) -> int | str:
 
 
 def check_tryon_flags(args: argparse.Namespace):
-    """ValueError where these flags do not go together with each other, --data or --only."""
+    """ValueError where these flags do not go together with each other or with --only."""
     chosen = args.agnostic or args.single
-    if args.data and (chosen or args.person):
-        raise ValueError('--agnostic, --single and --person are for photos, not for a data set')
     if args.person and not chosen:
         raise ValueError('--person is for --agnostic and --single; give one of them, too')
     if args.single and args.person == 'all':
@@ -71,28 +70,24 @@ class TryOn:
         self.agnostic = getattr(args, 'agnostic', None)
         self.single = getattr(args, 'single', False)
         self.person = getattr(args, 'person', None) or 'largest'
-        self.class_names = class_names
         self.endings = AGNOSTIC if self.agnostic else ()
         if self.single:
             self.endings += SINGLE,
         if self.agnostic:
             check_garments(class_names, self.agnostic)
 
-    def write(self, folder: Path, name: str, photo: Image.Image, parsing: np.ndarray,
-              colors: np.ndarray | None = None):
-        """Writes the files of a photo. parsing (N, H, W) uint8, its people, best first; colors
-        (256, 3): default `palette`."""
+    def write(self, folder: Path, name: str, found: Parsing):
+        """Writes the files of a photo with the people `found`."""
         if self.agnostic:
-            mask = agnostic_mask(parsing, self.class_names, self.agnostic, self.person)
-            write_agnostic(folder, name, photo, mask)
+            write_agnostic(folder, name, found.photo, found.agnostic(self.agnostic, self.person))
         if self.single:
-            labels = map_of_person(parsing, self.person)
-            colors = palette(256) if colors is None else colors
+            labels = map_of_person(found.parsing, self.person)
+            colors = palette(256) if found.colors is None else found.colors
             write_png(folder / f'{name}{SINGLE}', palette_image(labels, colors))
 
-    def message(self, parsing: np.ndarray) -> str:
+    def message(self, found: Parsing) -> str:
         """What to add to the message about a photo with people: that the chosen one is missing."""
-        if not self.endings or choose_people(parsing, self.person):
+        if not self.endings or choose_people(found.parsing, self.person):
             return ''
         return f', none of them with the id {self.person}'
 
