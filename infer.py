@@ -46,6 +46,7 @@ from util.photos import PhotoJob, PhotoPipeline, end_run, name_jobs, share_of_pr
 from util.results import Parsing, check_cutouts, keep_parts
 from util.run import find_device
 from util.submissions import FORMS, SUBMITTED, PredictionWriter
+from util.tryon import TryOn, add_tryon_flags, check_tryon_flags
 from util.video import (VIDEO_FLAGS, add_video_flags, check_video_flags, parse_videos,
                         split_videos)
 
@@ -53,7 +54,8 @@ COCO = 'coco'                                     # --format for photos
 WEIGHTS = Path(__file__).parent / 'weights' / 'uniparser_ccp.pt'
 
 # Flags that mean something for photos alone, and for data sets alone.
-FOR_PHOTOS = 'only', 'cutouts', 'max_size', 'maps', 'at', *VIDEO_FLAGS
+FOR_PHOTOS = ('only', 'cutouts', 'agnostic', 'single', 'person', 'max_size', 'maps', 'at',
+              *VIDEO_FLAGS)
 FOR_DATA = 'root', 'split'
 
 
@@ -87,6 +89,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
                         help='print ids, colors and names of --weights or --labels')
     parser.add_argument('--cutouts', action='store_true',
                         help='also write each person and part as an RGBA picture')
+    add_tryon_flags(parser)
     parser.add_argument('--max-size', type=Between(1, 10 ** 6), metavar='PIXELS',
                         help='reduce larger photos to this long side first')
     parser.add_argument('--maps', action='store_true',
@@ -123,6 +126,7 @@ def check_flags(args: argparse.Namespace):
         raise ValueError('give photos, or --data with a data set (python infer.py --help)')
     if args.photos:
         refuse_given(args, FOR_DATA, 'is for a data set; name it with --data, or leave this out')
+    check_tryon_flags(args)
     if args.maps and args.labels:
         raise ValueError('--maps draws categories of the network itself; leave out --labels')
     if args.maps:
@@ -178,9 +182,9 @@ def parse_files(args: argparse.Namespace):
     # Each process of torchrun takes its share.
     jobs = share_of_process(name_jobs(paths))
     photos, videos = split_videos(jobs)
-    if videos and (args.maps or args.cutouts):
-        flag = '--maps' if args.maps else '--cutouts'
-        raise ValueError(f'{flag} is for photos; parse the videos without it')
+    for name in ('maps', 'cutouts', 'agnostic', 'single'):
+        if videos and getattr(args, name):
+            raise ValueError(f'{flag(name)} is for photos; parse the videos without it')
     if args.format:
         check_annotations(args.out, [job.name for job in photos], videos)
 
@@ -247,7 +251,8 @@ class ParsingPipeline(PhotoPipeline):
     Another system overrides `prepare`, `outputs`, `decode` and `message`; its model has device and
     class_names.
 
-    args: has out, only and maps; with cutouts, also that. max_size and labels are optional.
+    args: has out, only and maps; with cutouts, also that. max_size, labels, agnostic, single and
+          person are optional.
     points: those of --at, see `maps.read_points`.
     parsed: the jobs of `run` that have results
     """
@@ -265,6 +270,8 @@ class ParsingPipeline(PhotoPipeline):
             # Refuses a model whose classes are of no known set.
             find_set(self.class_names, self.labels)
             self.class_names = list(names_of(self.labels))
+        self.tryon = TryOn(args, self.class_names)
+        self.endings += self.tryon.endings
         # The ids in legends.
         ids = [c for c, name in enumerate(self.class_names) if c and name]
         self.kept = np.array(ids, np.uint8)
@@ -300,6 +307,7 @@ class ParsingPipeline(PhotoPipeline):
             if self.args.maps:
                 page = draw_maps(self.model, job.out, job.photo, found, self.points)
                 write_png(self.folder / f'{job.name}_maps.png', page)
+        self.tryon.write(self.folder, job.name, found)
         found.save(self.folder, job.name, self.args.cutouts)
         text = f'{printable(job.path)}: {self.message(found)}'
         if not len(found) and not self.args.only:
@@ -331,7 +339,8 @@ class ParsingPipeline(PhotoPipeline):
         """What was found in a photo."""
         number = len(found)
         if number:
-            return f'{number} {"person" if number == 1 else "people"}'
+            missing = self.tryon.message(found)
+            return f'{number} {"person" if number == 1 else "people"}{missing}'
         if self.args.only:
             return f'found no person with {" or ".join(self.args.only.split(","))}'
         return 'found no person'

@@ -22,7 +22,7 @@ from PIL import Image
 from schp.crops import crop, crop_matrix, invert, label_map, warp
 from schp.network import load_model
 from schp.single_person import SinglePersonNetwork
-from util.cli import Between, filled, refuse_given
+from util.cli import Between, add_shared, filled, refuse_given
 from util.files import find_photos, printable, read_list, write_array, write_jpeg, write_png
 from util.labels import TARGETS, find_set, names_of, voc_palette
 from util.photos import (PhotoJob, PhotoPipeline, check_failures, end_run, name_jobs,
@@ -30,6 +30,7 @@ from util.photos import (PhotoJob, PhotoPipeline, check_failures, end_run, name_
 from util.pictures import palette_image
 from util.results import Parsing, as_one_person, check_cutouts, write_record
 from util.run import sum_over_processes
+from util.tryon import TryOn
 from util.video import (VIDEO_FLAGS, add_video_flags, check_video_flags, parse_videos,
                         split_videos)
 
@@ -46,6 +47,7 @@ def add_flags(parser: argparse.ArgumentParser):
                                       'IntegratedPIFu render_human_parse_results)')
     parser.add_argument('--to', choices=TARGETS,
                         help='give the results in this label set, see docs/labels.md')
+    add_shared(parser, 'agnostic')
     parser.add_argument('--cutouts', action='store_true',
                         help='also write the person and each part as an RGBA picture')
     parser.add_argument('--logits', action='store_true',
@@ -64,7 +66,7 @@ def add_flags(parser: argparse.ArgumentParser):
 class ExtractPipeline(PhotoPipeline):
     """Writes the results of photos.
 
-    args: has out, flip, scales, logits, cutouts and to; see `add_flags`
+    args: has out, flip, scales, logits, cutouts, agnostic and to; see `add_flags`
     """
 
     def __init__(self, model: SinglePersonNetwork, args: argparse.Namespace):
@@ -78,9 +80,10 @@ class ExtractPipeline(PhotoPipeline):
         # Of the legend of a video.
         self.class_names = list(names_of(args.to) if args.to else model.class_names)
         self.kept = np.arange(1, len(self.class_names))
+        self.tryon = TryOn(args, self.class_names)
 
     def targets(self, name):
-        endings = ['.png', '.json', *(['.npy'] if self.args.logits else [])]
+        endings = ['.png', '.json', *(['.npy'] if self.args.logits else []), *self.tryon.endings]
         paths = [self.folder / (name + ending) for ending in endings]
         return [*paths, self.folder / 'overlays' / f'{name}.jpg']
 
@@ -127,6 +130,7 @@ class ExtractPipeline(PhotoPipeline):
             write_array(self.folder / f'{name}.npy', logits)
         write_jpeg(self.folder / 'overlays' / f'{name}.jpg', found.overlay())
         write_png(self.folder / f'{name}.png', palette_image(found.labels, self.colors))
+        self.tryon.write(self.folder, name, found)
         write_record(self.folder, name, found, self.args.cutouts)
 
 
@@ -172,7 +176,7 @@ def extract(args: argparse.Namespace):
     jobs = share_of_process(name_jobs(paths))
     photos, videos = split_videos(jobs)
     if videos:
-        refuse_given(args, ('logits', 'cutouts'), 'is for photos; parse the videos without it')
+        refuse_given(args, ('logits', 'cutouts', 'agnostic'), 'is for photos; parse the videos without it')
     model = load_model(args.weights, args.labels, args.device)
     pipeline = ExtractPipeline(model, args)
     failed = run(pipeline, photos, args.batch_size) if photos or not videos else 0
@@ -182,7 +186,7 @@ def extract(args: argparse.Namespace):
 
 def extract_renderings(args: argparse.Namespace):
     """The same with --integratedpifu."""
-    refuse_given(args, ('to', 'cutouts', 'logits', *VIDEO_FLAGS),
+    refuse_given(args, ('to', 'agnostic', 'cutouts', 'logits', *VIDEO_FLAGS),
                  'is for photos; IntegratedPIFu reads its own arrays alone')
     args.out = args.out or 'render_human_parse_results'
     jobs = renderings(args.integratedpifu)

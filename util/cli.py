@@ -182,6 +182,8 @@ SHARED = {
     'recipe': dict(help="the paper's text, or the released code", choices=['paper', 'released']),
     'device': dict(help='device of the network; auto takes CUDA or MPS where there is one',
                    default='auto', choices=['auto', 'cpu', 'cuda', 'mps']),
+    'agnostic': dict(help='for virtual try-on: also write where garments of this kind are to be '
+                          'drawn anew, see docs/tryon.md', choices=['upper', 'lower', 'overall']),
     'amp': dict(help='half precision (default: on CUDA)', action=argparse.BooleanOptionalAction)}
 
 

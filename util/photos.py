@@ -81,6 +81,7 @@ class PhotoPipeline:
         self.folder = Path(folder)
         self.max_size = max_size
         self.inputs = set()                   # real paths of all photos: no result may replace one
+        self.owners = {}                      # path of each result of a run: name of its photo
         # MPS works in one thread alone
         self.turn = threading.Lock() if device.type == 'mps' else nullcontext()
 
@@ -128,6 +129,9 @@ class PhotoPipeline:
 
     def check_targets(self, name: str):
         for path in self.targets(name):
+            # a_mask.png may be the mask of a.jpg, or the label map of a_mask.jpg.
+            if self.owners.get(path, name) != name:
+                raise ValueError(f'{printable(path)} would be a result of two photos; rename one')
             self.check_target(path)
 
     def check_target(self, path: Path):
@@ -184,6 +188,9 @@ class PhotoPipeline:
         """
         make_folder(self.folder)
         self.inputs = {os.path.realpath(job.path) for job in jobs}
+        for job in jobs:
+            for path in self.targets(job.name):
+                self.owners.setdefault(path, job.name)
         counts = []
         bar = tqdm(total=len(jobs), disable=len(jobs) < 2 or None, unit='photo')
         with ThreadPoolExecutor(4) as pool, bar:

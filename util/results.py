@@ -23,6 +23,7 @@ import numpy as np
 from PIL import Image
 
 from util import pictures
+from util.agnostic import agnostic_mask
 from util.files import (MARK, UNKNOWN, by_number, check_name, check_target, is_ours, printable,
                         result_names, unique_names, write_jpeg, write_png, write_result)
 from util.labels import convert, find_set, names_of, voc_palette
@@ -215,6 +216,14 @@ class Parsing:
         found = replace(self, parsing=parsing.reshape(self.parsing.shape),
                         class_names=list(names_of(labels)), colors=voc_palette())
         return found.visible()
+
+    def agnostic(self, kind: str, person: int | str = 'largest') -> np.ndarray:
+        """Where a try-on network is to draw garments anew, bool (H, W).
+
+        kind: 'upper', 'lower' or 'overall'; person: an id, 'largest' or 'all'. Raises a ValueError
+        for classes without garments. See docs/tryon.md.
+        """
+        return agnostic_mask(self.parsing, self.class_names or (), kind, person)
 
     def overlay(self) -> Image.Image:
         """The photo with colored parts, outlines and a legend."""
