@@ -202,7 +202,7 @@ def test_the_classes_of_files_of_all_systems_are_listed(cihp, tmp_path):
 
 class Drawn:
     """Two photos of random people in CIHP's classes, as a data set."""
-    class_names, ids, splits = CIHP.class_names, ['1', '2'], ('val',)
+    class_names, ids, splits, has_truth = CIHP.class_names, ['1', '2'], ('val',), True
 
     def __init__(self, root=None, split='val'):
         rng = np.random.default_rng(1)

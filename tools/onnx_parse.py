@@ -86,8 +86,7 @@ def parse(model: Model, photo: Image.Image, path: Path | None = None) -> Parsing
     parsing = paint_parts(people, q_cate, size, photo.size[::-1], settings)
     # Centers are pixels of the image; both sides of the photo have a scale of their own.
     centers = people.centers * photo.size / size[::-1]
-    found = Parsing(parsing, people.scores, centers)
-    return found.attach(photo, settings.class_names, path).visible()
+    return Parsing(parsing, people.scores, centers, settings.class_names, photo, path).visible()
 
 
 # -------------------------------------------------------------------------------------------------

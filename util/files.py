@@ -21,7 +21,6 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
-from tqdm import tqdm
 
 UNKNOWN = 255                                     # label of a pixel whose part is unknown
 PHOTOS = '.jpg', '.jpeg', '.png'                  # endings in data sets
@@ -63,8 +62,11 @@ def user_errors() -> Iterator[None]:
     try:
         yield
     except USER_ERRORS as error:
-        # On a line of its own, also where a progress bar is drawn.
-        tqdm.write(f'error: {explain(error)}', file=sys.stderr)
+        # On a line of its own, also where a progress bar is drawn. tools/onnx_parse.py draws none,
+        # and works without tqdm.
+        bars = sys.modules.get('tqdm')
+        write = bars.tqdm.write if bars else print
+        write(f'error: {explain(error)}', file=sys.stderr)
         sys.exit(2)
 
 

@@ -991,10 +991,10 @@ def test_a_part_of_any_name_has_a_file_of_its_own(tmp_path):
     assert all(0 < len(part.encode()) <= 152 and not set('/\0 ') & set(part) for part in parts)
     photo = Image.new('RGB', (9, 4))
     person = np.arange(36).reshape(1, 4, 9) % len(NAMES)
-    found = Parsing(person.astype(np.uint8), np.ones(1), np.zeros((1, 2)))
-    write_results(tmp_path, 'a', 'a.jpg', photo, found, NAMES, cutouts=True)
+    found = Parsing(person.astype(np.uint8), np.ones(1), np.zeros((1, 2)), NAMES, photo)
+    write_results(tmp_path, 'a', found, cutouts=True)
     assert len(list((tmp_path / 'a_cutouts').glob('person1_*.png'))) == len(NAMES) - 1
-    write_results(tmp_path, 'a', 'a.jpg', photo, found, NAMES, cutouts=False)
+    write_results(tmp_path, 'a', found)
     assert not (tmp_path / 'a_cutouts').exists()
 
 
@@ -1002,8 +1002,8 @@ def test_results_of_300_people_have_300_ids(tmp_path):
     people = np.zeros((300, 20, 60), np.uint8)
     for k, person in enumerate(people):
         person[k // 30 * 2:k // 30 * 2 + 2, k % 30 * 2:k % 30 * 2 + 2] = 1
-    found = Parsing(people, np.linspace(1, 0, 300), np.zeros((300, 2)))
-    write_results(tmp_path, 'a', 'a.jpg', Image.new('RGB', (60, 20)), found, ['background', 'hat'], cutouts=False)
+    photo = Image.new('RGB', (60, 20))
+    write_results(tmp_path, 'a', Parsing(people, np.linspace(1, 0, 300), np.zeros((300, 2)), ['background', 'hat'], photo))
     ids = np.asarray(Image.open(tmp_path / 'a_people.png'))
     assert all((ids[people[k] > 0] == k + 1).all() for k in range(300))
     assert len(json.loads((tmp_path / 'a.json').read_text())['people']) == 300
@@ -1011,13 +1011,14 @@ def test_results_of_300_people_have_300_ids(tmp_path):
 
 def test_no_photo_lists_the_folder_of_the_results(tmp_path, monkeypatch):
     """For 100,000 photos that would take hours."""
-    found = Parsing(np.ones((1, 4, 9), np.uint8), np.ones(1), np.zeros((1, 2)))
+    photo = Image.new('RGB', (9, 4))
+    found = Parsing(np.ones((1, 4, 9), np.uint8), np.ones(1), np.zeros((1, 2)), ['background', 'hat'], photo)
     listed = []
     for name in 'listdir', 'scandir':
         former = getattr(os, name)
         monkeypatch.setattr(os, name, lambda path, former=former: listed.append(Path(path)) or former(path))
     for _ in range(2):
-        write_results(tmp_path, 'a', 'a.jpg', Image.new('RGB', (9, 4)), found, ['background', 'hat'], cutouts=True)
+        write_results(tmp_path, 'a', found, cutouts=True)
     assert (tmp_path / 'a_cutouts' / 'person1_hat.png').exists() and tmp_path not in listed
 
 

@@ -171,7 +171,7 @@ def test_evaluation_equals_that_of_its_own_label_maps(lip, trained, tmp_path):
     (tmp_path / 'maps').mkdir()
     for i, name in enumerate(dataset.ids):
         image, parsing, _ = dataset.read(i)
-        labels = model.predict([image], centers='int', flip=True, scales=(1, 0.75))[0]
+        labels = model.predict([image], centers='int', flip=True, scales=(1, 0.75))[0].labels
         Image.fromarray(labels).save(tmp_path / 'maps' / f'{name}.png')
         matrix = matrix + confusion_matrix(labels, parsing.max(0), 20)
     sources = {'model': ('--weights', trained / 'best.pt', '--centers', 'int', '--flip', '--scales', '1', '0.75'),
@@ -531,7 +531,7 @@ def as_in_try_on(session, photo, size, rounded):
 def test_onnx_file_works_where_try_on_programs_read_it(exported, size):
     model, session = exported
     photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (7, 5, 3), np.uint8)).resize(size, Image.BICUBIC)
-    expected = model.predict([photo])[0]
+    expected = model.predict([photo])[0].labels
     assert len(np.unique(expected)) > 3
     shares = [(as_in_try_on(session, photo, (48, 40), rounded) == expected).mean() for rounded in (False, True)]
     assert shares[0] > 0.999 and shares[1] > 0.98
