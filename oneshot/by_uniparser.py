@@ -38,6 +38,8 @@ class UniParserByExample:
                              'in for K_cate')
         self.model = model.fold()
         self.device = model.device
+        # What no class of the support is like is background.
+        config = replace(config, whole=False, theta_side=0.0)
         # A mixture's posterior would be 1 everywhere for the only class of a support.
         if config.assign == 'mixture':
             config = replace(config, assign='correlation', theta_paint=0.0, theta_part=0.3,
@@ -101,9 +103,7 @@ class UniParserByExample:
             ids = [1]
             prototypes = prototypes.new_zeros(2, prototypes.shape[1])
         kernels = F.normalize(prototypes[ids], dim=1)
-        # The support's classes have no left and right.
-        out = {**out, 'k_cate': kernels, 'flip_pairs': out['flip_pairs'][:0]}
-        found = decode(out, 0, photo, self.config)
+        found = decode({**out, 'k_cate': kernels}, 0, photo, self.config)
         labels = np.array([0, *ids], np.uint8)
         return replace(found, parsing=labels[found.parsing]).visible()
 

@@ -176,7 +176,8 @@ def extract(args: argparse.Namespace):
     jobs = share_of_process(name_jobs(paths))
     photos, videos = split_videos(jobs)
     if videos:
-        refuse_given(args, ('logits', 'cutouts', 'agnostic'), 'is for photos; parse the videos without it')
+        refuse_given(args, ('logits', 'cutouts', 'agnostic'),
+                     'is for photos; parse the videos without it')
     model = load_model(args.weights, args.labels, args.device)
     pipeline = ExtractPipeline(model, args)
     failed = run(pipeline, photos, args.batch_size) if photos or not videos else 0

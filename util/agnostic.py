@@ -2,15 +2,12 @@
 
 The steps and sizes are those of the maskers of CatVTON (AutoMasker in model/cloth_masker.py) and
 IDM-VTON (get_mask_location in gradio_demo/utils_mask.py). docs/tryon.md says what is the same and
-what is not. Needs no torch.
+what is not. Needs no torch; scipy is imported where it is needed, because tools/onnx_parse.py works
+without it.
 """
 from collections.abc import Iterable
 
 import numpy as np
-from scipy import ndimage
-from scipy.sparse import coo_array, csr_array
-from scipy.sparse.csgraph import breadth_first_order
-from scipy.spatial import ConvexHull
 
 from util.files import UNKNOWN
 from util.masks import box_of, flatten_people
@@ -168,6 +165,7 @@ def pick(labels: np.ndarray, class_names: list[str], names: set[str]) -> np.ndar
 
 def dilate(mask: np.ndarray, radius: int) -> np.ndarray:
     """bool (H, W): pixels with a pixel of the mask in the square of side 2 radius + 1 on them."""
+    from scipy import ndimage
     return ndimage.maximum_filter(mask, 2 * radius + 1, mode='constant')
 
 
@@ -177,6 +175,7 @@ def soften(mask: np.ndarray, size: int) -> np.ndarray:
 
     size: of the kernel, odd, in pixels. Sigma is what OpenCV takes for a kernel of this size.
     """
+    from scipy import ndimage
     sigma = 0.3 * ((size - 1) / 2 - 1) + 0.8
     values = ndimage.gaussian_filter(mask.astype(np.float32), sigma, mode='mirror',
                                      radius=size // 2)
@@ -186,6 +185,7 @@ def soften(mask: np.ndarray, size: int) -> np.ndarray:
 def without_specks(mask: np.ndarray, share: float = 0.1) -> np.ndarray:
     """A mask (H, W) without the connected parts that have less than a share of the pixels of its
     largest: a stray pixel would shift its box, its end or its hull."""
+    from scipy import ndimage
     numbers, _ = ndimage.label(mask, np.ones((3, 3)))
     areas = np.bincount(numbers.ravel(), minlength=2)
     areas[0] = 0
@@ -194,6 +194,7 @@ def without_specks(mask: np.ndarray, share: float = 0.1) -> np.ndarray:
 
 def hulls(mask: np.ndarray) -> np.ndarray:
     """bool (H, W): the convex hull of each connected part of a mask, as in CatVTON."""
+    from scipy import ndimage
     filled = np.zeros_like(mask)
     numbers, _ = ndimage.label(mask, np.ones((3, 3)))
     for number, place in enumerate(ndimage.find_objects(numbers), 1):
@@ -206,6 +207,7 @@ def hull(mask: np.ndarray) -> np.ndarray:
 
     Each row of the mask has a pixel.
     """
+    from scipy.spatial import ConvexHull
     # The corners of the first and of the last pixel of each row.
     rows = np.arange(len(mask))
     first = mask.argmax(1)
@@ -301,6 +303,7 @@ def find_end(limb: np.ndarray, clothes: np.ndarray, shoulder: tuple[float, float
     where the way from there through the limb is longest: at the hand, even if it is at the chin.
     It has no end where that place is within `rim` of the border. All in pixels.
     """
+    from scipy.sparse.csgraph import breadth_first_order
     ys, xs = np.nonzero(limb)
     distance = np.hypot(xs - shoulder[0], ys - shoulder[1])
     touching = dilate(clothes, 2)[ys, xs]
@@ -320,9 +323,10 @@ def find_end(limb: np.ndarray, clothes: np.ndarray, shoulder: tuple[float, float
     return near
 
 
-def neighbor_graph(mask: np.ndarray) -> csr_array:
+def neighbor_graph(mask: np.ndarray):
     """Which of the n pixels of a mask (H, W), numbered by rows, touch each other, at corners, too:
     sparse (n, n)."""
+    from scipy.sparse import coo_array
     numbers = np.full(np.add(mask.shape, 1), -1)
     numbers[:-1, :-1][mask] = np.arange(mask.sum())
     pairs = []

@@ -564,9 +564,9 @@ def test_names_come_from_a_list_or_a_file(tmp_path):
 
 
 def test_prototypes_stand_in_for_k_cate(checkpoint):
-    """With K_cate itself as the prototypes, people and parts are UniParser's."""
+    """With K_cate itself as the prototypes, people and parts are UniParser's; what is like none of them is background."""
     model = UniParser.from_pretrained(checkpoint).fold()
-    ours = UniParserByExample(UniParser.from_pretrained(checkpoint))
+    ours = UniParserByExample(UniParser.from_pretrained(checkpoint, whole=True, theta_side=0.3))
     image, _ = draw(3, (0, 1, 2, 3), 60, 80)
     photo = Image.fromarray(image)
     prototypes = torch.zeros(256, model.config.channels)
