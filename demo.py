@@ -121,7 +121,7 @@ def load(path: str, device: str, labels: str | None = None) -> Network:
     system = find_system(read_checkpoint(path))
     if system == 'schp':
         model = hubconf.schp(path, labels, device)
-        return Network(system, model, list(model.labels))
+        return Network(system, model, list(model.class_names))
     if system == 'oneshot':
         return Network(system, hubconf.oneshot(path, device), [])
     model = load_model(SimpleNamespace(weights=path), device)

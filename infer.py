@@ -126,6 +126,8 @@ def check_flags(args: argparse.Namespace):
         raise ValueError('give photos, or --data with a data set (python infer.py --help)')
     if args.photos:
         refuse_given(args, FOR_DATA, 'is for a data set; name it with --data, or leave this out')
+    else:
+        refuse_given(args, FOR_PHOTOS, 'is for photos, not for a data set; leave it out')
     check_tryon_flags(args)
     if args.maps and args.labels:
         raise ValueError('--maps draws categories of the network itself; leave out --labels')
@@ -133,8 +135,6 @@ def check_flags(args: argparse.Namespace):
         need_matplotlib()
     if args.at and not args.maps:
         raise ValueError('--at adds maps to the page of --maps; give that flag too')
-    if args.data:
-        refuse_given(args, FOR_PHOTOS, 'is for photos, not for a data set; leave it out')
     check_format(args)
 
 

@@ -356,7 +356,7 @@ def check_files(folder, name, photo, found, kind, person):
     mask = pixels(folder / f'{name}_mask.png', 'L')
     assert np.array_equal(mask, 255 * found.agnostic(kind, person).astype(np.uint8))
     gray, photo = pixels(folder / f'{name}_agnostic.jpg', 'RGB').astype(int), np.asarray(photo).astype(int)
-    inside, outside = ndimage.binary_erosion(mask > 0, iterations=8), ndimage.binary_erosion(mask == 0, iterations=8)
+    inside, outside = ndimage.binary_erosion(mask > 0, iterations=16), ndimage.binary_erosion(mask == 0, iterations=16)
     if inside.any():
         assert abs(gray[inside] - 128).max() < 3
     assert abs(gray - photo)[outside].mean() < 5 and gray.shape == photo.shape

@@ -136,7 +136,7 @@ def plant_people(out: dict, people: int, config: Config) -> dict:
         heatmap[row, column] = 5 - n / people
         k_ins[:, row, column] = unit[n]
     planted = dict(heatmap=heatmap[None, None], f_ins=f_ins[None], k_ins=k_ins[None],
-                   f_cate=f_cate[None], k_cate=unit[:K])
+                   f_cate=f_cate[None], k_cate=unit[:K], flip_pairs=out['flip_pairs'])
     return {name: tensor.to(out['f_ins'].device) for name, tensor in planted.items()}
 
 

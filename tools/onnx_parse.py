@@ -356,7 +356,8 @@ def parse_file(model: Model, path: Path, name: str, folder: Path, inputs: set[st
     found = parse(model, read_photo(path), path)
     found.save(folder, name, cutouts)
     number = len(found.scores)
-    print(f'{printable(path)}: {number} {"person" if number == 1 else "people"}')
+    message = f'{number} {"person" if number == 1 else "people"}' if number else 'found no person'
+    print(f'{printable(path)}: {message}')
     return number
 
 
