@@ -478,7 +478,7 @@ def build(gr, networks: dict, respond, folder: str):
                     button = gr.Button('Parse', variant='primary')
             with gr.Column(scale=3, elem_classes='result'):
                 picture = gr.HTML(js_on_load=SCRIPT, min_height=420)
-                part = gr.Dropdown([], label='person or part')
+                part = gr.Dropdown([], label='person or part', allow_custom_value=True)
                 cutout = gr.Image(label='cut-out', interactive=False, height=300,
                                   buttons=['download', 'fullscreen'])
                 files = gr.File(label='files', file_count='multiple', interactive=False)
