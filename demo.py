@@ -321,27 +321,35 @@ def draw_picture(photo: Image.Image, parsing: np.ndarray, people: list, class_na
         x, y = np.array(person['center']) * scale
         numbers.append(f'<text x="{x:.0f}" y="{y:.0f}" font-size="{max(width, height) / 25:.0f}">'
                        f'{person["id"]}</text>')
-        legend.append(f'<p>{swatch(color, "people")}'
-                      f'<b>{title(person)}</b> (score {person["score"]:.2f})')
+        legend.append(f'<p>{swatch(color, "people")}<b>{title(person)}</b> '
+                      f'(score {person["score"]:.2f})')
         for part in person['parts']:
-            # Names come from files of strangers.
-            name = html.escape(title(person, part))
             share = f'{part["area"] / (photo.width * photo.height):.1%}'
-            paths.append(f'<path data-part="{name}" d="{outline(labels == part["id"])}">'
-                         f'<title>{name}, {part["area"]:,} pixels, {share} of the photo</title>'
-                         '</path>')
+            paths.append(draw_part(title(person, part), part, share, labels))
             legend.append(f'<span>{swatch(colors[part["id"]], "parts")}'
                           f'{html.escape(part["name"])} {share}</span>')
         legend.append('</p>')
     small = photo.resize((width, height), Image.BILINEAR)
     whole = (maps > 0) * ids[:, None, None].astype(np.uint8)
-    overlays = {'parts': overlay(small, maps, colors=colors),
-                'people': overlay(small, whole, colors=palette(256))}
-    images = [f'<image class="{kind}" width="{width}" height="{height}" '
-              f'href="{encode_jpeg(picture)}"/>' for kind, picture in overlays.items()]
+    images = [draw_image(overlay(small, maps, colors=colors), 'parts'),
+              draw_image(overlay(small, whole, colors=palette(256)), 'people')]
     return (f'<div class="picture"><p class="about">{html.escape(message)}</p>'
             f'<svg viewBox="0 0 {width} {height}" shape-rendering="crispEdges">'
             f'{"".join(images + paths + numbers)}</svg>{"".join(legend)}</div>')
+
+
+def draw_part(name: str, part: dict, share: str, labels: np.ndarray) -> str:
+    """SVG of a part, which the mouse finds. share: of the photo; labels (H, W): of the person."""
+    # Names come from files of strangers.
+    name = html.escape(name)
+    return (f'<path data-part="{name}" d="{outline(labels == part["id"])}">'
+            f'<title>{name}, {part["area"]:,} pixels, {share} of the photo</title></path>')
+
+
+def draw_image(picture: Image.Image, kind: str) -> str:
+    """SVG of a picture. kind: of its colors, parts or people."""
+    return (f'<image class="{kind}" width="{picture.width}" height="{picture.height}" '
+            f'href="{encode_jpeg(picture)}"/>')
 
 
 def swatch(color: np.ndarray, kind: str) -> str:
@@ -466,8 +474,9 @@ def build(gr, networks: dict, respond, folder: str):
                                       label='least score of a person (--theta-score)')
                     with gr.Row():
                         gr.Radio(['parts', 'people'], value='parts', label='colors of',
-                                 elem_classes='colors')
-                        gr.Checkbox(True, label='numbers on people', elem_classes='numbers')
+                                 interactive=True, elem_classes='colors')
+                        gr.Checkbox(True, label='numbers on people', interactive=True,
+                                    elem_classes='numbers')
                     with gr.Accordion('by example', **example_options) as example:
                         support = drop(label='support photo')
                         mask = drop(label='its mask (PNG: ids or colors)')
