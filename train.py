@@ -235,7 +235,7 @@ class Trainer:
     def fit(self) -> dict:
         """-> the metrics of the last validation; {} where a signal ended the run."""
         result = {}
-        self.began = time.time()
+        self.began = time.monotonic()
         self.inherited = self.finished_steps()
         with catching_signals() as seen, workers_of(self.task.loader):
             self.run.seen = seen
@@ -316,7 +316,7 @@ class Trainer:
     def time_left(self) -> str:
         """From now to the end of the run, as 1:23:45, at the mean speed since `fit` began."""
         finished = self.finished_steps()
-        seconds_per_step = (time.time() - self.began) / (finished - self.inherited)
+        seconds_per_step = (time.monotonic() - self.began) / (finished - self.inherited)
         left = self.config.epochs * self.steps - finished
         return tqdm.format_interval(seconds_per_step * left)
 

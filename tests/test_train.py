@@ -116,7 +116,7 @@ def test_the_time_left_is_that_of_the_whole_run(tmp_path, monkeypatch, capsys):
             return function(*args)
         return slow
 
-    monkeypatch.setattr(train, 'time', SimpleNamespace(time=lambda: clock[0]))
+    monkeypatch.setattr(train, 'time', SimpleNamespace(monotonic=lambda: clock[0]))
     monkeypatch.setattr(train, 'train_step', taking(100, train.train_step))
     monkeypatch.setattr(train.UniParserTask, 'validate', taking(600, train.UniParserTask.validate))
     train.main([*SHORT, '--epochs', '2', '--out', str(tmp_path / 'run')])
