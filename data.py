@@ -60,6 +60,13 @@ class Geometry:
         y = (2 * (cells // grid) + 1) / (2 * grid) * self.padded[0] / self.size[0] * self.photo[0]
         return torch.stack([x, y], dim=1)
 
+    def cells_at(self, centers: torch.Tensor, grid: int) -> torch.Tensor:
+        """The cells (N,) in which points (N, 2), (x, y) in pixels of the photo, lie."""
+        x, y = centers.T
+        column = (x / self.photo[1] * self.size[1] / self.padded[1] * grid).long()
+        row = (y / self.photo[0] * self.size[0] / self.padded[0] * grid).long()
+        return row * grid + column
+
 
 def input_geometry(photo: Image.Image, config: Config) -> Geometry:
     """The sizes of a Pillow image in inference."""
@@ -175,9 +182,21 @@ def normalize(image) -> torch.Tensor:
     return (image / 255 - mean) / std
 
 
+def list_photos(photos) -> list:
+    """One photo, a list of them, or an array or tensor of four dimensions -> a list of photos, each
+    as `to_photo` takes it."""
+    single = not isinstance(photos, (list, tuple)) and getattr(photos, 'ndim', 0) < 4
+    return [photos] if single else list(photos)
+
+
+def path_of(photo) -> str | os.PathLike | None:
+    """The path of a photo, None of one from memory."""
+    return photo if isinstance(photo, (str, os.PathLike)) else None
+
+
 def to_photo(photo) -> Image.Image:
     """Path, PIL image, array or tensor -> upright RGB PIL image."""
-    if isinstance(photo, (str, os.PathLike)):
+    if path_of(photo) is not None:
         return read_photo(photo)
     if isinstance(photo, Image.Image):
         return to_rgb(upright(photo))
@@ -315,7 +334,7 @@ def check(dataset, out) -> int:
     images."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         jobs = pool.map(lambda i: inspect(dataset, i), range(len(dataset)))
-        found = list(tqdm(jobs, total=len(dataset), unit=' images'))
+        found = list(tqdm(jobs, total=len(dataset), unit=' images', disable=None))
     good = [i for i, image in enumerate(found) if not image.error]
     errors = [image.error for image in found if image.error]
 

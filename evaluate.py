@@ -44,7 +44,8 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from util.cli import Between, CommandParser, add_shared, start
+from util.charts import check_chart, write_chart
+from util.cli import Between, CommandParser, Ending, add_shared, filled, start
 from util.datasets import GroundTruth, Photos, open_dataset
 from util.files import short, user_errors, write_file, write_json
 from util.labels import SOURCES, TARGETS
@@ -529,21 +530,16 @@ def warn(images: list[str], what: str):
 
 
 def check_outputs(args):
-    """ValueError where two outputs have one name, or one would replace a predicted file."""
-    outputs = {}
-    for flag in ('--json', '--per-image', '--plot'):
-        path = getattr(args, flag[2:].replace('-', '_'))
-        if not path:
+    """ValueError where an output would replace a predicted file; and the errors of `check_chart`.
+    """
+    predictions = os.path.realpath(args.predictions)
+    for path in (args.json, args.per_image, args.plot):
+        if not path or not os.path.lexists(path):
             continue
-        real = os.path.realpath(path)
-        if real in outputs:
-            raise ValueError(f'{outputs[real]} and {flag} are both {short(path)}; give two names')
-        outputs[real] = flag
-        predictions = os.path.realpath(args.predictions)
-        inside = os.path.commonpath([real, predictions]) == predictions
-        if inside and os.path.lexists(path):
-            raise ValueError(f'{flag} is {short(path)}, a file among the predictions; choose '
-                             'another name')
+        if os.path.commonpath([os.path.realpath(path), predictions]) == predictions:
+            raise ValueError(f'{short(path)} is a file among the predictions; choose another name')
+    if args.plot:
+        check_chart(args.plot)
 
 
 def run(args):
@@ -551,6 +547,9 @@ def run(args):
     if args.predicted_labels and not args.labels:
         raise ValueError('--predicted-labels is converted to --labels; give both')
     dataset = open_dataset(args.data, args.root, args.split)
+    if not dataset.has_truth:
+        raise ValueError(f'{args.data} {args.split} has no ground truth to compare with; choose '
+                         'another --split, or submit the predictions to the challenge')
     predictions = open_predictions(args.predictions, args.format, dataset.ids)
     if args.labels:
         dataset = ConvertedSet(dataset, args.labels)
@@ -591,7 +590,7 @@ def write_numbers(args, dataset: Photos | ConvertedSet, metrics: ParsingMetrics,
     if args.per_image:
         write_file(args.per_image, per_image(metrics, dataset.ids))
     if args.plot:
-        write_file(args.plot, plot(metrics, result, f'{args.data} {args.split}'))
+        write_chart(args.plot, plot(metrics, result, f'{args.data} {args.split}'))
 
 
 # ------------------------------------------------------------------------------------------------
@@ -604,7 +603,7 @@ def parse_arguments(argv: list[str] | None = None):
                help='data set: MHP, CIHP, DensePose, CCP or synthetic')
     add_shared(parser, 'root')
     add_shared(parser, 'split')
-    parser.add_argument('--predictions', required=True,
+    parser.add_argument('--predictions', type=filled, required=True,
                         help='folder of the predictions, or a COCO-style .json')
     parser.add_argument('--format', choices=FORMS,
                         help='form of the predictions (default: guessed from the files)')
@@ -617,12 +616,14 @@ def parse_arguments(argv: list[str] | None = None):
                         default=-math.inf, help='leave out people below this score (default: none)')
     parser.add_argument('--workers', type=Between(1, 1000), default=min(8, os.cpu_count()),
                         help='processes (default: the CPU cores, up to 8)')
-    parser.add_argument('--json', metavar='FILE', help='write all numbers to it')
+    parser.add_argument('--json', type=Ending('.json'), metavar='FILE',
+                        help='write all numbers to it')
     parser.add_argument('--per-class', action='store_true', help='print the numbers of each class')
-    parser.add_argument('--per-image', metavar='FILE.csv',
+    parser.add_argument('--per-image', type=Ending('.csv'), metavar='FILE.csv',
                         help='write the match of every detection')
-    parser.add_argument('--plot', metavar='FILE.png',
-                        help='draw the precision-recall curve and AP')
+    parser.add_argument('--plot', type=Ending('.png', '.svg'), metavar='FILE',
+                        help='draw the precision-recall curve and AP, as FILE.png or FILE.svg '
+                             '(pip install matplotlib)')
     return parser.parse_args(argv)
 
 

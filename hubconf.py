@@ -88,7 +88,7 @@ def uniparser(path: str = str(WEIGHTS), device: str = 'cpu', **settings) -> UniP
 
         model = torch.hub.load(REPO, 'uniparser')
         result = model.predict('photo.jpg')[0]   # a path, Pillow image, array, tensor, or a list
-        result.people[0].parts['hair'].mask      # bool (H, W)
+        result[0].select('hair')                 # bool (H, W), of the best person
         result.save('results')
 
     Args:
@@ -108,8 +108,8 @@ def schp(path: str, labels: str | None = None, device: str = 'cpu'):
     """SCHP, or its SegFormer variant: every part of the person in a photo.
 
         model = torch.hub.load(REPO, 'schp', 'exp-schp-201908261155-lip.pth')
-        labels = model.predict([photo])[0]       # RGB photo -> uint8 (H, W)
-        model.labels                             # the names of the classes
+        result = model.predict('photo.jpg')[0]   # as UniParser's, with one person
+        result.labels                            # uint8 (H, W); model.class_names names the ids
 
     Args:
         path: any released file of SCHP, or one of schp train.
@@ -126,12 +126,12 @@ def oneshot(path: str = str(WEIGHTS), device: str = 'cpu'):
     """One-shot parsing: a photo in the classes that a label map of another photo names.
 
         model = torch.hub.load(REPO, 'oneshot', 'eopnet.pt')
-        labels = model.predict(photo, support, support_labels)        # uint8 (H, W), RGB photos
+        result = model.predict(photo, support, support_labels)        # as UniParser's
+        result.labels                            # uint8 (H, W), ids of support_labels
 
     Args:
         path: a file of oneshot train or of EOP-Net's authors; or of UniParser, without
-            training (default: the weights that ship), whose model has learn(supports, masks) and
-            people(outputs, photo, prototypes).
+            training (default: the weights that ship).
         device: cpu, cuda, mps or auto.
 
     Returns the model in eval mode. ValueError or OSError where a file is not fit.

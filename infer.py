@@ -4,6 +4,7 @@
     python infer.py photo.jpg --only hair,dress --cutouts
     python infer.py photo.jpg --labels atr                 # results in another label set
     python infer.py --list --weights runs/MHP/best.pt      # classes of a weights file
+    python infer.py holiday/ --format coco                 # also one COCO file, to label and train
     python infer.py video.mp4 --fps 10
     python infer.py --data MHP --root data/LV-MHP-v2 --split val --weights runs/MHP/best.pt
 
@@ -29,10 +30,14 @@ from correlation import correlate
 from data import Geometry, input_geometry, network_input
 from maps import draw_maps, read_points
 from uniparser import (INFERENCE, Config, UniParser, decode, find_centers, find_people,
-                       part_scores)
+                       kernels_at, part_scores)
 from util.beyond import map_quality, mixture, parsing_quality
+from util.charts import need_matplotlib
 from util.classes import list_classes
-from util.cli import Between, CommandParser, add_settings, add_shared, filled, flag, start
+from util.cli import (Between, CommandParser, add_settings, add_shared, filled, flag, refuse_given,
+                      start)
+from util.coco_export import NAME as ANNOTATIONS
+from util.coco_export import Result, check_unchanged, write_annotations
 from util.datasets import DATASETS, open_dataset
 from util.files import find_photos, printable, user_errors, write_png
 from util.images import read_photo
@@ -40,10 +45,18 @@ from util.labels import TARGETS, find_set, names_of
 from util.photos import PhotoJob, PhotoPipeline, end_run, name_jobs, share_of_process
 from util.results import Parsing, check_cutouts, keep_parts
 from util.run import find_device
-from util.submissions import FORMS, PredictionWriter
-from util.video import VIDEOS, parse_videos
+from util.submissions import FORMS, SUBMITTED, PredictionWriter
+from util.tryon import TryOn, add_tryon_flags, check_tryon_flags
+from util.video import (VIDEO_FLAGS, add_video_flags, check_video_flags, parse_videos,
+                        split_videos)
 
+COCO = 'coco'                                     # --format for photos
 WEIGHTS = Path(__file__).parent / 'weights' / 'uniparser_ccp.pt'
+
+# Flags that mean something for photos alone, and for data sets alone.
+FOR_PHOTOS = ('only', 'cutouts', 'agnostic', 'single', 'person', 'max_size', 'maps', 'at',
+              *VIDEO_FLAGS)
+FOR_DATA = 'root', 'split'
 
 
 # --------------------------------------------------------------------------------------------------
@@ -67,8 +80,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = CommandParser(__doc__)
     parser.add_argument('photos', nargs='*',
                         help='files, folders (searched for photos) and globs')
-    parser.add_argument('--out', type=filled, default='results',
-                        help='folder for the results (default: results)')
+    parser.add_argument('--out', type=filled, help='folder for the results (default: results)')
     parser.add_argument('--only', type=filled, metavar='NAMES',
                         help='keep these parts, e.g. hair,dress')
     parser.add_argument('--labels', choices=TARGETS,
@@ -77,40 +89,69 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
                         help='print ids, colors and names of --weights or --labels')
     parser.add_argument('--cutouts', action='store_true',
                         help='also write each person and part as an RGBA picture')
+    add_tryon_flags(parser)
     parser.add_argument('--max-size', type=Between(1, 10 ** 6), metavar='PIXELS',
                         help='reduce larger photos to this long side first')
     parser.add_argument('--maps', action='store_true',
-                        help='also draw heat map and correlations of people and parts, as Fig. 4')
+                        help='also draw heat map and correlations of people and parts, as Fig. 4 '
+                             '(pip install matplotlib)')
     parser.add_argument('--at', action='append', default=[], metavar='X,Y',
                         help='with --maps and one photo: also draw the correlations with this '
                              'pixel; may be repeated')
-    parser.add_argument('--fps', type=Between(0.01, 1000, float), metavar='N',
-                        help='parse N frames per second of videos (default: theirs)')
+    add_video_flags(parser)
     parser.add_argument('--data', choices=list(DATASETS),
                         help='predict a split of this data set instead')
     add_shared(parser, 'root', help='with --data: its folder, as downloaded')
-    add_shared(parser, 'split', help='with --data: its split')
-    parser.add_argument('--format', choices=FORMS, default=FORMS[0],
-                        help='with --data: form of the predictions (default: %(default)s)')
+    add_shared(parser, 'split', 'val', help='with --data: its split', default=None)
+    parser.add_argument('--format', choices=(COCO, *FORMS),
+                        help=f'{COCO}: also write {ANNOTATIONS}, one COCO file of all photos; the '
+                             f'others: form of the predictions of --data (default: {FORMS[0]})')
+    parser.add_argument('--polygons', action='store_true',
+                        help=f'with --format {COCO}: polygons instead of run lengths')
     add_model_flags(parser)
     return parser.parse_args(argv)
 
 
 def check_flags(args: argparse.Namespace):
-    """ValueError where flags do not go together."""
+    """ValueError where flags do not go together; ModuleNotFoundError where --maps lacks a
+    package."""
     if args.list:
         if args.photos or args.data:
             raise ValueError('--list parses nothing; leave out the photos, and name a weights file '
                              'with --weights')
+        given = 'out', 'format', 'polygons', *FOR_PHOTOS, *FOR_DATA
+        refuse_given(args, given, 'is for parsing; leave out --list')
         return
     if bool(args.photos) == bool(args.data):
         raise ValueError('give photos, or --data with a data set (python infer.py --help)')
+    if args.photos:
+        refuse_given(args, FOR_DATA, 'is for a data set; name it with --data, or leave this out')
+    else:
+        refuse_given(args, FOR_PHOTOS, 'is for photos, not for a data set; leave it out')
+    check_tryon_flags(args)
     if args.maps and args.labels:
         raise ValueError('--maps draws categories of the network itself; leave out --labels')
+    if args.maps:
+        need_matplotlib()
     if args.at and not args.maps:
         raise ValueError('--at adds maps to the page of --maps; give that flag too')
-    if args.at and args.data:
-        raise ValueError('--at is for one photo, not for a data set')
+    check_format(args)
+
+
+def check_format(args: argparse.Namespace):
+    """ValueError where --format and --polygons do not go with the other flags."""
+    if args.polygons and args.format != COCO:
+        raise ValueError(f'--polygons is a form of outlines for --format {COCO}; give that, too')
+    if args.data and args.format == COCO:
+        raise ValueError(f'--format {COCO} is for photos; with --data choose one of '
+                         f'{", ".join(FORMS)}')
+    if args.photos and args.format in FORMS:
+        raise ValueError(f'--format {args.format} is for --data; for photos there is {COCO}')
+    if args.format == COCO and args.max_size:
+        raise ValueError(f'--format {COCO} describes the photos in their own size; leave out '
+                         '--max-size')
+    if args.format == COCO and int(os.environ.get('WORLD_SIZE', 1)) > 1:
+        raise ValueError(f'--format {COCO} is for one process; start it without torchrun')
 
 
 # --------------------------------------------------------------------------------------------------
@@ -120,6 +161,8 @@ def check_flags(args: argparse.Namespace):
 def infer(args: argparse.Namespace):
     """Does what the flags ask for."""
     check_flags(args)
+    args.out = args.out or 'results'
+    args.split = args.split or 'val'
     if args.list:
         list_classes(args.weights, args.labels)
     elif args.data:
@@ -132,28 +175,47 @@ def parse_files(args: argparse.Namespace):
     """Parses the photos and videos of the arguments into args.out. ValueError at the end if some
     could not be parsed."""
     paths = find_photos(args.photos)
+    check_video_flags(args, paths)
     points = open_points(args, paths) if args.at else ()
     model = load_model(args, args.device)
 
     # Each process of torchrun takes its share.
     jobs = share_of_process(name_jobs(paths))
-    photos = []
-    videos = []
-    for job in jobs:
-        kind = videos if Path(job.path).suffix.lower() in VIDEOS else photos
-        kind.append(job)
-    if videos and (args.maps or args.cutouts):
-        flag = '--maps' if args.maps else '--cutouts'
-        raise ValueError(f'{flag} is for photos; parse the videos without it')
+    photos, videos = split_videos(jobs)
+    for name in ('maps', 'cutouts', 'agnostic', 'single'):
+        if videos and getattr(args, name):
+            raise ValueError(f'{flag(name)} is for photos; parse the videos without it')
+    if args.format:
+        check_annotations(args.out, [job.name for job in photos], videos)
 
-    failed = 0
     pipeline = ParsingPipeline(model, args, points)
-    if photos or not videos:
-        failed += pipeline.run(photos)
-    # The results of a video may not replace any of the files either.
-    pipeline.inputs = {os.path.realpath(job.path) for job in jobs}
-    failed += parse_videos(pipeline, videos, args.fps)
+    failed = pipeline.run(photos) if photos or not videos else 0
+    if args.format:
+        write_coco(pipeline, args.polygons)
+    failed += parse_videos(pipeline, jobs, args)
     end_run(args.out, failed, 'file' if videos else 'photo')
+
+
+def check_annotations(out: str, names: list[str], videos: list):
+    """ValueError, before minutes of parsing, if --format coco cannot write its file. names: of the
+    results of the photos."""
+    if videos:
+        raise ValueError(f'--format {COCO} is for photos; parse the videos without it')
+    clash = [name for name in names if f'{name}.json'.lower() == ANNOTATIONS]
+    if clash:
+        raise ValueError(f'the results of a photo called {clash[0]} would be {ANNOTATIONS}, too; '
+                         'give it another name')
+    check_unchanged(Path(out) / ANNOTATIONS)
+
+
+def write_coco(pipeline: 'ParsingPipeline', polygons: bool):
+    """Writes one COCO file of all photos that were parsed. polygons: see `write_annotations`."""
+    results = [Result(job.path, pipeline.folder / f'{job.name}.json') for job in pipeline.parsed]
+    if not results:
+        return
+    counts = write_annotations(pipeline.folder, results, pipeline.class_names, polygons)
+    print(f'{counts.photos} photos, {counts.people} people, {counts.parts} annotations -> '
+          f'{pipeline.folder / ANNOTATIONS}')
 
 
 def open_points(args: argparse.Namespace, paths: list[Path]) -> list:
@@ -189,8 +251,10 @@ class ParsingPipeline(PhotoPipeline):
     Another system overrides `prepare`, `outputs`, `decode` and `message`; its model has device and
     class_names.
 
-    args: has out, only and maps; with cutouts, also that. max_size and labels are optional.
+    args: has out, only and maps; with cutouts, also that. max_size, labels, agnostic, single and
+          person are optional.
     points: those of --at, see `maps.read_points`.
+    parsed: the jobs of `run` that have results
     """
     endings = '_parts.png', '_people.png', '_overlay.jpg', '_maps.png', '.json'
 
@@ -199,12 +263,15 @@ class ParsingPipeline(PhotoPipeline):
         self.model = model
         self.args = args
         self.points = points
+        self.parsed = []
         self.class_names = model.class_names
         self.labels = getattr(args, 'labels', None)
         if self.labels:
             # Refuses a model whose classes are of no known set.
             find_set(self.class_names, self.labels)
             self.class_names = list(names_of(self.labels))
+        self.tryon = TryOn(args, self.class_names)
+        self.endings += self.tryon.endings
         # The ids in legends.
         ids = [c for c, name in enumerate(self.class_names) if c and name]
         self.kept = np.array(ids, np.uint8)
@@ -215,6 +282,7 @@ class ParsingPipeline(PhotoPipeline):
     def run(self, jobs: list[PhotoJob]) -> int:
         """Parses photos and writes their results -> the number of photos that were not parsed."""
         counts = super().run(jobs)
+        self.parsed = [job for job, number in zip(jobs, counts) if number is not None]
         good = [number for number in counts if number is not None]
         print(f'{len(good)} of {len(jobs)} photos, {sum(good)} people -> {self.folder}/')
         return len(jobs) - len(good)
@@ -239,33 +307,40 @@ class ParsingPipeline(PhotoPipeline):
             if self.args.maps:
                 page = draw_maps(self.model, job.out, job.photo, found, self.points)
                 write_png(self.folder / f'{job.name}_maps.png', page)
+        self.tryon.write(self.folder, job.name, found)
         found.save(self.folder, job.name, self.args.cutouts)
         text = f'{printable(job.path)}: {self.message(found)}'
-        if not len(found.scores) and not self.args.only:
+        if not len(found) and not self.args.only:
             text += self.reason(job.out)
-        return text, len(found.scores)
+        return text, len(found)
 
     def find(self, out, photo: Image.Image, path=None) -> Parsing:
         """The network's output for a photo -> its people with visible parts, in the classes of
         --labels and with the parts of --only."""
         found = self.decode(out, photo)
-        found = found.attach(photo, self.model.class_names, path)
+        found = replace(found, class_names=self.model.class_names, photo=photo, path=path)
         if self.labels:
             found = found.convert(self.labels)
         if self.args.only:
             parsing = keep_parts(found.parsing, self.class_names, self.args.only)
-            found = found._replace(parsing=parsing)
+            found = replace(found, parsing=parsing)
         return found.visible()
 
     def decode(self, out, photo: Image.Image) -> Parsing:
         """The network's output for a photo -> all people, in the classes of the model."""
         return decode(out, 0, out['geometry'], self.model.config, self.model.fusion)
 
+    def kernels(self, out, found: Parsing) -> np.ndarray | None:
+        config = self.model.config
+        geometry = input_geometry(found.photo, config)
+        return kernels_at(out, 0, found.centers, geometry, config)
+
     def message(self, found: Parsing) -> str:
         """What was found in a photo."""
-        number = len(found.scores)
+        number = len(found)
         if number:
-            return f'{number} {"person" if number == 1 else "people"}'
+            missing = self.tryon.message(found)
+            return f'{number} {"person" if number == 1 else "people"}{missing}'
         if self.args.only:
             return f'found no person with {" or ".join(self.args.only.split(","))}'
         return 'found no person'
@@ -347,6 +422,7 @@ def part_held_back(gate, q_cate, config) -> tuple[str, float] | None:
 
 def parse_split(args: argparse.Namespace):
     """Writes the predictions of the split of the arguments."""
+    args.format = args.format or FORMS[0]
     model = load_model(args, args.device)
     dataset = open_split(args, model)
 
@@ -361,15 +437,25 @@ def predict_split(args: argparse.Namespace, dataset, predict: Callable):
     """Writes the predictions of a split. predict(image, parsing, ignore) -> Parsing, with the
     arrays of `dataset.read`."""
     with PredictionWriter(args.out, args.format) as writer:
-        for i in tqdm(range(len(dataset)), unit='photo'):
+        for i in tqdm(range(len(dataset)), unit='photo', disable=None):
             writer.add(dataset.ids[i], predict(*dataset.read(i)).labelled())
+    print(f'{len(dataset)} images -> {args.out}/; next: {next_step(args, dataset)}')
+
+
+def next_step(args: argparse.Namespace, dataset) -> str:
+    """What the predictions of a split are for: evaluate.py, or the server of a challenge."""
+    if not dataset.has_truth:
+        form = SUBMITTED.get(args.data, args.format)
+        if args.format == form:
+            return f'submit them; the labels of {args.data} {args.split} are not public'
+        return (f'the labels of {args.data} {args.split} are not public; to submit predictions, '
+                f'write them with --format {form}')
     words = f'python evaluate.py --data {args.data}'
     for name in ('root', 'labels'):
         value = getattr(args, name, None)
         if value:
             words += f' --{name} {value}'
-    words += f' --split {args.split} --predictions {args.out}'
-    print(f'{len(dataset)} images -> {args.out}/; next: {words}')
+    return words + f' --split {args.split} --predictions {args.out}'
 
 
 def open_split(args: argparse.Namespace, model: UniParser):

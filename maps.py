@@ -13,8 +13,9 @@ from PIL import Image, ImageDraw
 
 from correlation import correlate
 from data import Geometry, input_geometry
+from util.charts import matrix_picture
 from util.config import Config
-from util.pictures import heat_picture, join, matrix_picture, overlay, titled_row
+from util.pictures import heat_picture, join, overlay, titled_row
 from util.results import Parsing
 
 # Pictures in a row of the page.

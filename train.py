@@ -18,7 +18,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -224,7 +224,7 @@ class Trainer:
         self.steps = task.loader.batch_sampler.total() // self.config.accumulate
         self.epoch = 0
         self.position = 0
-        self.saved = time.time()
+        self.saved = time.monotonic()
         if state:
             self.load(state)
         self.net = task.model
@@ -235,6 +235,8 @@ class Trainer:
     def fit(self) -> dict:
         """-> the metrics of the last validation; {} where a signal ended the run."""
         result = {}
+        self.began = time.monotonic()
+        self.inherited = self.finished_steps()
         with catching_signals() as seen, workers_of(self.task.loader):
             self.run.seen = seen
             while self.epoch < self.config.epochs:
@@ -276,7 +278,7 @@ class Trainer:
         task.start_epoch(self.epoch, self.optimizer)
         batches_of_epoch = read_batches(task.loader)
         unchecked = None
-        self.shown = time.time()
+        self.shown = time.monotonic()
         self.shown_position = self.position
         steps = tqdm(range(self.position, self.steps), initial=self.position, total=self.steps,
                      desc=f'epoch {self.epoch + 1}', leave=False,
@@ -288,6 +290,7 @@ class Trainer:
             losses = train_step(self.net, self.loss, batches, self.optimizer, self.scaler, rate,
                                 self.config.clip)
             self.position = step + 1
+            steps.set_postfix_str(f'ends in {self.time_left()}', refresh=False)
 
             # The terms are checked one step late, so that the host does not wait for the device.
             if unchecked:
@@ -297,8 +300,8 @@ class Trainer:
             # A stop in the last step waits for the end of the epoch.
             last = self.position == self.steps
             stop = not last and self.run.told_to_stop(step)
-            save = stop or (not last and time.time() - self.saved > SAVE_SECONDS)
-            if last or save or time.time() - self.shown > LOG_SECONDS:
+            save = stop or (not last and time.monotonic() - self.saved > SAVE_SECONDS)
+            if last or save or time.monotonic() - self.shown > LOG_SECONDS:
                 self.log(check_finite(*unchecked), rate)
             if save:
                 self.save()
@@ -306,6 +309,16 @@ class Trainer:
                 return False
         task.end_epoch(self.epoch, self.run)
         return True
+
+    def finished_steps(self) -> int:
+        return self.epoch * self.steps + self.position
+
+    def time_left(self) -> str:
+        """From now to the end of the run, as 1:23:45, at the mean speed since `fit` began."""
+        finished = self.finished_steps()
+        seconds_per_step = (time.monotonic() - self.began) / (finished - self.inherited)
+        left = self.config.epochs * self.steps - finished
+        return tqdm.format_interval(seconds_per_step * left)
 
     def loss(self, net, batch):
         return self.task.loss(net, batch, self.run)
@@ -332,7 +345,7 @@ class Trainer:
 
     def log(self, losses: dict, rate: float):
         """A line about the last step. The speed is that since the last line."""
-        now = time.time()
+        now = time.monotonic()
         images = (self.position - self.shown_position) * self.config.batch_size
         speed = images / (now - self.shown)
         self.shown = now
@@ -341,13 +354,13 @@ class Trainer:
         used = memory(self.run.device)
         terms = ' '.join(f'{name} {value:.4f}' for name, value in losses.items())
         self.run.log(f'epoch {epoch} iter {self.position}/{self.steps} | {terms} | lr {rate:.2e} | '
-                     f'{speed:.1f} images/s | {used:.1f} GB',
+                     f'{speed:.1f} images/s | {used:.1f} GB | ends in {self.time_left()}',
                      epoch=epoch, iter=self.position, lr=rate, images_per_second=speed, memory=used,
                      **losses)
 
     def save(self):
         """last.pt: the weights and all that --resume needs, see STATE."""
-        self.saved = time.time()
+        self.saved = time.monotonic()
         run = self.run
         if not run.first:
             return
@@ -507,8 +520,6 @@ def run_command(function: Callable, *arguments, stopped: str = STOPPED):
     is the sentence `stopped` and exit code 130."""
     try:
         return function(*arguments)
-    except BrokenPipeError:                       # `util.cli.start` ends the command
-        raise
     except (Exception, KeyboardInterrupt) as error:
         sentence = explain(error, stopped)
         if not sentence:
@@ -516,7 +527,8 @@ def run_command(function: Callable, *arguments, stopped: str = STOPPED):
         if isinstance(error, KeyboardInterrupt):
             print(sentence, file=sys.stderr)
             sys.exit(130)
-        print(f'error: {sentence}', file=sys.stderr)
+        # On a line of its own, also where a progress bar is drawn.
+        tqdm.write(f'error: {sentence}', file=sys.stderr)
         sys.exit(2)
     finally:
         if dist.is_initialized():
@@ -645,17 +657,27 @@ def open_sets(config: Config, root: str | None, skip_bad: bool) -> tuple:
     return train_set, val_set
 
 
+def describe_start(config: Config, whole: bool) -> str:
+    """What --pretrained has loaded. whole: the file is a whole UniParser."""
+    if whole:
+        return f'training goes on from all weights of {config.pretrained}'
+    if config.pretrained_stages < 4:
+        return (f'{config.pretrained} ends at stage {config.pretrained_stages} of the backbone; '
+                'the rest starts from scratch')
+    return f'the backbone starts from {config.pretrained}, the rest from scratch'
+
+
 def make_task(begin: Start, run: Run, skip_bad: bool) -> UniParserTask:
     """The task of a new or resumed run. skip_bad: as in `open_sets`."""
-    config = begin.config
-    train_set, val_set = open_sets(config, begin.root, skip_bad)
+    train_set, val_set = open_sets(begin.config, begin.root, skip_bad)
+    # A file of parts brings its own classes.
+    config = replace(begin.config, num_classes=len(train_set.class_names) - 1)
     loader = make_loader(data.Samples(train_set, config), config, run)
     model = UniParser(config, train_set.class_names, train_set.flip_pairs)
     if config.pretrained and not begin.state:
-        model.load_pretrained()
-        stages = model.config.pretrained_stages
-        if stages < 4 and run.first:
-            print(f'{config.pretrained} ends at stage {stages}; the rest starts from scratch')
+        whole = model.load_pretrained()
+        if run.first:
+            print(describe_start(model.config, whole))
     # Loading has noted the pretrained stages in the model's config.
     return UniParserTask(model.config, model, loader, val_set, begin.root)
 

@@ -26,7 +26,6 @@ theta_part and peaks. `config.choose(paper, released)` stands where the authors'
 differs (released.py); docs/differences.md lists every such place.
 """
 import math
-import os
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -38,7 +37,7 @@ from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastL
 import released
 from backbone import Backbone
 from correlation import correlate, to_space
-from data import Geometry, input_geometry, network_input, to_photo
+from data import Geometry, input_geometry, list_photos, network_input, path_of, to_photo
 from util.beyond import (averaged, distinct, keep_whole, map_quality, mixture, parsing_quality,
                          unsure_sides)
 from util.checkpoints import (FORMAT, check_settings, load_pretrained, load_strictly, name_command,
@@ -295,11 +294,12 @@ class UniParser(nn.Module):
     def device(self) -> torch.device:
         return self.category_builder.k_cate.device
 
-    def load_pretrained(self):
+    def load_pretrained(self) -> bool:
         """Starts from config.pretrained, and notes in self.config which stages keep their ImageNet
-        statistics."""
-        stages = load_pretrained(self, self.config.pretrained)
+        statistics. Returns whether the file is a whole UniParser."""
+        stages, whole = load_pretrained(self, self.config.pretrained)
         self.config = replace(self.config, pretrained_stages=stages)
+        return whole
 
     def forward(self, images):                                  # (B, 3, H, W)
         features = self.backbone(images)                        # C2..C5
@@ -360,8 +360,7 @@ class UniParser(nn.Module):
         """
         if batch_size < 1:
             raise ValueError(f'batch_size is {batch_size}; it is at least 1')
-        single = not isinstance(photos, (list, tuple)) and getattr(photos, 'ndim', 0) < 4
-        given = [photos] if single else photos
+        given = list_photos(photos)
         photos = [to_photo(photo) for photo in given]
         geometries = [input_geometry(photo, self.config) for photo in photos]
 
@@ -380,8 +379,9 @@ class UniParser(nn.Module):
             with torch.autocast(self.device.type, enabled=False):
                 for k, i in enumerate(members):
                     found = decode(out, k, geometries[i], self.config, self.fusion)
-                    path = given[i] if isinstance(given[i], (str, os.PathLike)) else None
-                    results[i] = found.attach(photos[i], self.class_names, path)
+                    path = path_of(given[i])
+                    results[i] = replace(found, class_names=self.class_names, photo=photos[i],
+                                         path=path)
         return results
 
     def save(self, path, **more):
@@ -496,6 +496,15 @@ def keep_peaks(heatmap: torch.Tensor, config: Config) -> torch.Tensor:
         heatmap = released.keep_corner_peaks(heatmap)
     highest = F.max_pool2d(heatmap[None], config.peaks, 1, config.peaks // 2)[0]
     return heatmap.masked_fill(heatmap != highest, -torch.inf)
+
+
+def kernels_at(out: dict, i: int, centers: np.ndarray, geometry: Geometry,
+               config: Config) -> np.ndarray:
+    """The kernels of people of image i whose centers (N, 2) `decode` gave: k_ins at their cells,
+    (N, C), of unit length in each space."""
+    cells = geometry.cells_at(torch.from_numpy(centers), config.grid)
+    k_ins = out['k_ins'][i].flatten(1).T.cpu()[cells]
+    return F.normalize(k_ins, dim=1).numpy()
 
 
 # ---- rank them

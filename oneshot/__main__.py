@@ -7,9 +7,10 @@ from oneshot.evaluation import evaluate
 from oneshot.parse import parse
 from oneshot.training import train
 from train import STOPPED, run_command
-from util.cli import (Between, CommandParser, add_command, add_settings, add_shared, filled,
+from util.cli import (Between, CommandParser, Ending, add_command, add_settings, add_shared, filled,
                       start)
 from util.run import add_run_flags
+from util.video import add_video_flags
 
 COMMANDS = dict(train=train, evaluate=evaluate, parse=parse)
 
@@ -34,7 +35,7 @@ def add_train_flags(command):
                          default=argparse.SUPPRESS,
                          help='stage of POPNet: 1 people, 2 parents, 3 classes, or one after the '
                               'other (default: all)')
-    command.add_argument('--previous', metavar='FILE',
+    command.add_argument('--previous', type=filled, metavar='FILE',
                          help='POPNet: best.pt of the stage before')
     command.add_argument('--ablate', action='store_true',
                          help='POPNet: train without stages before that are missing')
@@ -50,25 +51,28 @@ def add_evaluate_flags(command):
                          help='fold of novel classes: 1 or 2 (default: %(default)s)')
     add_way(command, 'kway')
     command.add_argument('--agm', action='store_true', help='score the AGM head, too')
-    command.add_argument('--list', metavar='FILE',
+    command.add_argument('--list', type=filled, metavar='FILE',
                          help='test episodes: read from it, or written if it does not exist')
-    command.add_argument('--json', metavar='FILE', help='also write the scores to it')
+    command.add_argument('--json', type=Ending('.json'), metavar='FILE',
+                         help='also write the scores to it')
     add_model_flags(command)
 
 
 def add_parse_flags(command):
     command.add_argument('photos', nargs='+', help='files, folders (searched through) and globs')
-    command.add_argument('--support', nargs='+', required=True,
+    command.add_argument('--support', type=filled, nargs='+', required=True,
                          help='the example: one or several photos')
-    command.add_argument('--support-mask', nargs='*', default=[],
+    command.add_argument('--support-mask', type=filled, nargs='*', default=[],
                          help='masks of the support photos, PNG: ids or colors')
-    command.add_argument('--names', help='names of the classes: a,b,c or a JSON file')
+    command.add_argument('--names', type=filled,
+                         help='names of the classes: a,b,c or a JSON file')
     command.add_argument('--stored', action='store_true',
                          help="use the stored prototypes; mask ids are then the training set's")
     command.add_argument('--out', type=filled, default='results',
                          help='folder for the results (default: results)')
     command.add_argument('--cutouts', action='store_true',
                          help='also write each person and part as an RGBA picture')
+    add_video_flags(command)
     add_model_flags(command)
     # Flags of infer.py that its pipeline asks for.
     command.set_defaults(only=None, maps=False)

@@ -10,7 +10,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from util.checkpoints import read_checkpoint
+from util.checkpoints import read_checkpoint, to_float
 from util.tensors import resize_map
 
 # -------------------------------------------------------------------------------------------------
@@ -197,7 +197,7 @@ class DeepLab(nn.Module):
         if not any(key.startswith('xception_features.') for key in fitting):
             raise ValueError(f'{path} has no weight that fits this backbone; give '
                              'deeplab_v3plus_v3.pth')
-        self.load_state_dict(fitting, strict=False)
+        self.load_state_dict(to_float(fitting, own, path), strict=False)
         return list(fitting)
 
 

@@ -5,6 +5,7 @@ has the largest cosine with its feature F_cate (Eq. 3). The mean F_cate over a s
 class is such a kernel, too. So UniParser parses into the classes of the support, and separates
 people as always. Nothing is trained.
 """
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -13,8 +14,9 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from data import input_geometry, network_input, to_photo
+from data import input_geometry, network_input, path_of, to_photo
 from oneshot.episodes import IGNORE, Fold
+from oneshot.network import check_supports, list_names
 from oneshot.prototypes import class_masks, mean_prototypes, static_prototypes
 from uniparser import UniParser, decode
 from util.masks import flatten_people
@@ -36,6 +38,8 @@ class UniParserByExample:
                              'in for K_cate')
         self.model = model.fold()
         self.device = model.device
+        # What no class of the support is like is background.
+        config = replace(config, whole=False, theta_side=0.0)
         # A mixture's posterior would be 1 everywhere for the only class of a support.
         if config.assign == 'mixture':
             config = replace(config, assign='correlation', theta_paint=0.0, theta_part=0.3,
@@ -47,6 +51,16 @@ class UniParserByExample:
         return cls(UniParser.from_pretrained(path, device), path)
 
     # ---- photos ---------------------------------------------------------------------------------
+
+    def predict(self, query, supports, masks, class_names: Sequence[str] | None = None) -> Parsing:
+        """The people of a photo, in the classes that the label maps of one or several supports
+        name. The arguments are those of `ExampleNetwork.predict`."""
+        supports, masks = check_supports(supports, masks)
+        photo = to_photo(query)
+        example = self.learn(supports, masks)
+        found = self.people(self.outputs(self.prepare(photo)), photo, example)
+        names = class_names or list_names({i: str(i) for i in self.learned(example)})
+        return replace(found, class_names=names, photo=photo, path=path_of(query))
 
     def prepare(self, photo: Image.Image) -> Tensor:
         """A Pillow photo -> the network's input."""
@@ -89,11 +103,9 @@ class UniParserByExample:
             ids = [1]
             prototypes = prototypes.new_zeros(2, prototypes.shape[1])
         kernels = F.normalize(prototypes[ids], dim=1)
-        # The support's classes have no left and right.
-        out = {**out, 'k_cate': kernels, 'flip_pairs': out['flip_pairs'][:0]}
-        found = decode(out, 0, photo, self.config)
+        found = decode({**out, 'k_cate': kernels}, 0, photo, self.config)
         labels = np.array([0, *ids], np.uint8)
-        return found._replace(parsing=labels[found.parsing]).visible()
+        return replace(found, parsing=labels[found.parsing]).visible()
 
     # ---- test episodes, see oneshot/models.py ---------------------------------------------------
 

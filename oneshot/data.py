@@ -86,7 +86,7 @@ class OneShotPhotos:
         if path:
             return self.check_pools(read_pools(path, self.fold), path)
         presence = []
-        for i in tqdm(range(len(self)), 'classes of the photos', leave=False):
+        for i in tqdm(range(len(self)), 'classes of the photos', leave=False, disable=None):
             presence.append((i, set(np.unique(self.labels(i)).tolist())))
         pools = make_pools(presence, self.fold, self.num_queries)
         folder = os.path.join(self.root, 'support')

@@ -10,12 +10,14 @@ one id. Ids that belong to no fold stay in the label maps, because their pixels 
 import io
 import json
 import pickle
+import re
 from dataclasses import dataclass
 
 import numpy as np
 
-from util.files import write_file
+from util.files import naming, read_json, write_file
 from util.labels import ONESHOT_NAMES
+from util.pickles import STAND_INS, check_pickle
 
 IGNORE = 255          # label of pixels about which nothing is known
 SIDES = 'queries', 'supports'
@@ -164,7 +166,7 @@ def read_pools(path, fold: Fold) -> Pools:
     """Pools of a file of `write_pools`, or of a released pickle: {c: queries, c + S: supports},
     S = K - 1. ValueError for any other file."""
     if is_json(path):
-        content = read_json(path, 'pools')
+        content = read_kind(path, 'pools')
         pools = {side: content.get(side) for side in SIDES}
     else:
         content = read_pickle(path)
@@ -195,7 +197,7 @@ def read_episodes(path) -> list[Episode]:
     """Episodes of a file of `write_episodes`, or of a released pickle: [queries, supports,
     classes]. ValueError for any other file."""
     if is_json(path):
-        rows = read_json(path, 'episodes').get('episodes')
+        rows = read_kind(path, 'episodes').get('episodes')
     else:
         columns = read_pickle(path)
         is_table = isinstance(columns, list) and all(isinstance(c, list) for c in columns)
@@ -209,18 +211,14 @@ def read_episodes(path) -> list[Episode]:
 
 def is_json(path) -> bool:
     """Whether a file is called .json or begins with a brace."""
-    with open(path, 'rb') as file:
+    with naming(path, 'check its name'), open(path, 'rb') as file:
         return str(path).endswith('.json') or file.read(1) == b'{'
 
 
-def read_json(path, kind: str) -> dict:
+def read_kind(path, kind: str) -> dict:
     """The content of a JSON file of this kind; ValueError for any other file."""
-    try:
-        with open(path, encoding='utf-8') as file:
-            content = json.load(file)
-    except ValueError:
-        content = None
-    if not isinstance(content, dict) or content.get('kind') != kind:
+    content = read_json(path)
+    if content.get('kind') != kind:
         raise ValueError(f'{path} is no JSON file of {kind}; write it again')
     return content
 
@@ -228,37 +226,39 @@ def read_json(path, kind: str) -> dict:
 class PlainUnpickler(pickle.Unpickler):
     """Reads containers, strings, numbers and numpy's arrays of numbers. Anything else could run
     code and is refused."""
-    # The module that rebuilds arrays has another name in numpy 1 than in numpy 2.
-    core = (np._core if hasattr(np, '_core') else np.core).multiarray
-    allowed = {('numpy', 'ndarray'), ('numpy', 'dtype'),
-               ('numpy.core.multiarray', '_reconstruct'), ('numpy.core.multiarray', 'scalar'),
-               ('numpy._core.multiarray', '_reconstruct'), ('numpy._core.multiarray', 'scalar')}
 
     def find_class(self, module, name):
-        if (module, name) not in self.allowed:
+        if f'{module}.{name}' not in STAND_INS:
             raise pickle.UnpicklingError(f'it names {module}.{name}')
-        return getattr(np if module == 'numpy' else self.core, name)
+        return STAND_INS[f'{module}.{name}']
 
 
 def read_pickle(path):
     """The content of a pickle, as plain dicts, lists, strings and numbers."""
-    with open(path, 'rb') as file:
-        content = io.BytesIO(file.read())
-    try:
-        return plain(PlainUnpickler(content).load())
-    except Exception as error:      # the file may be anybody's, and its error of any type
-        raise ValueError(f'{path} is no pickle of lists and numbers ({error}); get the released '
-                         'file again') from None
+    with naming(path, 'get the released file again'):
+        with open(path, 'rb') as file:
+            content = file.read()
+        check_pickle(content, re.compile('.*'))   # the names are left to `find_class`
+        return plain(PlainUnpickler(io.BytesIO(content)).load(), {})
 
 
-def plain(value):
-    """Arrays and tuples as lists, and numpy's numbers as Python's."""
+def plain(value, seen: dict):
+    """Arrays and tuples as lists, and numpy's numbers as Python's.
+
+    seen: {id: (container, its result)}. One that stands in many places is done once: lists within
+    lists unfold to giants.
+    """
+    if id(value) in seen:
+        return seen[id(value)][1]
     if isinstance(value, dict):
-        return {plain(k): plain(v) for k, v in value.items()}
-    if isinstance(value, (np.ndarray, np.generic)):
-        return plain(value.tolist())
-    if isinstance(value, (list, tuple)):
-        return [plain(v) for v in value]
-    if not isinstance(value, (str, int, float)):
+        result = {plain(k, seen): plain(v, seen) for k, v in value.items()}
+    elif isinstance(value, (np.ndarray, np.generic)):
+        result = value.tolist()
+    elif isinstance(value, (list, tuple)):
+        result = [plain(v, seen) for v in value]
+    elif isinstance(value, (str, int, float)):
+        return value
+    else:
         raise ValueError(f'it has a {type(value).__name__}')
-    return value
+    seen[id(value)] = value, result
+    return result

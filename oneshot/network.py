@@ -1,5 +1,7 @@
 """What EOP-Net and POPNet share beside their heads: prototypes of an episode, files, users' photos
 and test episodes."""
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -9,7 +11,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from data import to_photo
+from data import path_of, to_photo
 from oneshot.backbone import read_weights
 from oneshot.config import Config
 from oneshot.data import normalize, reduce_photo
@@ -193,7 +195,8 @@ class ExampleNetwork(FineHeads):
     # ---- photos ---------------------------------------------------------------------------------
 
     def predict(self, query, supports, masks, stored: bool = False,
-                long_side: int = LONG_SIDE) -> np.ndarray:
+                long_side: int = LONG_SIDE,
+                class_names: Sequence[str] | None = None) -> Parsing:
         """Parses a photo into the classes that the label maps of one or several supports name.
 
         query, supports: photos, see `data.to_photo`, of any size; they are reduced to a longer side
@@ -201,24 +204,21 @@ class ExampleNetwork(FineHeads):
         0 background, 255 ignore. They should label whole people, because EOP-Net's coarse head
         learns from all labels together what people look like. stored: the ids are those of the
         training set, and base classes use the stored prototypes; else ids are free and only the
-        supports count.
+        supports count. class_names: by id, the background first; by default those of the training
+        set with `stored`, else the ids.
 
-        Returns a label map uint8 (H,W) of the query's size. The model is left in eval mode.
-        ValueError where photos and masks do not fit each other or the model.
+        Returns one person, or none, because EOP-Net and POPNet do not separate people; `.labels` is
+        the label map, uint8 (H,W) of the query's size. The model is left in eval mode. ValueError
+        where photos and masks do not fit each other or the model.
         """
-        if not isinstance(supports, (list, tuple)):
-            supports = [supports]
-            masks = [masks]
-        if len(supports) != len(masks) or not masks:
-            raise ValueError(f'there are {len(supports)} support photos and {len(masks)} masks; '
-                             'give one mask for each')
+        supports, masks = check_supports(supports, masks)
         photo = to_photo(query)
-        supports = [to_photo(support) for support in supports]
-        masks = [np.asarray(mask) for mask in masks]
         example = self.learn(supports, masks, stored, long_side)
-        features = self.outputs(self.prepare(photo, long_side))
-        labels, _ = self.label_map(features, photo.size[::-1], example)
-        return labels
+        found = self.people(self.outputs(self.prepare(photo, long_side)), photo, example)
+        if class_names is None:
+            names = fold_of(self.config).names if stored else {i: str(i) for i in example.ids}
+            class_names = list_names(names)
+        return replace(found, class_names=class_names, photo=photo, path=path_of(query))
 
     @torch.inference_mode()
     def learn(self, supports: list[Image.Image], masks: list[np.ndarray], stored: bool = False,
@@ -350,6 +350,23 @@ class ExampleNetwork(FineHeads):
             classes = shown[most_likely(logits[head][:, shown], size)]
             maps[head] = (classes * screen).to(torch.uint8).numpy()
         return maps
+
+
+def check_supports(supports, masks) -> tuple[list[Image.Image], list[np.ndarray]]:
+    """One or several support photos and their label maps -> lists of Pillow photos and arrays.
+    ValueError where their numbers differ."""
+    if not isinstance(supports, (list, tuple)):
+        supports = [supports]
+        masks = [masks]
+    if len(supports) != len(masks) or not masks:
+        raise ValueError(f'there are {len(supports)} support photos and {len(masks)} masks; '
+                         'give one mask for each')
+    return [to_photo(support) for support in supports], [np.asarray(mask) for mask in masks]
+
+
+def list_names(names: dict[int, str]) -> list[str]:
+    """{id: name} -> names by id, the background first; '' for ids without one."""
+    return ['background'] + [names.get(i, '') for i in range(1, max(names, default=0) + 1)]
 
 
 def most_likely(logits: Tensor, size: tuple[int, int]) -> Tensor:

@@ -9,11 +9,12 @@ from PIL import Image
 from infer import ParsingPipeline
 from oneshot.episodes import IGNORE
 from oneshot.models import load_model
-from oneshot.network import ExampleNetwork
+from oneshot.network import ExampleNetwork, list_names
 from util.files import find_photos, naming
 from util.images import first_channel, load_image, read_photo, to_rgb
 from util.photos import end_run, name_jobs, share_of_process
 from util.results import Parsing
+from util.video import check_video_flags, parse_videos, split_videos
 
 MOST = IGNORE - 1     # classes: labels are bytes, 0 background, 255 ignore
 Classes = dict[int, str]      # id -> name
@@ -132,7 +133,7 @@ def read_names(given: str | None, classes: Classes) -> list[str]:
                 missing.append(default)
         if given and missing:
             raise ValueError(f'--names lacks {", ".join(missing)}, of the masks\' classes')
-    return ['background'] + [names.get(i, '') for i in range(1, max(classes) + 1)]
+    return list_names({i: names[i] for i in classes})
 
 
 def read_names_file(path: str) -> list | dict:
@@ -192,12 +193,19 @@ class ExamplePipeline(ParsingPipeline):
     def decode(self, out, photo: Image.Image) -> Parsing:
         return self.model.people(out, photo, self.example)
 
+    def kernels(self, out, found: Parsing) -> np.ndarray | None:
+        if isinstance(self.model, ExampleNetwork):
+            return None                           # its people are one
+        return super().kernels(out, found)
+
     def message(self, found: Parsing) -> str:
         ids = np.unique(found.parsing)
         return ', '.join(self.class_names[i] for i in ids if i) or 'found none of the classes'
 
 
 def parse(args):
+    paths = find_photos(args.photos)
+    check_video_flags(args, paths)
     supports, masks, classes = read_supports(args.support, args.support_mask)
     names = read_names(args.names, classes)
     model = load_model(args.weights, args.device)
@@ -207,5 +215,10 @@ def parse(args):
     example = model.learn(supports, masks, **options)
     check_learned(model.learned(example), {i: names[i] for i in classes})
     pipeline = ExamplePipeline(model, args, example, names)
-    jobs = share_of_process(name_jobs(find_photos(args.photos)))
-    end_run(args.out, pipeline.run(jobs))
+    jobs = share_of_process(name_jobs(paths))
+    photos, videos = split_videos(jobs)
+    if videos and args.cutouts:
+        raise ValueError('--cutouts is for photos; parse the videos without it')
+    failed = pipeline.run(photos) if photos or not videos else 0
+    failed += parse_videos(pipeline, jobs, args)
+    end_run(args.out, failed, 'file' if videos else 'photo')

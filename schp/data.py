@@ -163,7 +163,7 @@ def open_dataset(name: str, root: str | os.PathLike | None, split: str) -> datas
 
 def check_classes(path: str | os.PathLike, model, name: str, dataset: datasets.Photos):
     """ValueError where the network of a file has other classes than the data set `name`."""
-    own = [label.lower() for label in model.labels]
+    own = [label.lower() for label in model.class_names]
     wanted = [label.lower() for label in dataset.class_names]
     if len(own) != len(wanted):
         raise ValueError(f'{path} has {len(own)} classes, {name} has {len(wanted)}; use weights of '

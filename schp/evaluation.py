@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from schp.data import DATASETS, check_classes, flatten, open_dataset
 from schp.network import load_model
-from util.cli import Between, add_shared
+from util.cli import Between, Ending, add_shared, filled, refuse_given
 from util.datasets import Photos
 from util.files import write_json, write_png
 from util.images import read_prediction
@@ -70,21 +70,27 @@ def add_flags(parser: argparse.ArgumentParser):
     add_shared(parser, 'data', choices=list(DATASETS), default='LIP')
     add_shared(parser, 'root')
     add_shared(parser, 'split')
-    parser.add_argument('--predictions', metavar='DIR',
+    parser.add_argument('--predictions', type=filled, metavar='DIR',
                         help='label maps DIR/ID.png of any model, instead of --weights')
     parser.add_argument('--flip', action='store_true', help='average with the mirrored photo')
-    parser.add_argument('--scales', type=Between(0.1, 10, float), nargs='+', default=[1.0],
+    parser.add_argument('--scales', type=Between(0.1, 10, float), nargs='+',
                         help='scales to average over (default: 1)')
-    parser.add_argument('--centers', choices=['int', 'float'], default='float',
+    parser.add_argument('--centers', choices=['int', 'float'],
                         help='centers of the crops; int truncates them, as published numbers do '
-                             '(default: %(default)s)')
-    parser.add_argument('--json', metavar='FILE', help='write all numbers to it')
+                             '(default: float)')
+    parser.add_argument('--json', type=Ending('.json'), metavar='FILE',
+                        help='write all numbers to it')
 
 
 def evaluate(args: argparse.Namespace):
     """`python -m schp evaluate`."""
     if bool(args.weights) == bool(args.predictions):
         raise ValueError('give either --weights or --predictions')
+    if args.predictions:
+        refuse_given(args, ('labels', 'flip', 'scales', 'centers'),
+                     'is for --weights; predictions are compared as they are')
+    args.scales = args.scales or [1.0]
+    args.centers = args.centers or 'float'
     dataset = open_dataset(args.data, args.root, args.split)
     if args.weights:
         predict = network_predictions(args, dataset)
@@ -110,7 +116,7 @@ def network_predictions(args: argparse.Namespace, dataset: Photos) -> Predict:
 
     def predict(name, image, size):
         options = dict(centers=args.centers, flip=args.flip, scales=args.scales)
-        return model.predict([image], **options)[0]
+        return model.predict_maps([image], **options)[0]
     return predict
 
 

@@ -11,10 +11,13 @@ Per photo NAME:
     instance_parsing/NAME.png, .txt     parts; line i is `class confidence` of part i
     global_tag/NAME.png, .txt           people; line i is `score y0 x0 y1 x1` of person i
     overlays/NAME.jpg                   a picture with a legend
+Per video (with pip install av): NAME_overlay.mp4 and NAME.jsonl, one line per frame, as infer.py
+writes them.
 This is CIHP's form of instance parsing, which evaluate.py reads.
 """
 import argparse
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -28,17 +31,19 @@ from schp.data import check_classes
 from schp.network import load_model
 from schp.single_person import SinglePersonNetwork
 from uniparser import UniParser
-from util.cli import Between, add_shared, filled
+from util.cli import Between, add_shared, filled, refuse_given
 from util.datasets import DATASETS, Photos, open_dataset
-from util.files import (check_pair, find_photos, naming, printable, read_rows, write_jpeg,
-                        write_pair, write_png)
+from util.files import (check_pair, find_photos, naming, printable, read_rows, read_score,
+                        write_jpeg, write_pair, write_png)
 from util.images import read_prediction
 from util.labels import voc_palette
 from util.masks import CroppedMap, as_label_maps
 from util.photos import PhotoJob, PhotoPipeline, check_failures, name_jobs, share_of_process
 from util.pictures import overlay, palette_image
+from util.results import Parsing
 from util.run import sum_over_processes
-from util.submissions import open_predictions
+from util.submissions import mark_finished, mark_unfinished, open_predictions
+from util.video import VIDEOS, add_video_flags, check_video_flags, parse_videos, split_videos
 
 # find_people(name, photo) -> masks (N, H, W), bool, and scores (N,).
 FindPeople = Callable[[str, Image.Image], tuple[np.ndarray, Sequence[float]]]
@@ -48,20 +53,21 @@ def add_flags(parser: argparse.ArgumentParser):
     parser.add_argument('photos', nargs='*', help='files, folders (searched through) and globs')
     parser.add_argument('--out', type=filled, default='results',
                         help='folder for the results (default: results)')
-    parser.add_argument('--local-weights',
+    parser.add_argument('--local-weights', type=filled,
                         help='weights for the crops of people (default: those of --weights); '
                         'alone, without --weights, they decide without a parsing of the whole '
                         'photo')
-    parser.add_argument('--people', metavar='DIR',
+    parser.add_argument('--people', type=filled, metavar='DIR',
                         help="instance masks of any model (default: UniParser's people)")
-    parser.add_argument('--people-weights', default=str(WEIGHTS),
+    parser.add_argument('--people-weights', type=filled,
                         help="UniParser's weights (default: weights/uniparser_ccp.pt)")
     parser.add_argument('--min-score', type=Between(-1e6, 1e6, float), default=0.5,
                         help='smallest score of a person (default: %(default)s)')
     parser.add_argument('--data', choices=list(DATASETS),
                         help='predict a split of this data set instead')
     add_shared(parser, 'root', help='with --data: its folder, as downloaded')
-    add_shared(parser, 'split', help='with --data: its split')
+    add_shared(parser, 'split', 'val', help='with --data: its split', default=None)
+    add_video_flags(parser)
 
 
 class FusePipeline(PhotoPipeline):
@@ -80,6 +86,9 @@ class FusePipeline(PhotoPipeline):
         self.dataset = dataset
         self.positions = {name: i for i, name in enumerate(dataset.ids)} if dataset else {}
         self.colors = voc_palette()
+        # Of the legend of a video.
+        self.class_names = list(local.class_names)
+        self.kept = np.arange(1, local.num_classes)
 
     def targets(self, name):
         kinds = 'global_parsing', 'instance_parsing', 'global_tag'
@@ -121,7 +130,7 @@ class FusePipeline(PhotoPipeline):
         for person in chosen:
             x0, y0, x1, y1 = person.crop
             pieces.append(np.ascontiguousarray(array[y0:y1 + 1, x0:x1 + 1]))
-        local = self.local.predict(pieces, logits=True)
+        local = self.local.predict_maps(pieces, logits=True)
         crops = [(person.crop, logits.transpose(1, 2, 0)) for person, logits in zip(chosen, local)]
 
         logits = fuse_logits(whole, crops)
@@ -131,7 +140,21 @@ class FusePipeline(PhotoPipeline):
         """Logits (H, W, C) of the network for whole photos; zeros where there is none."""
         if self.whole is None:
             return np.zeros((photo.height, photo.width, self.local.num_classes), np.float32)
-        return self.whole.predict([photo], logits=True)[0].transpose(1, 2, 0)
+        return self.whole.predict_maps([photo], logits=True)[0].transpose(1, 2, 0)
+
+    def find(self, out, photo):
+        found, chosen = out
+        scores = np.array([person.score for person in chosen])
+        corners = np.array([person.box for person in chosen]).reshape(-1, 2, 2)
+        # A box has its last pixels in it.
+        people = Parsing(self.label_maps(found, len(chosen)), scores, corners.mean(1) + 0.5,
+                         self.class_names, photo, colors=self.colors)
+        return people.visible()
+
+    def label_maps(self, found: CrowdParsing, number: int) -> np.ndarray:
+        """The classes of each person, uint8 (number, H, W)."""
+        maps = [found.parsing * (found.people == i) for i in range(1, number + 1)]
+        return np.array(maps, np.uint8).reshape(-1, *found.parsing.shape)
 
     def write(self, job):
         found, chosen = job.out
@@ -141,23 +164,17 @@ class FusePipeline(PhotoPipeline):
             people.append(f'{person.score} {y0} {x0} {y1} {x1}\n')
         parts = [f'{c} {confidence}\n'
                  for c, confidence in zip(found.part_classes, found.confidences)]
-        write_png(self.folder / 'global_parsing' / f'{job.name}.png', self.image(found.parsing))
-        write_pair(self.folder / 'instance_parsing' / f'{job.name}.png', self.image(found.parts),
-                   ''.join(parts))
-        write_pair(self.folder / 'global_tag' / f'{job.name}.png', self.image(found.people),
-                   ''.join(people))
+        pictures = [palette_image(labels, self.colors)
+                    for labels in (found.parsing, found.parts, found.people)]
+        paths = self.targets(job.name)
+        write_png(paths[0], pictures[0])
+        write_pair(paths[1], pictures[1], ''.join(parts))
+        write_pair(paths[2], pictures[2], ''.join(people))
 
-        maps = [found.parsing * (found.people == i) for i in range(1, len(chosen) + 1)]
-        maps = np.array(maps).reshape(-1, *found.parsing.shape)
-        picture = overlay(job.photo, maps, self.local.labels, colors=self.colors)
-        write_jpeg(self.folder / 'overlays' / f'{job.name}.jpg', picture)
+        maps = self.label_maps(found, len(chosen))
+        picture = overlay(job.photo, maps, self.local.class_names, colors=self.colors)
+        write_jpeg(paths[3], picture)
         return f'{printable(job.path)}: {len(chosen)} people', len(chosen)
-
-    def image(self, labels: np.ndarray) -> Image.Image:
-        """A palette image, or one of 16 bits where there are more than 255 parts."""
-        if labels.dtype == np.uint8:
-            return palette_image(labels, self.colors)
-        return Image.fromarray(labels)
 
 
 # ---- people ------------------------------------------------------------------------------------
@@ -215,9 +232,9 @@ def read_id_map(folder: Path, name: str, shape: tuple) -> tuple[np.ndarray, list
     if record.is_file():
         with naming(record):
             people = json.loads(record.read_text())['people']
-            scores = {person['id']: float(person['score']) for person in people}
+            scores = {person['id']: read_score(person['score']) for person in people}
     elif lines.is_file():
-        rows = read_rows(lines, lambda words: float(words[0]), '`score ...`')
+        rows = read_rows(lines, lambda words: read_score(words[0]), '`score ...`')
         scores = dict(enumerate(rows, 1))
     else:
         scores = dict.fromkeys(present, 1.0)
@@ -251,23 +268,47 @@ def fuse(args: argparse.Namespace):
     """`python -m schp fuse`."""
     if bool(args.photos) == bool(args.data):
         raise ValueError('give photos, or --data with a data set (python -m schp fuse --help)')
+    if args.photos:
+        refuse_given(args, ('root', 'split'), 'is for a data set; name it with --data, or leave '
+                     'this out')
+    if args.people:
+        refuse_given(args, ('people_weights',), 'is for people that UniParser finds; leave it out, '
+                     'or leave out --people')
+    paths = find_photos(args.photos) if args.photos else []
+    check_video_flags(args, paths)
+    if args.people and any(path.suffix.lower() in VIDEOS for path in paths):
+        raise ValueError("--people has masks of photos; parse the videos without it, with "
+                         "UniParser's people")
     whole, local = load_networks(args)
     dataset = None
     if args.data:
-        dataset = open_dataset(args.data, args.root, args.split)
+        dataset = open_dataset(args.data, args.root, args.split or 'val')
         check_classes(args.local_weights or args.weights, local, args.data, dataset)
     if args.people:
+        same = os.path.realpath(args.people) == os.path.realpath(args.out)
+        if same and Path(args.people, 'global_tag').is_dir():
+            raise ValueError('--people would be replaced by the results; choose another --out')
         find_people = people_of_folder(args.people)
     else:
-        find_people = uniparser_people(args.people_weights, local.device)
+        find_people = uniparser_people(args.people_weights or str(WEIGHTS), local.device)
 
     if dataset is None:
-        jobs = name_jobs(find_photos(args.photos))
+        jobs = name_jobs(paths)
     else:
         jobs = [PhotoJob(name, name) for name in dataset.ids]
-    photos = FusePipeline(args.out, whole, local, find_people, args.min_score, dataset)
+    jobs = share_of_process(jobs)
+    photos, videos = split_videos(jobs)
+    pipeline = FusePipeline(args.out, whole, local, find_people, args.min_score, dataset)
+    mark_unfinished(args.out)
+    failed = 0
     with torch.inference_mode():
-        counts = photos.run(share_of_process(jobs))
-    good = [number for number in counts if number is not None]
-    print(f'{len(good)} of {len(counts)} photos, {sum(good)} people -> {args.out}/')
-    check_failures(sum_over_processes(len(counts) - len(good)))
+        if photos or not videos:
+            counts = pipeline.run(photos)
+            good = [number for number in counts if number is not None]
+            print(f'{len(good)} of {len(counts)} photos, {sum(good)} people -> {args.out}/')
+            failed = len(counts) - len(good)
+        failed += parse_videos(pipeline, jobs, args)
+    failed = sum_over_processes(failed)
+    if not failed:
+        mark_finished(args.out)
+    check_failures(failed, 'file' if videos else 'photo')

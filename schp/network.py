@@ -196,7 +196,8 @@ def load_imagenet(model: SinglePersonNetwork, path: str | PathLike):
     # file's norms are read as |weight| + eps, as in the released training.
     heads = {key: value for key, value in model.state_dict().items()
              if not key.startswith(('conv', 'bn', 'layer'))}
-    backbone = {key: value for key, value in read_checkpoint(path).items()
+    backbone = {str(key): value for key, value in read_checkpoint(path).items()}
+    backbone = {key: value for key, value in backbone.items()
                 if not key.startswith('fc.') and not key.endswith('.num_batches_tracked')}
     load_strictly(model, {**heads, **backbone}, path)
 

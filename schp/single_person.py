@@ -7,30 +7,31 @@ import torch
 import torch.nn as nn
 from PIL import Image
 
-from data import to_photo
+from data import list_photos, path_of, to_photo
 from schp.crops import crop, crop_matrix, invert, label_map, warp
 from schp.layers import HEADS, fold_norms
 from util.checkpoints import write_checkpoint
-from util.labels import check_flip_pairs, flip_order
+from util.labels import check_flip_pairs, flip_order, voc_palette
+from util.results import Parsing, as_one_person
 from util.tensors import resize_map
 
 
 class SinglePersonNetwork(nn.Module):
     """Base of SCHP's networks.
 
-    labels: names of the classes, the background first
+    class_names: names of the classes, the background first
     size: (height, width) of the crops
     flip_pairs: ids of classes that swap when an image is mirrored
     config: an SCHPConfig, which `save` writes
     """
 
-    def __init__(self, labels: Sequence[str], size: tuple, flip_pairs: Sequence[tuple] = ()):
+    def __init__(self, class_names: Sequence[str], size: tuple, flip_pairs: Sequence[tuple] = ()):
         super().__init__()
-        self.labels = tuple(labels)
+        self.class_names = tuple(class_names)
         self.size = tuple(size)
-        check_flip_pairs(flip_pairs, len(self.labels))
+        check_flip_pairs(flip_pairs, len(self.class_names))
         self.flip_pairs = tuple(tuple(pair) for pair in flip_pairs)
-        self.num_classes = len(self.labels)
+        self.num_classes = len(self.class_names)
         self.config = None
         self.folded = False
 
@@ -49,7 +50,7 @@ class SinglePersonNetwork(nn.Module):
         that is renamed at the end. `more` is stored beside them."""
         if self.folded:
             raise ValueError('a folded model cannot be saved; save it before fold()')
-        write_checkpoint(path, 'schp', self.config, self.state_dict(), class_names=self.labels,
+        write_checkpoint(path, 'schp', self.config, self.state_dict(), class_names=self.class_names,
                          flip_pairs=self.flip_pairs, **more)
 
     def fold(self) -> 'SinglePersonNetwork':
@@ -82,9 +83,24 @@ class SinglePersonNetwork(nn.Module):
             total = total + resize_map(logits, size)
         return total / len(scales)
 
+    def predict(self, photos, batch_size: int = 8, **options) -> list[Parsing]:
+        """One photo or a list of photos, as `data.to_photo` takes each -> list of Parsing
+        (util/results.py), each with one person, or none, and the score 1: people are not separated.
+        `.labels` is the label map, uint8 (H, W).
+
+        options: centers of `predict_maps`, flip and scales of `crop_logits`. ValueError for what is
+        no photo; FileNotFoundError."""
+        given = list_photos(photos)
+        photos = [to_photo(photo) for photo in given]
+        maps = self.predict_maps(photos, batch_size, **options)
+        return [as_one_person(labels, class_names=self.class_names, photo=photo,
+                              path=path_of(source), colors=voc_palette())
+                for labels, photo, source in zip(maps, photos, given)]
+
     @torch.inference_mode()
-    def predict(self, photos: Sequence[Image.Image | np.ndarray], batch_size: int = 8,
-                logits: bool = False, centers: str | None = None, **options) -> list[np.ndarray]:
+    def predict_maps(self, photos: Sequence[Image.Image | np.ndarray], batch_size: int = 8,
+                     logits: bool = False, centers: str | None = None,
+                     **options) -> list[np.ndarray]:
         """Photos of any sizes (see `data.to_photo`) -> list of label maps, uint8 (H, W), or with
         `logits` of float32 (C, H, W), both of the size of the photo.
 
@@ -109,7 +125,7 @@ class SinglePersonNetwork(nn.Module):
 
     def predict_batch(self, photos: Sequence, dtype: torch.dtype, logits: bool,
                       centers: str | None, options: dict) -> list[np.ndarray]:
-        """`predict` of the photos of a batch, in eval mode."""
+        """`predict_maps` of the photos of a batch, in eval mode."""
         arrays = [np.asarray(to_photo(photo)) for photo in photos]
         matrices = [crop_matrix(array.shape[:2], self.size, integer_center=centers == 'int')
                     for array in arrays]
@@ -127,7 +143,7 @@ class SinglePersonNetwork(nn.Module):
 def back_to_photo(scores: torch.Tensor, matrix: np.ndarray, size: tuple, logits: bool,
                   centers: str | None) -> torch.Tensor:
     """Logits (C, h, w) of a crop, the matrix from the crop to its photo, the size of the photo ->
-    what `predict` returns for it."""
+    what `predict_maps` returns for it."""
     if centers:
         labels = scores.argmax(0)[None].float()
         return warp(labels, matrix, size, 'nearest')[0].to(torch.uint8)

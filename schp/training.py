@@ -236,7 +236,7 @@ class SCHPTask(Task):
 
     def predict(self, name: str, image: np.ndarray, size: tuple) -> np.ndarray:
         """`Predict` of schp/evaluation.py."""
-        return self.result().predict([image], centers='float')[0]
+        return self.result().predict_maps([image], centers='float')[0]
 
     def state(self) -> dict:
         """Beside the averaged model the generators of random numbers, which dropout uses."""
@@ -262,7 +262,7 @@ def start_from(task: SCHPTask, path: str, reset_cycle: bool):
     goes on, unless it is reset."""
     state = read_checkpoint(path)
     own = task.model
-    other = SCHP.from_pretrained(path, LabelSet(own.labels, own.size, own.flip_pairs))
+    other = SCHP.from_pretrained(path, LabelSet(own.class_names, own.size, own.flip_pairs))
     load_strictly(task.model, other.state_dict(), path)
     load_strictly(task.averaged, other.state_dict(), path)
     # Files of the released training call it cycle_n.

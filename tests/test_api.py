@@ -7,6 +7,7 @@ import pickle
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -42,8 +43,8 @@ def result(model, tmp_path):
 
 
 def test_people_and_parts_agree_with_the_arrays(model, result):
-    parsing, scores, centers = result
-    assert len(result) == 3 and len(result.people) == len(scores) > 1 and result.class_names == model.class_names
+    parsing, scores, centers = result.parsing, result.scores, result.centers
+    assert len(result) == len(list(result)) == len(result.people) == len(scores) > 1 and result[0] is result.people[0] and result.class_names == model.class_names
     for n, person in enumerate(result.people):
         assert (person.id, person.score, person.center) == (n + 1, float(scores[n]), tuple(centers[n]))
         assert person.mask.dtype == bool and np.array_equal(person.mask, parsing[n] > 0)
@@ -60,6 +61,48 @@ def test_people_and_parts_agree_with_the_arrays(model, result):
     assert 'nose' not in result.people[0].parts and 'labels' not in repr(person) + repr(part)
 
 
+def test_a_result_prints_its_people_and_parts():
+    labels = np.zeros((2, 4, 6), np.uint8)
+    labels[0, :2] = 2
+    labels[1, 2:] = 1
+    labels[1, 3:] = 255
+    found = Parsing(labels, np.array([0.9, 0.5]), np.zeros((2, 2)), ['background', 'hair', 'coat'])
+    assert str(found) == '2 people: hair, coat, part unknown' and repr([found]) == f'[<Parsing: {found}>]'
+    assert str(found.take([0])) == '1 person: coat' and str(found.take([])) == 'no people'
+    assert [person.id for person in found] == [1, 2] and [person.id for person in found[1:]] == [2]
+    assert found.labels.tolist() == [[2] * 6] * 2 + [[1] * 6] + [[0] * 6]
+
+
+def test_parts_are_selected_and_cut_out(result):
+    absent = result.class_names[6]
+    person = replace(result, parsing=np.where(result.parsing == 6, 0, result.parsing))[0]
+    first, second = list(person.parts)[:2]
+    parts = person.parts
+    assert np.array_equal(person.select(first.upper(), second), parts[first].mask | parts[second].mask)
+    assert not person.select(absent).any() and not person.select().any()
+    assert np.array_equal(person.select(absent, first), parts[first].mask)
+    for name in 'nose', 'background', '':
+        with pytest.raises(ValueError, match=f"unknown part '{name}'; the parts are head, torso"):
+            person.select(first, name)
+    for names, mask in (((), person.mask), ((first,), parts[first].mask)):
+        cut = person.crop(*names)
+        rows, columns = np.nonzero(mask)
+        box = np.s_[rows.min():rows.max() + 1, columns.min():columns.max() + 1]
+        assert cut.mode == 'RGBA' and np.array_equal(np.asarray(cut)[..., 3], mask[box] * 255)
+        assert np.array_equal(np.asarray(cut)[..., :3], np.asarray(result.photo)[box])
+    with pytest.raises(ValueError, match=f'person 1 has no {absent}'):
+        person.crop(absent)
+    with pytest.raises(ValueError, match='came without a photo'):
+        replace(result, photo=None)[0].crop()
+
+
+def test_a_dictionary_is_what_the_json_file_holds(result, tmp_path):
+    result.save(tmp_path)
+    assert json.loads((tmp_path / 'a b.json').read_text()) == json.loads(json.dumps(result.to_dict()))
+    assert result[0].to_dict() == result.to_dict()['people'][0]
+    assert replace(result, path=None).to_dict()['photo'] == 'photo'
+
+
 def test_people_without_pixels_and_unknown_parts_do_no_harm():
     parsing = np.zeros((2, 4, 6), np.uint8)
     parsing[0, 1:3, 2:5] = 255
@@ -67,12 +110,12 @@ def test_people_without_pixels_and_unknown_parts_do_no_harm():
     unknown, empty = found.people
     assert unknown.parts['part unknown'].area == unknown.area == 6 and unknown.box == [2, 1, 3, 2]
     assert empty.box == [0, 0, 0, 0] and empty.area == 0 and empty.parts == {} and not empty.mask.any()
-    assert len(found.visible().people) == 1 and len(found.select([1, 0]).people) == 2
+    assert len(found.visible().people) == 1 and len(found.take([1, 0]).people) == 2
 
 
 def test_copies_keep_the_photo_and_the_names(result):
-    fewer = result.select([0])
-    for other in (fewer, result.visible(), result._replace(scores=result.scores), copy.deepcopy(result),
+    fewer = result.take([0])
+    for other in (fewer, result.visible(), replace(result, scores=result.scores), copy.deepcopy(result),
                   pickle.loads(pickle.dumps(result))):
         assert other.path == result.path and other.class_names == result.class_names and other.photo.size == (90, 60)
         assert [p.area for p in other.people] == [p.area for p in result.people][:len(other.scores)]
@@ -116,7 +159,7 @@ def test_save_writes_what_infer_writes(checkpoint, result, tmp_path):
 
 def test_colors_of_the_overlay_are_those_of_the_ids(result):
     """Away from outlines, the overlay is 0.45 of the photo and 0.55 of the color of the class of the topmost person."""
-    person = result.select([0])
+    person = result.take([0])
     picture, photo = np.asarray(person.overlay())[:60].astype(float), np.asarray(result.photo)
     labels = person.parsing[0]
     expected = 0.45 * photo + 0.55 * palette(256)[labels]
@@ -134,8 +177,9 @@ def test_the_snippets_of_the_page_run(tmp_path, monkeypatch):
     found, (first, second) = {}, re.findall(r'```python\n(.*?)```', PAGE, re.S)
     with contextlib.chdir(tmp_path):
         exec(first, found), exec(second, found)
+    result = found['result']
     assert found['pixels'].shape == (640, 480) and found['hair'].area == found['pixels'].sum() > 0
-    assert found['person'].score == max(found['scores']) and len(found['parsing']) == 3
+    assert found['person'].score == max(result.scores) and len(result) == len(found['record']['people']) == 3
     assert (tmp_path / 'results' / 'street.json').exists() and (tmp_path / 'results' / 'street_cutouts' / 'person1_hair.png').exists()
     names = [part['name'] for part in json.loads((tmp_path / 'atr' / 'street.json').read_text())['people'][0]['parts']]
     assert 'Hair' in names
@@ -172,7 +216,7 @@ def test_real_results_follow_the_schema(result, model, tmp_path):
     record = json.loads((tmp_path / 'a b.json').read_text())
     check_schema(record, SCHEMA)
     assert record['people'] and record['photo'] == str(result.path)
-    result.select([]).save(tmp_path, 'nobody')
+    result.take([]).save(tmp_path, 'nobody')
     check_schema(json.loads((tmp_path / 'nobody.json').read_text()), SCHEMA)
     for change in (dict(width=0), dict(more=1), dict(people=[{}]), dict(software='another'), dict(photo=None)):
         with pytest.raises(ValueError):
@@ -230,10 +274,12 @@ def test_hub_loads_the_neighbors(tmp_path, monkeypatch):
     network = schp.SCHP([f'part {i}' for i in range(18)], (64, 48), blocks=(1, 1, 1, 1), width=8)
     torch.save({f'module.{k}': v for k, v in network.state_dict().items()}, tmp_path / 'atr.pth')
     model = torch.hub.load(str(HERE), 'schp', str(tmp_path / 'atr.pth'), source='local')
-    assert model.labels[16] == 'Bag' and not model.training
-    assert model.predict([Image.new('RGB', (40, 60))])[0].shape == (60, 40)
+    assert model.class_names[16] == 'Bag' and not model.training
+    assert model.predict(Image.new('RGB', (40, 60)))[0].labels.shape == (60, 40)
     model = torch.hub.load(str(HERE), 'oneshot', source='local')
-    assert model.learn([Image.new('RGB', (40, 60))], [np.ones((60, 40), np.uint8)]).shape[0] == 256
+    gray = Image.new('RGB', (40, 60), 'gray')
+    found = model.predict(gray, gray, np.ones((60, 40), np.uint8), ['background', 'shirt'])
+    assert found.labels.shape == (60, 40) and found.class_names[1] == 'shirt'
     with pytest.raises(FileNotFoundError, match='no.pt does not exist'):
         torch.hub.load(str(HERE), 'oneshot', 'no.pt', source='local')
     with monkeypatch.context() as patch:

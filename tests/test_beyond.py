@@ -256,6 +256,9 @@ def test_counting_people_is_a_command(tmp_path):
     common = ['--weights', tmp_path / 'w.pt', '--device', 'cpu']
     done = call(count_people, tmp_path / 'images', '--instances', tmp_path / 'instances', *common)
     assert done.returncode == 0 and done.stdout.startswith('1 photos: '), done.stderr
+    Image.new('L', image.shape[1::-1], 1).save(tmp_path / 'instances' / 'a.png')       # people wherever one looks
+    done = call(count_people, tmp_path / 'images', '--instances', tmp_path / 'instances', *common)
+    assert done.returncode == 0 and done.stdout.endswith('none of the other pixels painted\n'), done.stderr
     (tmp_path / 'instances' / 'a.png').unlink()
     done = call(count_people, tmp_path / 'images', '--instances', tmp_path / 'instances', *common)
     assert done.returncode == 2 and 'lacks 1 of 1 files' in done.stderr

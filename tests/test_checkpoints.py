@@ -13,6 +13,7 @@ import torch
 
 from tests.helpers import tiny_model
 from uniparser import UniParser
+from util import checkpoints
 
 
 # ---- checkpoints -----------------------------------------------------------------------------------------------
@@ -57,6 +58,31 @@ def test_broken_checkpoints_are_refused(checkpoint, tmp_path):
                               newer='warp').items():
         with pytest.raises(ValueError, match=message):
             UniParser.from_pretrained(tmp_path / f'{name}.pt')
+
+
+@pytest.mark.parametrize('name, value, message', [
+    ('layer1.0.conv1.weight', float('nan'), 'NaN or infinite'), ('bn1.running_var', -1.0, 'negative variances')])
+def test_weights_to_start_from_are_checked_too(tmp_path, name, value, message):
+    """Those of a backbone, which need not be whole."""
+    backbone = tiny_model().backbone
+    start = {key: tensor for key, tensor in backbone.state_dict().items() if 'layer4' not in key}
+    torch.save(start, tmp_path / 'a.pt')
+    assert backbone.load_imagenet(tmp_path / 'a.pt') == 3
+    before = backbone.state_dict()[name].clone()
+    start[name] = torch.full_like(start[name], value)
+    torch.save(start, tmp_path / 'a.pt')
+    with pytest.raises(ValueError, match=f'a.pt holds {message}'):
+        backbone.load_imagenet(tmp_path / 'a.pt')
+    assert torch.equal(backbone.state_dict()[name], before)
+
+
+def test_a_file_that_may_not_be_read_is_not_called_damaged(checkpoint, monkeypatch):
+    """What a permission does to users who are not root."""
+    def refuse(*_):
+        raise PermissionError(13, 'Permission denied', str(checkpoint))
+    monkeypatch.setattr(checkpoints, 'check_pickles', refuse)
+    with pytest.raises(ValueError, match=r'model.pt cannot be read .Permission denied.; check the path'):
+        UniParser.from_pretrained(checkpoint)
 
 
 def test_a_pickle_that_runs_code_does_not_run(tmp_path):

@@ -10,7 +10,7 @@ from PIL import Image
 import data
 import train
 from tests.helpers import SHORT, call, write_photo
-from uniparser import get_config
+from uniparser import INFERENCE, get_config
 from util.datasets import COCO, Mixed, coco, open_dataset
 from util.masks import encode_rle
 
@@ -35,7 +35,7 @@ def plain_counts(mask):
 
 
 def polygon(x, y, w, h):
-    return [[x, y, x + w - 1, y, x + w - 1, y + h - 1, x, y + h - 1]]
+    return [[x, y, x + w, y, x + w, y + h, x, y + h]]
 
 
 def annotation(number, image, segmentation, **more):
@@ -265,4 +265,7 @@ def test_photos_of_coco_beside_ccp_have_a_preset_of_their_own():
     assert photos.coco == 'somewhere' and photos.data == 'CCP' and photos.num_classes == 19
     assert photos.whole and photos.theta_person > 0 and train.count_images(photos) == (400, 400)
     assert config('--data', 'CCP', '--coco', 'somewhere', '--samples', '100').samples == 100
-    assert not config('--data', 'CCP').whole and not config('--data', 'COCO').whole
+    assert not config('--data', 'CCP').whole
+    # A training on COCO alone may go on from the shipped weights, which are of that preset.
+    coco = config('--data', 'COCO')
+    assert all(getattr(coco, name) == getattr(photos, name) for name in INFERENCE) and coco.samples == 0

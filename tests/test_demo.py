@@ -24,9 +24,9 @@ from PIL import Image
 import demo
 from oneshot import EOPNet
 from schp import SCHP
-from tests.helpers import HERE, call, write_photo
-from util.images import read_photo
-from util.labels import LABEL_SETS
+from tests.helpers import HERE, call, tiny_model, write_photo
+from util import datasets
+from util.labels import LABEL_SETS, TARGETS
 from util.masks import decode_rle
 
 CHROMIUM, DRIVER = shutil.which('chromium') or shutil.which('chromium-browser'), shutil.which('chromedriver')
@@ -34,6 +34,7 @@ MISSING = [name for name, there in dict(gradio=importlib.util.find_spec('gradio'
                                         selenium=importlib.util.find_spec('selenium')).items() if not there]
 needs_browser = pytest.mark.skipif(bool(MISSING), reason=f'the page in a browser needs {", ".join(MISSING)}')
 PERSON = LABEL_SETS['pascal'].names
+CIHP = datasets.CIHP.class_names
 
 
 @pytest.fixture(scope='session')
@@ -41,6 +42,8 @@ def files(checkpoint, tmp_path_factory):
     """Weights of the three systems and photos. Two photos are no photos."""
     folder = tmp_path_factory.mktemp('page')
     shutil.copy(checkpoint, folder / 'uniparser.pt')
+    tiny_model('ccp', theta_center=0.0, theta_score=0.0, theta_mask=0.1, theta_same=1.0, theta_paint=0.0, theta_part=0.0,
+               max_people=4, test_short_side=48, long_side=96).save(folder / 'cihp.pt')
     torch.manual_seed(0)
     SCHP(PERSON, (48, 40), (), (1, 1, 1, 1), 4).save(folder / 'schp.pt')
     model = EOPNet(stem=8, middle=1, channels=16, high_level=False, num_labels=4, way='kway')
@@ -56,8 +59,8 @@ def files(checkpoint, tmp_path_factory):
 # ---- without a browser -----------------------------------------------------------------------------------------
 
 
-def options(folder):
-    return SimpleNamespace(out=folder, only=None, maps=False, max_size=None)
+def options(folder, **more):
+    return SimpleNamespace(**dict(out=folder, only=None, maps=False, max_size=None, labels=None, theta_score=0.0) | more)
 
 
 def read_path(data, size):
@@ -69,9 +72,12 @@ def read_path(data, size):
     return mask
 
 
-def parse(files, folder, name, *example):
+def parse(files, folder, name, *example, steps=None, **more):
+    """Answer of the page to the holiday photo. steps: a list that receives the progress."""
     network = demo.load(str(files / name), 'cpu')
-    return demo.parse_photo(demo.choose_pipeline(network, options(folder), *example), str(files / 'holiday photo.png'))
+    pipeline = demo.choose_pipeline(network, options(folder, **more), *example)
+    steps = [] if steps is None else steps
+    return demo.parse_photo(pipeline, str(files / 'holiday photo.png'), lambda share, desc: steps.append((share, desc)))
 
 
 def check_answer(picture, cutouts, paths, photo='holiday photo'):
@@ -83,6 +89,8 @@ def check_answer(picture, cutouts, paths, photo='holiday photo'):
     parts = {f'person {p["id"]}: {part["name"]}': part for p in record['people'] for part in p['parts']}
     people = {f'person {p["id"]}': p for p in record['people']}
     assert set(drawn) == set(parts) and set(cutouts) == set(parts) | set(people)
+    numbers = re.findall(r'<text x="(\d+)" y="(\d+)" font-size="4">(\d+)</text>', picture)
+    assert numbers == [(f'{p["center"][0]:.0f}', f'{p["center"][1]:.0f}', str(p['id'])) for p in record['people']]
     for name, part in parts.items():
         mask = decode_rle(part['rle']['counts'], record['width'], record['height'])
         assert np.array_equal(read_path(drawn[name], (record['width'], record['height'])), mask)
@@ -100,10 +108,57 @@ def test_a_uniparser_shows_people_and_parts(files, tmp_path):
     assert len(people) > 1
 
 
+def test_a_label_set_and_a_threshold_are_those_of_the_command(files, tmp_path):
+    steps = []
+    everybody = check_answer(*parse(files, tmp_path / 'all', 'cihp.pt', labels='atr', steps=steps))
+    assert {part['name'] for person in everybody for part in person['parts']} <= set(LABEL_SETS['atr'].names)
+    assert [words for _, words in steps] == ['reading the photo', 'parsing', 'writing the files']
+    scores = [person['score'] for person in everybody]
+    assert len(scores) > 1 and scores[0] > scores[1]
+    picture, cutouts, paths = parse(files, tmp_path / 'best', 'cihp.pt', labels='atr', theta_score=sum(scores[:2]) / 2)
+    best, = check_answer(picture, cutouts, paths)
+    assert best == everybody[0]
+    # The legend has the colors of the indexed picture.
+    colors = Image.open([path for path in paths if path.endswith('parts.png')][0]).getpalette()
+    legend = re.findall(r'class="parts" style="background: #(\w+)"', picture)
+    assert legend == [bytes(colors[3 * part['id']:3 * part['id'] + 3]).hex() for part in best['parts']]
+
+
+def test_the_settings_follow_the_weights(files):
+    shown = {name: demo.load(str(files / f'{name}.pt'), 'cpu').settings() for name in ('uniparser', 'cihp', 'schp', 'eopnet')}
+    visible = {name: [setting['visible'] for setting in settings] for name, settings in shown.items()}
+    assert visible == dict(uniparser=[False, False, True], cihp=[True, True, True], schp=[False, False, False],
+                           eopnet=[False, False, True])
+    assert shown['cihp'][0]['choices'] == [demo.OWN, *TARGETS] and shown['cihp'][1]['value'] == 0
+
+
+def test_the_page_waits_for_what_is_missing(files):
+    """It shows a hint and no error, and no result of another choice."""
+    networks = demo.load_networks([str(files / 'eopnet.pt'), str(files / 'cihp.pt')], 'cpu')
+    gr = SimpleNamespace(Dropdown=dict)
+    for weights, photo, hint in (('cihp.pt', None, 'Drop a photo'), ('eopnet.pt', 'a.png', 'by example'), ('eopnet.pt', None, 'Drop')):
+        answers = list(demo.answer(gr, networks, None, None, None, weights, photo, demo.OWN, 0.5, None, None, ''))
+        (text, *rest), = answers
+        assert hint in text and rest == [dict(choices=[], value=None), None, {}]
+
+
+def test_people_have_one_color_each(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(demo, 'overlay', lambda photo, maps, colors: drawn.append((maps, colors)) or photo)
+    parsing = np.zeros((2, 3, 4), np.uint8)
+    parsing[0, 0], parsing[1, 1], parsing[1, 2] = 1, 1, 2
+    people = [dict(id=k, score=1, center=(1, 1), parts=[]) for k in (1, 2)]
+    text = demo.draw_picture(Image.new('RGB', (4, 3)), parsing, people, ['background', 'x', 'y'], '')
+    (parts, _), (whole, colors) = drawn
+    assert np.array_equal(parts, parsing) and np.array_equal(whole, (parsing > 0) * np.array([1, 2])[:, None, None])
+    swatches = re.findall(r'class="people" style="background: #(\w+)"', text)
+    assert swatches == [bytes(colors[k]).hex() for k in (1, 2)] and swatches[0] != swatches[1]
+
+
 def test_a_schp_file_shows_one_person(files, tmp_path):
     person, = check_answer(*parse(files, tmp_path / 'out', 'schp.pt'))
     assert person['score'] == 1 and {part['name'] for part in person['parts']} <= set(PERSON[1:])
-    labels = demo.load(str(files / 'schp.pt'), 'cpu').model.predict([read_photo(files / 'holiday photo.png')])[0]
+    labels = demo.load(str(files / 'schp.pt'), 'cpu').model.predict(files / 'holiday photo.png')[0].labels
     assert person['area'] == (labels > 0).sum() > 0
 
 
@@ -127,7 +182,7 @@ def test_examples_that_cannot_be_are_refused(files, tmp_path, name, example, mes
 
 
 def test_names_of_strangers_are_text_and_nothing_else():
-    people = [dict(id=1, score=1, parts=[dict(id=1, name='<b onclick="x">&', area=4)])]
+    people = [dict(id=1, score=1, center=(1, 1), parts=[dict(id=1, name='<b onclick="x">&', area=4)])]
     text = demo.draw_picture(Image.new('RGB', (4, 3)), np.ones((1, 3, 4), np.uint8), people, ['background', 'x'], '<i>')
     assert '<b onclick' not in text and '<i>' not in text and '&lt;b onclick=&quot;x&quot;&gt;&amp;' in text
 
@@ -176,7 +231,7 @@ def server(files, tmp_path_factory):
         free.bind(('127.0.0.1', 0))
         port = free.getsockname()[1]
     output = tmp_path_factory.mktemp('server') / 'output'
-    arguments = ['--weights', *(str(files / f'{name}.pt') for name in ('uniparser', 'schp', 'eopnet')), '--device', 'cpu']
+    arguments = ['--weights', *(str(files / f'{name}.pt') for name in ('uniparser', 'cihp', 'schp', 'eopnet')), '--device', 'cpu']
     environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(HERE), 'TMPDIR': str(output.parent)}
     with open(output, 'w') as file:
         process = subprocess.Popen([sys.executable, '-c', START, *arguments, '--port', str(port)], stdout=file,
@@ -195,6 +250,7 @@ def browser(server, tmp_path_factory):
     options, downloads = webdriver.ChromeOptions(), tmp_path_factory.mktemp('downloads')
     options.binary_location = CHROMIUM
     for flag in ('headless=new', 'no-sandbox', 'disable-dev-shm-usage', 'disable-gpu', 'window-size=1300,1700',
+                 'use-fake-device-for-media-stream', 'use-fake-ui-for-media-stream',
                  f'user-data-dir={tmp_path_factory.mktemp("chromium")}'):
         options.add_argument(f'--{flag}')
     options.add_experimental_option('prefs', {'download.default_directory': str(downloads),
@@ -226,7 +282,7 @@ def find(browser, selector):
 def wait(browser, condition):
     from selenium.common.exceptions import StaleElementReferenceException
     from selenium.webdriver.support.ui import WebDriverWait
-    return WebDriverWait(browser, 120, ignored_exceptions=[StaleElementReferenceException]).until(lambda _: condition())
+    return WebDriverWait(browser, 300, ignored_exceptions=[StaleElementReferenceException]).until(lambda _: condition())
 
 
 def upload(browser, path, place=0):
@@ -237,6 +293,14 @@ def choose(browser, label, name):
     """Chooses an entry of a dropdown."""
     find(browser, f'input[aria-label="{label}"]')[0].click()
     wait(browser, lambda: [o for o in find(browser, '[role=option]') if o.text.strip().endswith(name)])[0].click()
+
+
+def wait_for_result(browser, name):
+    wait(browser, lambda: find(browser, '.picture path') and find(browser, f'a[download="{name}.json"]'))
+
+
+def toasts(browser):
+    return [text for text in text_of(browser, '.toast-body') if text.strip()]
 
 
 def download(browser, name):
@@ -257,7 +321,7 @@ def text_of(browser, selector):
 def test_a_photo_is_dropped_and_everything_is_downloaded(browser, files):
     with opened(browser):
         upload(browser, files / 'holiday photo.png')
-        wait(browser, lambda: find(browser, '.picture path') and find(browser, 'a[download$=".json"]'))
+        wait_for_result(browser, 'holiday photo')
         record = json.loads(download(browser, 'holiday photo.json'))
         parts = {f'person {p["id"]}: {part["name"]}': part for p in record['people'] for part in p['parts']}
         legend = [text.split() for text in text_of(browser, '.picture span')]
@@ -269,7 +333,8 @@ def test_a_photo_is_dropped_and_everything_is_downloaded(browser, files):
         assert ((labels > 0) == (people > 0)).all() and people.any()
         assert Image.open(io.BytesIO(download(browser, 'holiday photo_overlay.jpg'))).width == 90
         archive = zipfile.ZipFile(io.BytesIO(download(browser, 'holiday photo.zip')))
-        assert archive.testzip() is None and len([name for name in archive.namelist() if not name.endswith('/')]) == 4 + len(parts) + len(record['people'])
+        assert archive.testzip() is None and len([name for name in archive.namelist() if not name.endswith('/')]) == \
+            4 + len(parts) + len(record['people'])
         click_a_part(browser, parts)
 
 
@@ -289,38 +354,108 @@ def click_a_part(browser, parts):
 
 
 @needs_browser
-def test_a_sample_is_parsed_and_the_screen_shows_it(browser):
+def test_the_page_opens_with_a_parsed_sample(browser):
     with opened(browser):
-        wait(browser, lambda: find(browser, '.gallery-item'))[0].click()
-        wait(browser, lambda: find(browser, '.picture path') and find(browser, 'a[download="street.json"]'))
+        wait_for_result(browser, 'street')
         picture = np.asarray(Image.open(io.BytesIO(find(browser, '.picture svg')[0].screenshot_as_png)).convert('RGB'))
         assert min(picture.shape[:2]) > 200 and len(np.unique(picture.reshape(-1, 3), axis=0)) > 1000
+        assert text_of(browser, 'h1') == ['Multi-human parsing'] and not toasts(browser)
+        wait(browser, lambda: find(browser, '.gallery-item'))[1].click()
+        wait_for_result(browser, 'example')
 
 
 @needs_browser
-def test_the_three_systems_are_one_choice(browser, files):
+@pytest.mark.parametrize('width', [1300, 800, 420])
+def test_the_result_is_beside_the_photo_or_next_to_it(browser, width):
+    """In a narrow window, the result follows the photo and its samples, and the settings come last."""
+    browser.set_window_size(width, 1700)
+    try:
+        with opened(browser):
+            wait_for_result(browser, 'street')
+            photo, picture, settings = (find(browser, selector)[0].rect for selector in ('.left img', '.picture svg', '.settings'))
+            if browser.execute_script('return window.innerWidth') > 767:
+                assert picture['x'] > photo['x'] + photo['width'] and abs(picture['y'] - photo['y']) < 150
+            else:
+                assert photo['y'] + photo['height'] < picture['y'] < photo['y'] + 600
+                assert settings['y'] > picture['y'] + picture['height']
+            assert browser.execute_script('return document.documentElement.scrollWidth <= window.innerWidth')
+    finally:
+        browser.set_window_size(1300, 1700)
+
+
+@needs_browser
+def test_colors_and_numbers_are_chosen_without_an_answer(browser):
+    def shown():
+        return [bool(find(browser, f'.picture {kind}')[0].is_displayed()) for kind in
+                ('image.parts', 'image.people', 'i.parts', 'i.people', 'text')]
+
     with opened(browser):
+        wait_for_result(browser, 'street')
+        assert shown() == [True, False, True, False, True]
+        picture = find(browser, '.picture svg')[0]
+        find(browser, '.colors [value=people]')[0].click()
+        wait(browser, lambda: shown() == [False, True, False, True, True])
+        find(browser, '.numbers input')[0].click()
+        wait(browser, lambda: shown() == [False, True, False, True, False])
+        assert find(browser, '.picture svg')[0] == picture                   # the same element
+
+
+@needs_browser
+def test_the_four_files_are_one_choice(browser, files):
+    """Another model clears the result and has its own settings; nothing is an error before there is something to parse."""
+    with opened(browser):
+        wait_for_result(browser, 'street')
         assert not [e for e in find(browser, 'input[type=file]')[1:] if e.is_displayed()]
+        assert not [e for e in find(browser, 'input[aria-label="label set"]') if e.is_displayed()]
+        choose(browser, 'weights', 'cihp.pt')
+        wait(browser, lambda: find(browser, 'input[aria-label="label set"]'))
+        wait_for_result(browser, 'street')
+        choose(browser, 'label set', 'atr')
+        wait(browser, lambda: {text.rsplit(' ', 1)[0] for text in text_of(browser, '.picture span')} - set(CIHP))
+        legend = {text.rsplit(' ', 1)[0] for text in text_of(browser, '.picture span')}
+        assert legend <= set(LABEL_SETS['atr'].names)
         choose(browser, 'weights', 'schp.pt')
         wait(browser, lambda: 'by example' not in find(browser, 'body')[0].text)
         upload(browser, files / 'holiday photo.png')
-        wait(browser, lambda: text_of(browser, '.picture b') == ['person 1'] and find(browser, 'a[download$=".json"]'))
+        wait_for_result(browser, 'holiday photo')
+        wait(browser, lambda: text_of(browser, '.picture b') == ['person 1'])
         record = json.loads(download(browser, 'holiday photo.json'))
         assert {part['name'] for part in record['people'][0]['parts']} <= set(PERSON)
         choose(browser, 'weights', 'eopnet.pt')
-        wait(browser, lambda: 'its mask' in find(browser, 'body')[0].text)
+        wait(browser, lambda: 'parses by example' in find(browser, 'body')[0].text)
+        assert not find(browser, '.picture path') and not find(browser, 'a[download$=".json"]') and not toasts(browser)
+        upload(browser, files / 'support.png', 1)
+        wait(browser, lambda: len(find(browser, '.settings img')) > 1)       # with that of the samples
         find(browser, 'button.primary')[0].click()
-        wait(browser, lambda: any('give both' in text for text in text_of(browser, '.toast-body')))
-        wait(browser, lambda: not find(browser, '.picture path'))            # no result of another choice is left
+        wait(browser, lambda: any('give both' in text for text in toasts(browser)))
 
 
 @needs_browser
-def test_a_bad_photo_gets_the_sentence_of_the_command(browser, files):
+def test_a_webcam_takes_the_photo(browser):
     with opened(browser):
-        upload(browser, files / '<b>bad.jpg')
-        toast = wait(browser, lambda: text_of(browser, '.toast-body'))[0]
-        assert 'bad.jpg cannot be read (it is not a JPEG' in toast and '/' not in toast.split('bad.jpg')[0]
-        assert 'Traceback' not in toast and not find(browser, '.toast-body b')
+        wait_for_result(browser, 'street')
+        find(browser, '[aria-label="Remove Image"], [aria-label="Clear"]')[0].click()
+        wait(browser, lambda: 'Drop a photo or click a sample' in find(browser, 'body')[0].text)
+        find(browser, '[aria-label="Capture from camera"]')[0].click()
+        wait(browser, lambda: find(browser, '[title="grant webcam access"] button'))[0].click()      # asks for the camera
+        wait(browser, lambda: find(browser, '.left video') and find(browser, '[aria-label="capture photo"]'))
+        time.sleep(1)                                                        # its first picture may be black
+        find(browser, '[aria-label="capture photo"]')[0].click()
+        wait(browser, lambda: find(browser, '.picture path'))
+
+
+@needs_browser
+def test_bad_photos_get_the_sentence_of_the_command(browser, files):
+    (files / 'empty.jpg').touch()
+    (files / 'cut.jpg').write_bytes((HERE / 'assets' / 'street.jpg').read_bytes()[:5000])
+    with opened(browser):
+        wait_for_result(browser, 'street')
+        for name, reason in (('<b>bad.jpg', 'it is not a JPEG'), ('empty.jpg', 'it is empty'), ('cut.jpg', 'image file is truncated')):
+            upload(browser, files / name)
+            short = name.removeprefix('<b>')
+            toast, = wait(browser, lambda: [text for text in toasts(browser) if f'{short} cannot be read ({reason}' in text])
+            assert '/' not in toast.split(short)[0] and 'Traceback' not in toast
+            assert not find(browser, '.toast-body b') and not find(browser, '.picture path')
 
 
 @needs_browser
@@ -368,10 +503,11 @@ def test_the_page_reads_no_file_that_was_not_dropped_on_it(server, files, tmp_pa
     attacked = 0
     for name, about in endpoints.items():
         kinds = [parameter['python_type']['type'] for parameter in about['parameters']]
+        defaults = [None if 'filepath' in kind else parameter['parameter_default'] for kind, parameter in zip(kinds, about['parameters'])]
         for place, kind in enumerate(kinds):
             answers = set()
             for path in tmp_path / 'secret.png', tmp_path / 'none.png', files / 'mask.png', link, '/etc/passwd', tmp_path:
-                values = ['uniparser.pt'] + [None] * (len(kinds) - 1)
+                values = defaults.copy()
                 values[place] = dict(path=str(path)) if 'filepath' in kind else str(path)
                 answers.add(call_endpoint(server, name, values))
             assert not any('base64' in answer or 'root:' in answer for answer in answers)

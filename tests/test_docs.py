@@ -25,9 +25,11 @@ from oneshot import __main__ as oneshot
 from schp import __main__ as schp
 import train
 from tests.helpers import HERE, SHORT, call, run, write_photo, write_tiny_mhp, write_video
+from tests.robustness import attack
 from tests.test_layout import MODULES
 from uniparser import PRESETS, Config, UniParser, get_config
-from tools import ablate, benchmark, count_people, export, keypoints, mean, oracle, self_correction, tagged
+from tools import (ablate, benchmark, count_people, export, keypoints, mean, onnx_parse, oracle, plot, self_correction,
+                   tagged, tracking)
 from util import datasets
 from util.cli import CommandParser, given_settings
 from util.datasets import DATASETS, open_dataset
@@ -40,7 +42,8 @@ CODE = {name: path.read_text() for name, path in MODULES.items()}
 PROGRAMS = {'train.py': train, 'infer.py': infer, 'data.py': data, 'evaluate.py': evaluate, 'tools.benchmark': benchmark,
             'tools.export': export, 'tools.oracle': oracle, 'tools.ablate': ablate, 'oneshot': oneshot, 'schp': schp,
             'demo.py': demo, 'tools.self_correction': self_correction, 'tools.count_people': count_people, 'tools.tagged': tagged,
-            'tools.keypoints': keypoints, 'tools.mean': mean}
+             'tools.keypoints': keypoints, 'tools.mean': mean, 'tools.onnx_parse': onnx_parse, 'tools.plot': plot,
+             'tools.tracking': tracking, 'tests.robustness.attack': attack}
 TINY = [*SHORT, '--pretrained', '', '--no-dcn', '--epochs', '1', '--grid', '8', '--short-side', '64', '--test-short-side', '64',
         '--workers', '0']
 
@@ -124,8 +127,8 @@ def test_the_snippets_of_the_readme_run(tmp_path):
         for code in snippets:
             exec(code, found)
     people, hair = found['people'], found['hair']
-    assert people.parsing.shape == (3, 640, 480) and people.scores.shape == (3,) and people.centers.shape == (3, 2)
-    assert hair.shape == people.parsing.shape and hair.dtype == bool and hair.any()
+    assert len(people) == 3 and str(people).startswith('3 people: hair, upper-clothes, ') and '3 people: hair, upper-clothes, ..' in README
+    assert hair.shape == (640, 480) and hair.dtype == bool and hair.any()
 
 
 def write_my_data(root):
@@ -275,6 +278,24 @@ def test_names_in_the_documents_occur_in_the_code(name):
     for word in re.findall(r'`([A-Za-z_]\w*)(?:\(\))?`', DOCS[name]):
         if not word.isupper():
             assert any(re.search(rf'\b{word}\b', code) for code in (*CODE.values(), example)), word
+
+
+def released_files(text):
+    """Names such as exp-schp-201908261155-lip.pth, which torchvision's are not."""
+    names = re.findall(r'(?<![\w./*-])(?:checkpoints/)?([\w-]+\.(?:pth|bin))(?!\.tar)\b', text)
+    return {name for name in names if 'imagenet_v1' not in name}
+
+
+def test_the_table_of_weights_has_every_file_that_code_and_documents_name():
+    table = section(DOCS['docs/weights.md'], '# Where to get weights')
+    listed = {name for row in re.findall(r'^\| (`.*?`) \|', table, re.M) for name in re.findall(r'`(.*?)`', row)}
+    others = [text for name, text in DOCS.items() if name != 'docs/weights.md']
+    named = set().union(*(released_files(text) for text in (*CODE.values(), *others)))
+    assert {'exp-schp-201908261155-lip.pth', 'mit_b4.pth', 'deeplab_v3plus_v3.pth'} <= named <= listed
+    sums = dict(re.findall(r'^    (\w+)  (\S+)$', table, re.M))
+    assert set(sums.values()) <= listed and all(re.fullmatch('[0-9a-f]{64}', digest) for digest in sums)
+    with pytest.raises(FileNotFoundError, match='docs/weights.md'):
+        UniParser.from_pretrained('nothing.pth')
 
 
 def definition(name):

@@ -120,10 +120,10 @@ def test_score_threshold_gives_the_official_numbers():
 
 
 @pytest.mark.parametrize('name, form', [
-    ('mhp', 'instances'), ('cihp', 'coco'), ('mhp', 'mhp'), ('ties', 'mhp')])
+    ('mhp', 'instances'), ('cihp', 'coco-results'), ('mhp', 'mhp'), ('ties', 'mhp')])
 def test_folders_give_the_official_numbers_to_the_last_bit(name, form, tmp_path):
     write(tmp_path, OFFICIAL[name], form)
-    expected = OFFICIAL[name].expected['instances' if form == 'coco' else form]
+    expected = OFFICIAL[name].expected['instances' if form == 'coco-results' else form]
     assert_official(evaluate_folder(tmp_path, OFFICIAL[name]), expected)
 
 
@@ -499,7 +499,7 @@ def test_written_predictions_read_back_to_the_same_numbers(form, tmp_path):
     write(tmp_path, scenes, form)
     want = parsing_metrics(scenes.predictions, scenes.gts, 7)
     np.testing.assert_equal(evaluate_folder(tmp_path, scenes), want)
-    if form in ('instances', 'coco'):                                   # these two keep overlaps, too
+    if form in ('instances', 'coco-results'):                                   # these two keep overlaps, too
         overlapping = OFFICIAL['cihp']
         write(tmp_path / 'b', overlapping, form)
         assert_official(evaluate_folder(tmp_path / 'b', overlapping), overlapping.expected['instances'])
@@ -519,7 +519,7 @@ def test_more_than_255_people_or_parts_fit_the_challenge_forms(tmp_path):
 
 def test_coco_rows_name_images_by_place_as_in_uniparsers_lists(tmp_path):
     scenes = apart(9, 6, 8)
-    write(tmp_path, scenes, 'coco')
+    write(tmp_path, scenes, 'coco-results')
     rows = json.loads((tmp_path / 'parsing.json').read_text())
     for row in rows:
         row['image_id'] = scenes.ids.index(row['image_id']) + 1
@@ -592,7 +592,7 @@ BROKEN = {
     'no json': ('instances', overwrite('instances.json', '{'), 'instances.json should be'),
     'no score': ('instances', overwrite('instances.json', '{"0000": [{"file": "a.png"}]}'), 'json should be'),
     'nan': ('instances', overwrite('instances.json', '{"0000": [{"file": "0000_00.png", "score": NaN}]}'),
-            'instances.json, image 0000: .* finite'),
+            'instances.json should be .*a score is nan'),
     'odd words': ('mhp', overwrite('results.txt', '0000 1\n'), 'results.txt, line 1'),
     'no number': ('mhp', overwrite('results.txt', '0000 1 high\n'), 'results.txt, line 1'),
     'listed twice': ('mhp', overwrite('results.txt', '0000 1 .5\n0000 1 .5\n'), 'results.txt lists'),
@@ -601,7 +601,7 @@ BROKEN = {
     'class too high': ('cihp', overwrite('instance_parsing/0000.txt', '99 .5\n'), '0000.txt, line 1'),
     'no text': ('cihp', remove('instance_parsing/0000.txt'), '0000.txt is missing'),
     'no class maps': ('cihp', lambda d: os.rename(d / 'global_parsing', d / 'x'), 'global_parsing holds'),
-    'coco, no file': ('coco', overwrite('parsing.json', '[{"image_id": 1, "score": 1}]'), 'json should be')}
+    'coco, no file': ('coco-results', overwrite('parsing.json', '[{"image_id": 1, "score": 1}]'), 'json should be')}
 
 
 @pytest.mark.parametrize('case', BROKEN)

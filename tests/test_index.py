@@ -50,13 +50,13 @@ class Page(HTMLParser):
         return {unquote(address) for address in self.addresses}
 
 
-def save(folder, name, labels, colors=None, cutouts=False):
+def save(folder, name, labels, cutouts=False):
     """Results of a gray photo with one person per label map."""
     maps = np.array(labels, np.uint8)
     count, height, width = maps.shape
-    found = Parsing(maps, np.linspace(0.9, 0.5, count), np.ones((count, 2)))
     photo = Image.new('RGB', (width, height), 'gray')
-    write_results(folder, name, f'in/{name}.jpg', photo, found, NAMES, cutouts, colors)
+    found = Parsing(maps, np.linspace(0.9, 0.5, count), np.ones((count, 2)), NAMES, photo, f'in/{name}.jpg')
+    write_results(folder, name, found, cutouts)
 
 
 def files_of(folder):

@@ -19,7 +19,7 @@ from tools import oracle
 import maps
 from util.datasets import open_dataset
 from util.masks import decode_rle, encode_rle
-from util.pictures import RAMP, matrix_picture
+from util.pictures import RAMP
 from util.run import Run
 
 
@@ -142,6 +142,31 @@ def test_mistakes_in_infer_get_one_sentence(checkpoint, tmp_path, monkeypatch, c
     assert stop.value.code == 2 and message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize('arguments, sentence', [
+    (['a.png', '--root', 'x'], '--root is for a data set; name it with --data'),
+    (['a.png', '--split', 'val'], '--split is for a data set'),
+    (['a.png', '--fps', '5'], '--fps is for videos, and there is none among the files'),
+    (['--data', 'synthetic', '--cutouts'], '--cutouts is for photos, not for a data set'),
+    (['--data', 'synthetic', '--only', 'head'], '--only is for photos, not for a data set'),
+    (['--data', 'synthetic', '--max-size', '100'], '--max-size is for photos'),
+    (['--data', 'synthetic', '--fps', '5'], '--fps is for photos'),
+    (['--list', '--cutouts'], '--cutouts is for parsing; leave out --list'),
+    (['--list', '--out', 'x'], '--out is for parsing'),
+    (['--list', '--split', 'val'], '--split is for parsing'),
+    (['a.png', 'https://example.com/b.jpg'], 'https://example.com/b.jpg is an address, and files are read; download it'),
+    (['S3://bucket/*.jpg'], 'S3://bucket/*.jpg is an address')])
+def test_flags_that_would_do_nothing_are_refused(checkpoint, tmp_path, arguments, sentence):
+    write_photo(tmp_path / 'a.png')
+    done = call(infer, *arguments, '--weights', checkpoint, '--device', 'cpu', cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr.startswith(f'error: {sentence}'), done.stderr
+    assert done.stderr.count('\n') == 1 and [path.name for path in tmp_path.iterdir()] == ['a.png']
+
+
+def test_an_address_is_no_file_in_python_either():
+    with pytest.raises(FileNotFoundError, match='https://example.com/a.jpg is an address'):
+        tiny_model().predict('https://example.com/a.jpg')
+
+
 # ---- maps
 
 
@@ -156,8 +181,8 @@ def test_maps_show_the_people_that_were_found(monkeypatch):
     found = model.predict(photo)[0]
     assert len(found.scores) > 2
     # As if the best had no part.
-    kept = type(found)(*(field[1:] for field in found))
-    nobody = type(found)(*(field[:0] for field in found))
+    kept = found.take(slice(1, None))
+    nobody = found.take(slice(0))
     out = model.outputs(data.network_input(photo, model.config))
     cells, scores = find_centers(out['heatmap'][0, 0], model.config)
     seen = []
@@ -232,27 +257,12 @@ def test_points_are_for_one_photo(checkpoint, tmp_path):
     done = call(infer, *photos, '--weights', checkpoint, '--maps', '--at', '1,1')
     assert done.returncode == 2 and done.stderr == 'error: --at is for one photo, not for 2\n'
     done = call(infer, '--data', 'synthetic', '--weights', checkpoint, '--maps', '--at', '1,1')
-    assert done.returncode == 2 and '--at is for one photo' in done.stderr
+    assert done.returncode == 2 and '--maps is for photos, not for a data set' in done.stderr
 
 
 def test_points_follow_a_reduced_photo():
     points = maps.read_points(['10,20', '0,0'], (60, 40), 0.5)
     assert points == [('10,20', 5.0, 10.0), ('0,0', 0.0, 0.0)]
-
-
-def test_matrices_of_correlations_have_a_bright_diagonal():
-    names = ['head', 'torso', 'left-arm']
-    values = np.array([[1, 0, 0.5], [0, 1, -0.2], [0.5, -0.2, 1]])
-    picture = np.asarray(matrix_picture('A', values, names))
-    top = picture.shape[0] - 3 * 32
-    left = top - 32
-
-    def color(row, column):
-        return tuple(picture[top + row * 32 + 2, left + column * 32 + 2])
-
-    assert all(color(k, k) == tuple(RAMP[255]) for k in range(3))
-    assert color(0, 1) == color(1, 0) == color(1, 2) == tuple(RAMP[0])
-    assert color(0, 2) == tuple(RAMP[127])
 
 
 # ---- predictions of a split
@@ -271,6 +281,37 @@ def test_predictions_of_a_split_evaluate_to_what_training_reports(checkpoint, tm
     for name in train.UniParserTask.reported:
         # infer.py folds BatchNorm: ties may turn.
         assert abs(found[name] - expected[name]) < 1e-4, name
+
+
+def write_test_split(root):
+    """MHPv2's test photos, whose labels are not public."""
+    (root / 'list').mkdir()
+    (root / 'list' / 'test_all.txt').write_text('1\n')
+    write_photo(root / 'test' / 'images' / '1.jpg')
+
+
+def test_a_split_without_labels_is_for_the_challenge(tmp_path):
+    write_test_split(tmp_path)
+    model = tiny_model('mhp', theta_center=0.0, theta_mask=0.1, test_short_side=48)
+    model.class_names = list(datasets.MHP.class_names)
+    model.save(tmp_path / 'm.pt')
+    split = '--data', 'MHP', '--root', tmp_path, '--split', 'test'
+    for form, advice in (('mhp', 'submit them; the labels of MHP test are not public'),
+                         ('instances', 'the labels of MHP test are not public; to submit predictions, write them '
+                                       'with --format mhp')):
+        done = call(infer, *split, '--weights', tmp_path / 'm.pt', '--out', tmp_path / form, '--format', form)
+        assert done.returncode == 0 and done.stdout.endswith(f'next: {advice}\n'), done.stdout + done.stderr
+        done = call(evaluate, *split, '--predictions', tmp_path / form)
+        assert done.returncode == 2 and done.stdout == ''
+        assert done.stderr.startswith('error: MHP test has no ground truth to compare with')
+
+
+def test_the_test_split_of_cihp_has_no_labels(tmp_path):
+    write_cihp(tmp_path)
+    folder = tmp_path / 'instance-level_human_parsing'
+    write_photo(folder / 'Testing' / 'Images' / '9.jpg')
+    assert open_dataset('CIHP', tmp_path, 'val').has_truth and not open_dataset('CIHP', tmp_path, 'test').has_truth
+    assert open_dataset('synthetic').has_truth
 
 
 def write_cihp(root):

@@ -40,7 +40,7 @@ def ids(names, *wanted):
 def test_the_page_shows_the_table():
     rows = [tuple(line.strip('| ').split(' | ')) for line in PAGE.splitlines() if line.count('|') == len(SETS) + 1]
     assert [name.lower() for name in rows[0]] == list(SETS) and tuple(rows[2:]) == KINDS
-    sets = dict(re.findall(r'^\| `(\w+)` \| (.*) \|$', PAGE, re.M))
+    sets = dict(re.findall(r'^\| `(\w[\w-]*)` \| (.*) \|$', PAGE, re.M))
     assert {name: tuple(text.split(', ')) for name, text in sets.items()} == {t: tuple(names_of(t)) for t in TARGETS}
 
 
@@ -65,6 +65,17 @@ def test_classes_of_the_same_name_are_the_same_class():
         for name, i in zip(names_of(source), find_tables(source, target)[0]):
             if name.lower() in others and name not in ('coat', 'jacket/windbreaker/hoodie'):
                 assert others[i] == name.lower(), (source, target)
+
+
+def test_atr_neck_is_atr_with_a_neck_of_torso_skin():
+    assert names_of('atr-neck') == (*ATR, 'Neck')
+    for source, skin in ('mhp', 'torso-skin'), ('cihp', 'Torso-skin'):
+        c = names_of(source).index(skin)
+        for neck, plain in zip(find_tables(source, 'atr-neck'), find_tables(source, 'atr')):
+            assert neck[c] == 18 and plain[c] == 0 and neck[:c] + neck[c + 1:] == plain[:c] + plain[c + 1:]
+    for names in LIP, ATR:
+        with pytest.raises(ValueError, match='from torso-skin, which is no class of (lip|atr); choose atr'):
+            find_set(names, 'atr-neck')
 
 
 def test_every_class_is_in_the_table():
@@ -191,7 +202,7 @@ def test_the_classes_of_files_of_all_systems_are_listed(cihp, tmp_path):
 
 class Drawn:
     """Two photos of random people in CIHP's classes, as a data set."""
-    class_names, ids, splits = CIHP.class_names, ['1', '2'], ('val',)
+    class_names, ids, splits, has_truth = CIHP.class_names, ['1', '2'], ('val',), True
 
     def __init__(self, root=None, split='val'):
         rng = np.random.default_rng(1)

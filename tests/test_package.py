@@ -90,7 +90,7 @@ def test_the_metadata_names_version_requirements_and_extras(wheel):
     words = {re.match(r'[\w-]+', line)[0] for line in needed}
     assert metadata['Version'] == '0.1.0' and metadata['License-Expression'] == 'MIT'
     assert words == {'torch', 'torchvision', 'numpy', 'pillow', 'scipy', 'tqdm'}
-    assert set(metadata.get_all('Provides-Extra')) == {'page', 'video', 'onnx', 'test'}
+    assert set(metadata.get_all('Provides-Extra')) == {'page', 'video', 'onnx', 'safetensors', 'plots', 'test'}
 
 
 @pytest.mark.parametrize('command', [('uniparser',), ('python', '-m', 'uniparser_torch')])

@@ -3,8 +3,10 @@ pytest"""
 
 import numpy as np
 
-from util.datasets.coco import KEYPOINTS, Person
-from util.person_counts import Counts, count_photo, mask_ious
+from util.datasets.coco import Person
+from util.datasets.coco_file import KEYPOINTS
+from util.masks import mask_ious
+from util.person_counts import Counts, count_photo
 from util.skeleton import CLASSES, labels_at
 
 SHAPE = 50, 100

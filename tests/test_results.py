@@ -104,8 +104,12 @@ def test_the_photos_of_others_in_the_card_are_those_of_the_file():
     assert rows[-len(RESULTS['strangers']['rows']):] == [[name, *row] for name, row in RESULTS['strangers']['rows'].items()]
 
 
+def test_the_ordinary_photos_of_the_card_are_those_of_the_file():
+    assert rows_of(section(CARD, '## Ordinary photos')) == [[name, *row] for name, row in RESULTS['ordinary']['rows'].items()]
+
+
 def test_measured_numbers_name_their_command_and_date():
-    sections = [RESULTS[name] for name in ('self_correction', 'settings', 'parameters', 'levers', 'strangers', 'oneshot')]
+    sections = [RESULTS[name] for name in ('self_correction', 'settings', 'parameters', 'levers', 'strangers', 'ordinary', 'oneshot')]
     sections += [record for name in ('runs', 'oracle', 'ablation') for record in RESULTS[name].values()]
     for measured in sections:
         assert measured['command'].startswith('python ') and re.fullmatch(r'\d{4}-\d\d-\d\d', measured['measured'])

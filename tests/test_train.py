@@ -3,6 +3,7 @@ import json
 import re
 import signal
 from dataclasses import fields, replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -103,6 +104,27 @@ def test_a_run_leaves_what_it_promises(tmp_path):
     again = call(train, *SHORT, '--out', folder, cwd=tmp_path)
     assert again.returncode == 2 and 'holds a run already' in again.stderr
     assert 'Traceback' not in again.stderr
+
+
+def test_the_time_left_is_that_of_the_whole_run(tmp_path, monkeypatch, capsys):
+    """By a clock on which a step takes 100 s and a validation 10 minutes. A resumed run counts its own steps alone."""
+    clock = [0.0]
+
+    def taking(seconds, function):
+        def slow(*args):
+            clock[0] += seconds
+            return function(*args)
+        return slow
+
+    monkeypatch.setattr(train, 'time', SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(train, 'train_step', taking(100, train.train_step))
+    monkeypatch.setattr(train.UniParserTask, 'validate', taking(600, train.UniParserTask.validate))
+    train.main([*SHORT, '--epochs', '2', '--out', str(tmp_path / 'run')])
+    found = re.findall(r'epoch (\d) iter (\d)/3 .* GB \| ends in ([\d:]+)$', capsys.readouterr().out, re.M)
+    assert found == [('1', '1', '08:20'), ('1', '2', '06:40'), ('1', '3', '05:00'),
+                     ('2', '1', '08:20'), ('2', '2', '03:40'), ('2', '3', '00:00')]
+    train.main(['--resume', str(tmp_path / 'run'), '--epochs', '40', '--device', 'cpu'])
+    assert 'epoch 3 iter 1/3' in (first := capsys.readouterr().out) and '| ends in 3:08:20\n' in first
 
 
 def torchrun(*arguments):

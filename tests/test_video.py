@@ -15,11 +15,14 @@ import numpy as np
 import pytest
 
 import infer
+from data import input_geometry, network_input
 from tests.helpers import SIZE, call, picture, tiny_model, write_photo, write_video
+from uniparser import UniParser, decode, kernels_at
 from util import files, video
 from util.datasets import CIHP
 from util.files import MARK
 from util.labels import LABEL_SETS
+from util.tracking import Tracker
 
 av = pytest.importorskip('av', reason='videos need PyAV: pip install av')
 
@@ -59,7 +62,7 @@ def names_in(folder):
 
 def test_each_frame_is_parsed_as_a_photo_of_it_is(checkpoint, tmp_path):
     write_video(tmp_path / 'a.mp4')
-    done = parse(checkpoint, tmp_path, 'a.mp4')
+    done = parse(checkpoint, tmp_path, 'a.mp4', '--no-track')
     assert done.returncode == 0 and done.stdout.startswith('a.mp4: 8 frames, at most '), done.stderr
     assert done.stdout.endswith('1 of 1 videos -> out/\n') and names_in(tmp_path / 'out') == ['a.jsonl', 'a_overlay.mp4']
     lines, (_, _, frames) = read_lines(tmp_path / 'out' / 'a.jsonl'), read_video(tmp_path / 'a.mp4')
@@ -207,6 +210,44 @@ def test_frames_in_a_folder_keep_their_order(tmp_path):
     assert [path.name for path in files.find_photos([f'{tmp_path}/frame_*'])] == names[:4]
 
 
+# ---- ids -------------------------------------------------------------------------------------------------------
+
+
+def test_ids_are_those_of_the_tracker_and_nothing_else_depends_on_it(checkpoint, tmp_path):
+    write_video(tmp_path / 'a.mp4', ticks=range(10))
+    assert parse(checkpoint, tmp_path, 'a.mp4').returncode == 0
+    tracked = read_lines(tmp_path / 'out' / 'a.jsonl')
+    assert parse(checkpoint, tmp_path, 'a.mp4', '--no-track').returncode == 0
+    ranked = read_lines(tmp_path / 'out' / 'a.jsonl')
+    model = UniParser.from_pretrained(checkpoint).fold()
+    tracker, config, moved = Tracker(), model.config, 0
+    opened = video.Video(tmp_path / 'a.mp4')
+    for frame, line, rank in zip(opened, tracked, ranked, strict=True):
+        assert [person.pop('id') for person in rank['people']] == list(range(1, len(rank['people']) + 1))
+        geometry = input_geometry(frame.photo, config)
+        out = model.outputs(network_input(frame.photo, config, geometry))
+        found = decode(out, 0, geometry, config, model.fusion)
+        kernels = kernels_at(out, 0, found.centers, geometry, config)
+        ids = tracker.follow(frame.photo, found.parsing, frame.time, kernels)
+        assert [person.pop('id') for person in line['people']] == ids
+        assert line == rank
+        moved += ids != sorted(ids)
+    opened.close()
+    assert moved                                              # not only ranks
+
+
+def test_people_may_have_colors_instead_of_parts(checkpoint, tmp_path):
+    write_video(tmp_path / 'a.mp4', ticks=range(3), size=(256, 192))
+    pictures = []
+    for colors in 'parts', 'people':
+        assert parse(checkpoint, tmp_path, 'a.mp4', '--colors', colors).returncode == 0
+        pictures.append(read_video(tmp_path / 'out' / 'a_overlay.mp4')[2][1][1])
+    parts, people = pictures
+    assert people.height == 192 < parts.height                # a legend of parts, none of people
+    difference = np.asarray(people, int) - np.asarray(parts, int)[:192]
+    assert np.abs(difference).mean() > 10
+
+
 # ---- what goes wrong -------------------------------------------------------------------------------------------
 
 
@@ -275,6 +316,38 @@ def test_damaged_frames_are_left_out_and_the_others_kept(checkpoint, tmp_path):
     assert 'a.mov is damaged in 1 place; the 7 frames that can be read are in out/a_overlay.mp4' in done.stderr
     lines, (_, _, frames) = read_lines(tmp_path / 'out' / 'a.jsonl'), read_video(tmp_path / 'out' / 'a_overlay.mp4')
     assert len(lines) == len(frames) == 7 and abs(frames[3][0] - 4 * 1001 / 30000) < 1e-3          # the times stay
+
+
+def write_gap(path, gap=10 ** 8):
+    """Three frames, and two after a gap of so many frames in the time stamps."""
+    with av.open(str(path), 'w') as container:
+        stream = container.add_stream('mjpeg', rate=30)
+        stream.width, stream.height, stream.pix_fmt = *SIZE, 'yuvj420p'
+        for k, tick in enumerate((0, 1, 2, gap, gap + 1)):
+            frame = av.VideoFrame.from_image(picture(k))
+            frame.pts, frame.time_base = tick, Fraction(1, 30)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+
+
+def test_a_gap_of_months_in_the_time_stamps_is_damage(checkpoint, tmp_path):
+    write_gap(tmp_path / 'a.mkv'), write_video(tmp_path / 'b.mp4', ticks=range(3))
+    done = parse(checkpoint, tmp_path, 'a.mkv', 'b.mp4')
+    assert done.returncode == 2 and 'Traceback' not in done.stderr and '1 of 2 videos' in done.stdout
+    assert 'a.mkv is damaged in 1 place; the 3 frames that can be read are in out/a_overlay.mp4' in done.stderr
+    assert len(read_video(tmp_path / 'out' / 'a_overlay.mp4')[2]) == len(read_lines(tmp_path / 'out' / 'b.jsonl')) == 3
+    write_gap(tmp_path / 'c.mkv', 30 * 600)                   # ten minutes are none
+    assert parse(checkpoint, tmp_path, 'c.mkv').returncode == 0
+    assert abs(read_lines(tmp_path / 'out' / 'c.jsonl')[3]['time'] - 600) < 0.1
+
+
+def test_what_ffmpeg_cannot_write_is_one_sentence_and_the_next_video_goes_on(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(video, 'LONGEST_GAP', 10 ** 12)
+    write_gap(tmp_path / 'a.mkv'), write_video(tmp_path / 'b.mp4', ticks=range(3))
+    done = parse(checkpoint, tmp_path, 'a.mkv', 'b.mp4')
+    assert done.returncode == 2 and 'Traceback' not in done.stderr and '1 of 2 videos' in done.stdout
+    assert 'a_overlay.mp4 cannot be written' in done.stderr
+    assert names_in(tmp_path / 'out') == ['b.jsonl', 'b_overlay.mp4']
 
 
 @pytest.mark.parametrize('seed', range(6))

@@ -94,8 +94,8 @@ def test_the_filter_of_people_looks_at_center_and_map():
 def test_results_show_the_whole_person_but_name_only_known_parts(tmp_path):
     labels = np.zeros((1, 20, 30), np.uint8)
     labels[0, 2:18, 5:25], labels[0, 2:8, 5:25] = 255, 1
-    found = Parsing(labels, np.array([0.7]), np.array([[15.0, 10.0]]))
-    write_results(tmp_path, 'a', 'a.jpg', PHOTO, found, NAMES, cutouts=False)
+    found = Parsing(labels, np.array([0.7]), np.array([[15.0, 10.0]]), NAMES, PHOTO)
+    write_results(tmp_path, 'a', found)
     parts, people = (np.asarray(Image.open(tmp_path / f'a_{kind}.png')) for kind in ('parts', 'people'))
     assert ((people == 1) == (labels[0] > 0)).all() and ((parts == 1) == (labels[0] == 1)).all() and parts.max() == 1
     (person,) = json.loads((tmp_path / 'a.json').read_text())['people']

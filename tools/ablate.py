@@ -17,6 +17,7 @@ import json
 import os
 import re
 import time
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import NamedTuple
@@ -27,10 +28,10 @@ import torch
 import train
 from uniparser import PRESETS, Config, UniParser, get_config
 from util.checkpoints import read_checkpoint
-from util.cli import (Between, CommandParser, add_settings, add_shared, as_flags, describe,
-                      filled, given_settings, start)
+from util.cli import (Between, CommandParser, Ending, add_settings, add_shared, as_flags,
+                      describe, filled, given_settings, start)
 from util.datasets import DATASETS, DRAWN
-from util.files import write_file, write_json
+from util.files import naming, read_json, write_file, write_json
 from util.masks import matrix_nms
 from util.photos import share_of_process
 from util.reports import mean_and_spread
@@ -185,9 +186,9 @@ class SuppressingUniParser(UniParser):
         return [self.suppress(found) for found in super().predict(photos, batch_size)]
 
     def suppress(self, found):
-        found = found._replace(scores=matrix_nms(found.parsing > 0, found.scores, self.kernel))
+        found = replace(found, scores=matrix_nms(found.parsing > 0, found.scores, self.kernel))
         order = np.argsort(-found.scores, kind='stable')
-        return found.select(order[found.scores[order] > self.config.theta_center])
+        return found.take(order[found.scores[order] > self.config.theta_center])
 
 
 class Study:
@@ -220,10 +221,10 @@ class Study:
         path = self.path(name, seed) / 'metrics.json'
         if not path.exists():
             return None
-        record = json.loads(path.read_text())
-        if record['given'] != json.loads(json.dumps(self.given)):
-            raise ValueError(f'{path} was made with other settings, {record["given"]}; choose '
-                             'another --out')
+        record = read_json(path)
+        given = record.get('given')
+        if given != json.loads(json.dumps(self.given)):
+            raise ValueError(f'{path} was made with other settings, {given}; choose another --out')
         return record
 
     def run(self):
@@ -232,6 +233,7 @@ class Study:
         jobs = [(name, seed) for seed in self.args.seeds
                 for name, rows in self.trainings.items() if rows]
         jobs = share_of_process(jobs)
+        self.read_documents()                     # after hours of training is too late
         # Each training has one process, with a GPU of its own.
         if os.environ.pop('RANK', None) and torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ['LOCAL_RANK']))
@@ -323,15 +325,24 @@ class Study:
         write_json(self.folder / 'results.json', section)
         tables = [markdown(name, found, self.tables) for name in self.tables]
         write_file(self.folder / 'results.md', '\n\n'.join(tables) + '\n')
+        content, page = self.read_documents()
         if args.json:
-            content = {}
-            if os.path.exists(args.json):
-                content = json.loads(Path(args.json).read_text())
             content.setdefault('ablation', {})[args.data] = section
             write_json(args.json, content)
         if args.page:
-            page = Path(args.page).read_text()
             write_file(args.page, replace_tables(page, found, self.tables))
+
+    def read_documents(self) -> tuple[dict, str]:
+        """The present content of --json and of --page."""
+        args = self.args
+        content = {}
+        page = ''
+        if args.json and os.path.exists(args.json):
+            content = read_json(args.json)
+        if args.page:
+            with naming(args.page, '--page is a page that exists'):
+                page = Path(args.page).read_text()
+        return content, page
 
 
 def can_train(training: str, data: str, preset: str) -> bool:
@@ -388,8 +399,9 @@ def parse_arguments(argv=None):
     add_shared(parser, 'device')
     parser.add_argument('--out', type=filled, default='runs/ablate',
                         help='folder of the runs and the tables (default: %(default)s)')
-    parser.add_argument('--json', metavar='FILE', help='also write the numbers into this file')
-    parser.add_argument('--page', metavar='FILE',
+    parser.add_argument('--json', type=Ending('.json'), metavar='FILE',
+                        help='also write the numbers into this file')
+    parser.add_argument('--page', type=Ending('.md'), metavar='FILE',
                         help='also replace the tables in this page, such as docs/results.md')
     fixed = 'data', 'recipe', 'num_classes', 'pretrained_stages', 'seed', 'val_every'
     add_settings(parser, Config, fixed)

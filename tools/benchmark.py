@@ -39,7 +39,7 @@ from util.files import user_errors
 from util.images import read_photo
 from util.labels import LABEL_SETS
 from util.pictures import overlay
-from util.results import describe_people, write_results
+from util.results import write_results
 from util.run import Run, find_device, memory, synchronize
 from util.workers import read_batches, workers_of
 
@@ -136,7 +136,7 @@ def plant_people(out: dict, people: int, config: Config) -> dict:
         heatmap[row, column] = 5 - n / people
         k_ins[:, row, column] = unit[n]
     planted = dict(heatmap=heatmap[None, None], f_ins=f_ins[None], k_ins=k_ins[None],
-                   f_cate=f_cate[None], k_cate=unit[:K])
+                   f_cate=f_cate[None], k_cate=unit[:K], flip_pairs=out['flip_pairs'])
     return {name: tensor.to(out['f_ins'].device) for name, tensor in planted.items()}
 
 
@@ -192,9 +192,9 @@ def time_steps(model: UniParser, photo: Image.Image, people: int, session=None) 
             for number, scene in planted.items():
                 found = clock(f'decode {number}', decode, scene, 0, geometry, config)
             clock('overlay', overlay, photo, found.parsing, model.class_names)
-            clock('JSON', describe_people, found, model.class_names)
-            clock('save', write_results, Path(folder), 'photo', file, photo, found,
-                  model.class_names, False)
+            found = replace(found, class_names=model.class_names, photo=photo, path=file)
+            clock('JSON', found.to_dict)
+            clock('save', write_results, Path(folder), 'photo', found)
     return clock, images
 
 

@@ -20,7 +20,7 @@ from data import input_geometry, network_input
 from infer import add_model_flags, check_classes, load_model
 from uniparser import Config, decode
 from util import person_counts
-from util.cli import Between, CommandParser, add_shared, flag, start
+from util.cli import Between, CommandParser, add_shared, filled, flag, start
 from util.datasets import COCO, open_dataset
 from util.files import pick_all, pick_files, user_errors
 from util.images import read_labels, read_stored
@@ -90,12 +90,12 @@ def print_folder(args):
         instances = pick_files(args.instances, list(photos), ('.png',))
     model = load_model(args, args.device)
     counts = [count(model, path, known, args.iou)
-              for path, known in zip(tqdm(photos.values(), unit='photo'), instances)]
+              for path, known in zip(tqdm(photos.values(), unit='photo', disable=None), instances)]
     total = Counts(*np.sum([astuple(one) for one in counts], 0).tolist())
     wrong = sum(one.false > 0 for one in counts)
     print(f'{len(counts)} photos: {total.found} of {total.people} people found, {total.false} of '
           f'{total.detections} detections false, in {wrong} photos; '
-          f'{100 * total.painted / total.outside:.1f} % of the other pixels painted')
+          f'{person_counts.percent(total.painted, total.outside)} of the other pixels painted')
 
 
 # --------------------------------------------------------------------------------------------------
@@ -119,8 +119,8 @@ def print_split(args):
 def count_split(model, dataset: COCO, configs: list[Config]) -> list[person_counts.Counts]:
     """Counts over a split, one for each of the configs, which differ in their thresholds alone."""
     totals = [person_counts.Counts() for _ in configs]
-    for k in tqdm(range(len(dataset)), unit='photo'):
-        photo = read_stored(dataset.photos[k])
+    for k in tqdm(range(len(dataset)), unit='photo', disable=None):
+        photo = dataset.read_photo(dataset.photos[k])
         people, ignore = dataset.persons(k)
         geometry = input_geometry(photo, model.config)
         out = model.outputs(network_input(photo, model.config, geometry))
@@ -137,7 +137,8 @@ def count_split(model, dataset: COCO, configs: list[Config]) -> list[person_coun
 def parse_arguments(argv=None):
     parser = CommandParser(__doc__)
     parser.add_argument('photos', nargs='?', help='folder of photos')
-    parser.add_argument('--instances', help='folder of ID.png; without it, the photos show nobody')
+    parser.add_argument('--instances', type=filled,
+                        help='folder of ID.png; without it, the photos show nobody')
     parser.add_argument('--iou', type=Between(0, 1, float), default=0.5,
                         help='without --data: smallest IoU of two masks of one person '
                              '(default: %(default)s)')

@@ -1,13 +1,14 @@
-"""Writes a model for other programs: as ONNX, or as a weights file without the training's state.
+"""Writes a model for other programs: as ONNX, or as a weights file without the training's state,
+in torch's form or that of safetensors.
 
     python -m tools.export --weights runs/MHP/best.pt --out uniparser.onnx
     python -m tools.export --weights runs/MHP/best.pt --out uniparser.pt --half
-    python -m tools.export --weights UniParser_MHP_r101_light.pth --out uniparser.pt     # released
-    python -m tools.export --weights exp-schp-201908261155-lip.pth --out schp.onnx       # SCHP, too
+    python -m tools.export --weights runs/MHP/best.pt --out uniparser.safetensors
+    python -m tools.export --weights Uniparser_MHP_r101_light.pth --out uniparser.pt   # released
+    python -m tools.export --weights exp-schp-201908261155-lip.pth --out parsing_lip.onnx     # SCHP
 
-The ONNX file of SCHP takes image (B, 3, H, W) float32, BGR in 0..1, minus mean, over std, of the
-size in its metadata, and gives logits (B, C, H, W), before the softmax. mean and std (of B, G, R),
-labels and size are metadata, as JSON.
+Weights files of all three systems are read and written; UniParser and SCHP have ONNX files. In
+their metadata are the settings and the names of the classes, as JSON.
 
 The ONNX file of UniParser computes the correlations of an image:
 
@@ -17,37 +18,38 @@ The ONNX file of UniParser computes the correlations of an image:
     q_ins    (P, H/4, W/4)         correlations with their people                        Eq. (2)
     q_cate   (K, H/4, W/4)         correlations with the categories                      Eq. (3)
 
-Peaks come best first. q_ins means nothing where the score is low. mean, std, class_names and the
-settings named here are in the file's metadata, as JSON.
+Peaks come best first. q_ins means nothing where the score is low. With flip_test, the network sees
+the mirror image, too. tools/onnx_parse.py has what comes before and after, without torch.
 
-Before the network, a photo is scaled (bilinear) to a short side of test_short_side, but no long
-side above long_side; zeros are added right and below after normalizing (`data.network_input`).
+The ONNX file of SCHP has the names of those that IDM-VTON and OOTDiffusion load, parsing_lip.onnx
+and parsing_atr.onnx, and can take their place:
 
-After it, people are the peaks with scores > theta_center, each where its q_ins > theta_mask. A
-person whose mask has an IoU above theta_same with that of a better one is left out
-(`util.beyond.distinct`). With assign "correlation", the classes of a person are those with a mean
-q_cate above theta_part inside that mask (`uniparser.part_scores`), and the label of a pixel is the
-one of them with the largest q_cate, or 0 where that is not above theta_paint (if that is 0:
-theta_mask). With assign "mixture", posteriors stand in for q_cate (`util.beyond.mixture`). With
-score "parsing", `util.beyond.parsing_quality` replaces the scores, and people below theta_score are
-left out. Finally the labels are scaled to the photo's size (`uniparser.decode`). flip_test is not
-in the file: run it on the mirror image, too.
+    input.1  (B, 3, H, W) float32  BGR in 0..1, minus mean, over std; H, W are the `size`
+    parsing  (B, C, h, w)          logits before the fusion; h = ceil(H / 4), w = ceil(W / 4)
+    fusion   (B, C, h, w)          logits of the result, before the softmax
+    edge     (B, 2, h, w)          logits of "no edge" and "edge"
+
+The fusion logits are enlarged to (H, W), bilinear, with corners on corners. Then they go back to
+the photo, where the largest one is the label (schp/crops.py).
 """
 import importlib
 import io
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 import torch.nn as nn
 
+import oneshot
 from correlation import correlate
 from data import MEAN, STD
 from infer import WEIGHTS
-from schp import SCHP, crops
+from schp import HEADS, SCHP, SinglePersonNetwork, crops
 from uniparser import INFERENCE, PRESETS, UniParser, get_config, keep_peaks
-from util.checkpoints import find_system, read_checkpoint
+from util.beyond import averaged
+from util.checkpoints import SAFE, find_system, read_checkpoint
 from util.cli import CommandParser, describe, filled, start
 from util.files import MARK, user_errors, write_file
 from util.labels import LABEL_SETS
@@ -55,6 +57,7 @@ from util.run import NAMES, is_of_a_run
 
 NEEDED = 'onnx', 'onnxscript'                # what torch.onnx needs
 OPSET = 19
+ENDINGS = '.onnx', '.pt', SAFE                # of --out
 
 
 class Correlations(nn.Module):
@@ -68,6 +71,8 @@ class Correlations(nn.Module):
     def forward(self, image):
         config = self.model.config
         out = self.model(image)
+        if config.flip_test:
+            out = averaged(out, self.model(image.flip(3)), self.model.flip_pairs)
         logits, cells = keep_peaks(out['heatmap'][0, 0], config).flatten().topk(self.people)
         k_ins = out['k_ins'][0].flatten(1)[:, cells].T
         column = cells % config.grid
@@ -79,15 +84,16 @@ class Correlations(nn.Module):
         return logits.sigmoid(), centers, q_ins, q_cate
 
 
-class Logits(nn.Module):
-    """Crops -> logits of SCHP at the size of the crops."""
+class Heads(nn.Module):
+    """Crops -> the logits of an SCHP, in the order of the released network's outputs."""
 
     def __init__(self, model):
         super().__init__()
         self.model = model
 
     def forward(self, image):
-        return self.model.crop_logits(image)
+        out = self.model(image)
+        return tuple(out[name] for name in HEADS)
 
 
 def export_onnx(model: UniParser, path: str):
@@ -99,25 +105,27 @@ def export_onnx(model: UniParser, path: str):
     height = 32 * torch.export.Dim('height', min=2, max=256)
     width = 32 * torch.export.Dim('width', min=2, max=256)
     settings = {name: getattr(config, name) for name in INFERENCE}
-    metadata = dict(settings, mean=MEAN, std=STD, class_names=model.class_names)
-    write_onnx(path, Correlations(model), torch.zeros(1, 3, 256, 320), {2: height, 3: width},
-               ['scores', 'centers', 'q_ins', 'q_cate'], metadata)
+    metadata = dict(settings, system='uniparser', recipe=config.recipe, mean=MEAN, std=STD,
+                    class_names=model.class_names, flip_pairs=model.flip_pairs)
+    write_onnx(path, Correlations(model), {'image': torch.zeros(1, 3, 256, 320)},
+               {2: height, 3: width}, ['scores', 'centers', 'q_ins', 'q_cate'], metadata)
 
 
 def export_schp(model: nn.Module, path: str):
     """Writes a folded SCHP on the CPU to `path`."""
     batch = torch.export.Dim('batch', min=1, max=1024)
-    metadata = dict(mean=crops.MEAN, std=crops.STD, labels=model.labels, size=model.size)
-    write_onnx(path, Logits(model), torch.zeros(2, 3, *model.size), {0: batch}, ['logits'],
+    metadata = dict(system='schp', mean=crops.MEAN, std=crops.STD, labels=model.class_names,
+                    size=model.size)
+    write_onnx(path, Heads(model), {'input.1': torch.zeros(2, 3, *model.size)}, {0: batch}, HEADS,
                metadata)
 
 
-def write_onnx(path: str, model: nn.Module, image: torch.Tensor, shape: dict, outputs: list,
+def write_onnx(path: str, model: nn.Module, example: dict, shape: dict, outputs: Sequence[str],
                metadata: dict):
-    """Writes a model with one input, `image`.
+    """Writes a model with one input.
 
     Args:
-        image: an example of the input.
+        example: {name of the input: an example of it}.
         shape: {axis: torch.export.Dim} of the axes of any size.
         outputs: their names.
         metadata: is stored as JSON.
@@ -130,9 +138,10 @@ def write_onnx(path: str, model: nn.Module, image: torch.Tensor, shape: dict, ou
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError(f'an ONNX file needs {error.name}; pip install onnx '
                                       'onnxscript onnxruntime') from None
-    program = torch.onnx.export(model.eval(), (image,), dynamo=True, opset_version=OPSET,
-                                verbose=False, input_names=['image'], output_names=outputs,
-                                dynamic_shapes=(shape,), external_data=False)
+    program = torch.onnx.export(model.eval(), tuple(example.values()), dynamo=True,
+                                opset_version=OPSET, verbose=False, input_names=list(example),
+                                output_names=list(outputs), dynamic_shapes=(shape,),
+                                external_data=False)
     for key, value in dict(metadata, software=MARK).items():
         program.model.metadata_props[key] = json.dumps(value)
     file = io.BytesIO()
@@ -141,12 +150,15 @@ def write_onnx(path: str, model: nn.Module, image: torch.Tensor, shape: dict, ou
 
 
 def open_model(args):
-    """The model of the arguments, UniParser or SCHP, on the CPU."""
+    """The model of the arguments, of any system, on the CPU."""
     if args.preset:
         torch.manual_seed(0)
         return UniParser(get_config(args.preset, pretrained='')).eval()
-    if find_system(read_checkpoint(args.weights)) == 'schp':
+    system = find_system(read_checkpoint(args.weights))
+    if system == 'schp':
         return SCHP.from_pretrained(args.weights, args.labels)
+    if system == 'oneshot':
+        return oneshot.load_model(args.weights, 'cpu')
     return UniParser.from_pretrained(args.weights)
 
 
@@ -154,8 +166,9 @@ def check_out(args):
     """ValueError where --out has another ending, or would replace the weights, the state of a
     training, or a file that this program did not write."""
     out = Path(args.out)
-    if out.suffix not in ('.onnx', '.pt'):
-        raise ValueError(f'--out is {args.out}; its ending is .onnx or .pt')
+    if out.suffix not in ENDINGS:
+        raise ValueError(f'--out is {args.out}; its ending is {", ".join(ENDINGS[:-1])} or '
+                         f'{ENDINGS[-1]}')
     if not os.path.lexists(out):
         return
     if not args.preset and os.path.realpath(out) == os.path.realpath(args.weights):
@@ -177,6 +190,8 @@ def is_export(path: Path) -> bool:
 
 def export(args):
     check_out(args)
+    if args.half and args.out.endswith('.onnx'):
+        raise ValueError('--half is for weights files; the ONNX file holds float32')
     model = open_model(args)
     if not args.out.endswith('.onnx'):
         if args.half:
@@ -184,24 +199,27 @@ def export(args):
         model.save(args.out)
     elif isinstance(model, UniParser):
         export_onnx(model.fold(), args.out)
-    else:
+    elif isinstance(model, SinglePersonNetwork):
         export_schp(model.fold(), args.out)
+    else:
+        raise ValueError(f'{args.weights} is of one-shot parsing, whose network also reads an '
+                         f'example, so it has no ONNX file; --out FILE{SAFE} writes its weights')
     print(f'{args.out}: {os.path.getsize(args.out) / 1e6:.1f} MB, {describe(model.config)}')
 
 
 def parse_arguments(argv=None):
     parser = CommandParser(__doc__)
     parser.add_argument('--weights', type=filled, default=str(WEIGHTS),
-                        help='a checkpoint of train.py, of schp train or of the released code '
-                             '(default: weights/uniparser_ccp.pt)')
+                        help='a checkpoint of train.py, schp train, oneshot train or the released '
+                             'code (default: weights/uniparser_ccp.pt)')
     parser.add_argument('--preset', choices=list(PRESETS),
                         help='an untrained network instead of weights')
     parser.add_argument('--labels', choices=list(LABEL_SETS),
                         help='label set of SCHP with 20 classes: lip (default) or cihp')
     parser.add_argument('--out', type=filled, required=True, metavar='FILE',
-                        help='FILE.onnx or FILE.pt')
+                        help='FILE.onnx, FILE.pt or FILE.safetensors')
     parser.add_argument('--half', action='store_true',
-                        help='FILE.pt in half precision: half the size')
+                        help='weights file in half precision: half the size')
     return parser.parse_args(argv)
 
 

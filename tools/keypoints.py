@@ -26,11 +26,11 @@ from correlation import correlate
 from data import input_geometry, network_input
 from infer import add_model_flags, check_classes, load_model
 from util.beyond import mixture
-from util.cli import Between, CommandParser, add_shared, filled, start
+from util.cli import Between, CommandParser, Ending, add_shared, filled, start
 from util.datasets import COCO, open_dataset
-from util.datasets.coco import KEYPOINTS, Person
+from util.datasets.coco import Person
+from util.datasets.coco_file import KEYPOINTS
 from util.files import check_target, index_folder, user_errors, write_png
-from util.images import read_stored
 from util.masks import box_of
 from util.person_counts import percent
 from util.pictures import add_legend, overlay, palette, palette_image
@@ -199,7 +199,7 @@ def label_photo(model, dataset: COCO, k: int,
                 args: Namespace) -> Iterator[tuple[str, np.ndarray, Person]]:
     """(name, label map (H, W), Person) of each person of photo k that has keypoints and is not too
     small."""
-    image = np.array(read_stored(dataset.photos[k]))
+    image = np.array(dataset.read_photo(dataset.photos[k]))
     people, _ = dataset.persons(k)
     for person in people:
         if person.keypoints is None or np.count_nonzero(person.mask) < args.smallest:
@@ -243,7 +243,7 @@ class Tally:
 def label_split(model, dataset: COCO, args: Namespace):
     """Writes the label maps of all people, and prints how many keypoints agree."""
     tally = Tally()
-    for k in tqdm(range(len(dataset)), unit='photo'):
+    for k in tqdm(range(len(dataset)), unit='photo', disable=None):
         for name, labels, person in label_photo(model, dataset, k, args):
             write_png(Path(args.out, f'{name}.png'), palette_image(labels, palette(19)))
             tally.add(labels, person)
@@ -276,7 +276,7 @@ def draw_people(dataset: COCO, path: str, count: int, columns: int = 4, side: in
     seen = set()
     for n, (k, person) in enumerate(chosen):
         window = person_window(person.mask)
-        image = np.array(read_stored(dataset.photos[k]))[window]
+        image = np.array(dataset.read_photo(dataset.photos[k]))[window]
         labels = dataset.labels(k, person)[window]
         seen |= set(np.unique(labels))
         x = 2 * side * (n % columns)
@@ -298,7 +298,7 @@ def enlarged(image: Image.Image, side: int) -> Image.Image:
 
 def parse_arguments(argv=None):
     parser = CommandParser(__doc__)
-    parser.add_argument('--root', required=True, help='folder of COCO, as downloaded')
+    parser.add_argument('--root', type=filled, required=True, help='folder of COCO, as downloaded')
     add_shared(parser, 'split', default='fit', choices=COCO.splits,
                help='split, see docs/data.md')
     parser.add_argument('--licenses', default='',
@@ -311,7 +311,8 @@ def parse_arguments(argv=None):
                              '(default: %(default)s)')
     parser.add_argument('--smallest', type=Between(0, 10 ** 9), default=1500, metavar='PIXELS',
                         help='leave out smaller people (default: %(default)s)')
-    parser.add_argument('--sheet', metavar='PNG', help='also draw a sheet of people')
+    parser.add_argument('--sheet', type=Ending('.png'), metavar='PNG',
+                        help='also draw a sheet of people')
     parser.add_argument('--sheet-people', type=Between(1, 1000), default=40,
                         help='people on the sheet (default: %(default)s)')
     parser.add_argument('--sheet-only', action='store_true',

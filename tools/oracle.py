@@ -24,8 +24,8 @@ from util.cli import CommandParser, add_shared, filled, start
 from util.datasets import COCO, DATASETS
 from util.datasets.coco import Person
 from util.files import user_errors
-from util.images import read_stored
-from util.person_counts import IOU, SMALLEST_SHARE, mask_ious, percent
+from util.masks import mask_ious
+from util.person_counts import IOU, SMALLEST_SHARE, percent
 from util.results import Parsing
 from util.submissions import FORMS
 
@@ -99,9 +99,9 @@ def make_targets(image: np.ndarray, parsing: np.ndarray, ignore: np.ndarray, geo
 def print_where(model, dataset: COCO):
     """Prints the share of the people of a split that pass each stage."""
     rows = []
-    for k in tqdm(range(len(dataset)), unit='photo'):
+    for k in tqdm(range(len(dataset)), unit='photo', disable=None):
         people, ignore = dataset.persons(k)
-        rows.append(stages_of_photo(model, read_stored(dataset.photos[k]), people, ignore))
+        rows.append(stages_of_photo(model, dataset.read_photo(dataset.photos[k]), people, ignore))
     rows = np.concatenate(rows)
     for name, passed in zip(STAGES, rows.sum(0).tolist()):
         print(f'{percent(passed, len(rows)):>8} of {len(rows)} people: {name}')

@@ -12,7 +12,6 @@ missing. Validation labels stay as they are. All runs have equally many epochs a
 
 FOLDER/results.json gets the mIoU of every run; a second call goes on with the runs that it lacks.
 """
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,7 +25,7 @@ from schp.evaluation import semantic_metrics
 from train import make_loader, run_command, train_task
 from util.cli import Between, CommandParser, add_shared, filled, start
 from util.datasets import swap_sides
-from util.files import write_file
+from util.files import read_json, write_json
 from util.labels import LabelSet
 from util.metrics import confusion_matrix
 from util.run import Run
@@ -118,9 +117,13 @@ def train_once(config: SCHPConfig, train_set: Reduced, val_set: Reduced, folder:
 def compare(args):
     """Trains the runs that results.json lacks, and prints the table."""
     out = Path(args.out)
-    results = {}
-    if (out / 'results.json').exists():
-        results = json.loads((out / 'results.json').read_text())
+    path = out / 'results.json'
+    results = {'photos': args.photos}
+    if path.exists():
+        results = read_json(path)
+        if results.get('photos') != args.photos:
+            raise ValueError(f'{path} was made with other --photos, {results.get("photos")}; '
+                             'choose another --out')
     config = replace(SCHPConfig(), **dict(SETTINGS, data='CCP', val_every=SETTINGS['epochs']))
     val_set = Reduced(open_dataset('CCP', args.root, 'val'), config.size)
     for seed in args.seeds:
@@ -137,7 +140,7 @@ def compare(args):
             if not metrics:
                 return
             results[f'{name} {seed}'] = metrics['mIoU']
-            write_file(out / 'results.json', json.dumps(results, indent=1) + '\n')
+            write_json(path, results)
     print_table(results, args)
 
 
@@ -151,7 +154,7 @@ def print_table(results, args):
 
 def parse_arguments(argv=None):
     parser = CommandParser(__doc__)
-    parser.add_argument('--root', required=True, help='folder of CCP, as downloaded')
+    parser.add_argument('--root', type=filled, required=True, help='folder of CCP, as downloaded')
     parser.add_argument('--out', type=filled, default='runs/self_correction',
                         help='folder of the runs (default: %(default)s)')
     parser.add_argument('--seeds', type=Between(0, 2 ** 32), nargs='+', default=[0, 1, 2],

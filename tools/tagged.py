@@ -147,7 +147,7 @@ def lacks_a_garment(labels: np.ndarray, tagged: np.ndarray) -> bool:
 
 def parse_arguments(argv=None):
     parser = CommandParser(__doc__)
-    parser.add_argument('--root', required=True, help='folder of CCP, as downloaded')
+    parser.add_argument('--root', type=filled, required=True, help='folder of CCP, as downloaded')
     parser.add_argument('--out', type=filled, required=True, help='folder for the label maps')
     parser.add_argument('--confident', type=Between(0, 1, float), default=0.4, metavar='SCORE',
                         help='smallest score of a person (default: %(default)s)')

@@ -3,18 +3,18 @@ weights.
 
 Ours are dictionaries with format, system (uniparser, schp, oneshot), config, class_names,
 flip_pairs and model, the state dict. `last.pt` of a run holds the rest of the training state beside
-them.
+them. A .safetensors file holds the model as its tensors and the rest as JSON in its metadata.
 """
+import json
 import os
-import pickletools
 import re
 import reprlib
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import BinaryIO
 
 import numpy as np
@@ -22,8 +22,14 @@ import torch
 import torch.nn as nn
 
 from util.files import replacing, short
+from util.pickles import KINDS, STAND_INS, check_pickle
+
+# Of damaged files, which are refused in a sentence.
+warnings.filterwarnings('ignore', module='torch._weights_only_unpickler')
 
 FORMAT = 'uniparser 1'
+SAFE = '.safetensors'
+METADATA = 'checkpoint'                           # of a .safetensors file: the key of our JSON
 # Settings that may hold a folder of the user's machine.
 PATHS = 'pretrained', 'backgrounds', 'people', 'tagged', 'coco', 'parts'
 COMMANDS = {                                      # of each system: what its files are for
@@ -41,8 +47,9 @@ SIGNS = {                                         # an entry of each system's re
 
 # ---- reading: no code of a stranger runs, and no small file fills the memory --------------------
 
-# What a pickle of weights needs; torch allows much more. The modules of the last line are blocked
-# by torch itself, with a sentence of its own.
+# What a pickle of weights needs. torch allows much more, such as bytearray and torch.ByteTensor,
+# which allocate any size that they are told. The modules of the last line are blocked by torch
+# itself, with a sentence of its own.
 HARMLESS = re.compile('|'.join([
     r'(__builtin__|builtins)\.set',
     r'collections\.(OrderedDict|Counter)',
@@ -53,15 +60,17 @@ HARMLESS = re.compile('|'.join([
     r'torch\.nn\.parameter\.Parameter',
     r'numpy\.(dtype|ndarray|(_?core)\.multiarray\.(scalar|_reconstruct))',
     r'(os|posix|nt|sys)\..*']))
-MOST_REPEATED = 10 ** 6                           # values that stand twice, see `check_pickle`
-KINDS = '?', 'b1', 'i1', 'u1', 'i2', 'i4', 'i8', 'f2', 'f4', 'f8', 'U'       # dtypes of numpy
 
 
 def read_checkpoint(path: str | Path) -> dict:
-    """torch.load on the CPU with weights_only, and sentences instead of tracebacks."""
+    """The dictionary in a weights file, on the CPU, and sentences instead of tracebacks: torch.load
+    with weights_only, or `read_safetensors`."""
     if not os.path.isfile(path):
         reason = 'is a folder' if os.path.isdir(path) else 'does not exist'
-        raise FileNotFoundError(f'{path} {reason}; give the path of a weights file')
+        raise FileNotFoundError(f'{path} {reason}; give the path of a weights file '
+                                '(docs/weights.md says where to get the released ones)')
+    if Path(path).suffix == SAFE:
+        return read_safetensors(path)
     with explaining(path):
         unpacked = unpacked_size(path)
     # Unpacked, a small file could fill the memory. torch.save stores its entries as they are.
@@ -77,6 +86,34 @@ def read_checkpoint(path: str | Path) -> dict:
     return state
 
 
+def read_safetensors(path: str | Path) -> dict:
+    """What torch.load would give for the same model in a .safetensors file. A file without our
+    metadata is a state dict. safetensors refuses a header that does not fit the size of the file.
+    """
+    library = import_safetensors()
+    with explaining(path):
+        with library.safe_open(path, framework='pt') as file:
+            weights = {name: file.get_tensor(name) for name in file.keys()}
+            text = (file.metadata() or {}).get(METADATA)
+        if text is None:
+            return weights
+        state = dict(json.loads(text), model=weights)
+        # JSON has no tuples, but the settings have no lists.
+        config = {name: tuple(value) if isinstance(value, list) else value
+                  for name, value in state['config'].items()}
+    return dict(state, config=config)
+
+
+def import_safetensors():
+    """The package. ModuleNotFoundError with advice where it is missing."""
+    try:
+        import safetensors.torch
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError(f'a {SAFE} file needs safetensors; pip install '
+                                  'safetensors') from None
+    return safetensors
+
+
 @contextmanager
 def explaining(path: str | Path) -> Iterator[None]:
     """Turns any error about the form of a weights file into one sentence."""
@@ -90,6 +127,8 @@ def explaining(path: str | Path) -> Iterator[None]:
                 'loaded; if you trust its author, keep its weights alone: python -c "import torch; '
                 f's = torch.load({str(path)!r}, weights_only=False); '
                 'torch.save(s[\'state_dict\'], \'weights.pt\')"') from None
+        if isinstance(error, OSError) and error.strerror:     # of the operating system
+            raise ValueError(f'{path} cannot be read ({error.strerror}); check the path') from None
         raise ValueError(f'{path} is not a readable weights file; give one of train.py or of the '
                          'released code') from None
 
@@ -107,90 +146,21 @@ def check_pickles(path: str | Path):
     with open(path, 'rb') as file:
         is_zip = file.read(4) == b'PK\3\4'        # as torch decides it
         if is_zip:
-            check_pickle(torch._C.PyTorchFileReader(str(path)).get_record('data.pkl'))
+            record = torch._C.PyTorchFileReader(str(path)).get_record('data.pkl')
+            check_pickle(record, HARMLESS)
             return
         file.seek(0)
         # Magic number, protocol, system, content, keys of the storages.
         for _ in range(5):
-            check_pickle(file)
-
-
-def check_pickle(content: bytes | BinaryIO):
-    """Raises an UnpicklingError for a pickle that names anything but HARMLESS things, or that would
-    unfold to a giant.
-
-    weights_only allows more, such as bytearray and torch.ByteTensor, which allocate any size that
-    they are told. And tuples that hold the same tuple twice, and so on, are small in the file and
-    in the memory, but their hash and their text take the time of all their paths.
-    """
-    stack = []                                    # sizes: of a value, or of all that a tuple holds
-    marks = []
-    memo = {}
-    repeated = 0                                  # size of what stands in several places
-    for opcode, argument, _ in pickletools.genops(content):
-        name = opcode.name
-        if name == 'GLOBAL' and not HARMLESS.fullmatch(argument.replace(' ', '.')):
-            raise UnpicklingError(f'Unsupported global: GLOBAL {argument.replace(" ", ".")}')
-        if name == 'MARK':
-            marks.append(len(stack))
-        elif name.endswith('PUT'):
-            memo[argument] = stack[-1]
-        elif name.endswith('GET'):
-            stack.append(memo[argument])
-            repeated += memo[argument] - 1
-            if repeated > MOST_REPEATED:
-                raise UnpicklingError('values within values')
-        else:
-            # The opcode takes values off the stack and puts another one there.
-            taken = list(opcode.stack_before)
-            size = 1
-            if pickletools.markobject in taken:
-                start = marks.pop()
-                size += sum(stack[start:])
-                del stack[start:]
-                taken = taken[:taken.index(pickletools.markobject)]
-            for _ in taken:
-                size += stack.pop()
-            stack += [size] * len(opcode.stack_after)
+            check_pickle(file, HARMLESS)
 
 
 def numpy_types() -> list[tuple[Callable, str]]:
-    """Harmless numbers and arrays of numpy, which other programs leave beside the weights.
-
-    They have the module names of numpy 1 and 2. Functions that take no more memory than the file
-    has stand for numpy's own.
-    """
-    functions = []
-    for module in 'numpy.core.multiarray', 'numpy._core.multiarray':
-        functions.append((numpy_scalar, f'{module}.scalar'))
-        functions.append((empty_array, f'{module}._reconstruct'))
-    functions += [(numpy_dtype, 'numpy.dtype'), (empty_array, 'numpy.ndarray')]
+    """Harmless numbers and arrays of numpy, which other programs leave beside the weights."""
     # torch asks for the types of the values, too; these names are in no file.
     types = [(type(np.dtype(kind)), f'of {kind}') for kind in KINDS]
-    return [*functions, *types, (np.ndarray, 'of arrays')]
-
-
-def numpy_dtype(kind: str, *_) -> np.dtype:
-    """numpy.dtype as a pickle calls it: a number, or text."""
-    if kind not in KINDS and not re.fullmatch(r'U\d{1,6}', kind):
-        raise ValueError(f'no dtype of numbers: {short(kind)}')
-    return np.dtype(kind)
-
-
-def numpy_scalar(dtype: np.dtype, content: bytes | str):
-    """numpy's scalar as a pickle calls it."""
-    if isinstance(content, str):                  # of protocols before 3
-        content = content.encode('latin1')
-    if len(content) != dtype.itemsize:
-        raise ValueError(f'{len(content)} bytes for one of {dtype.itemsize}')
-    return np.frombuffer(content, dtype)[0]
-
-
-def empty_array(_, shape: tuple, *__) -> np.ndarray:
-    """numpy's _reconstruct as a pickle calls it: an array whose content follows."""
-    if shape != (0,):
-        raise ValueError(f'an array of shape {short(shape)} without content')
-    return np.empty(0, np.int8)
+    stand_ins = [(function, name) for name, function in STAND_INS.items()]
+    return [*stand_ins, *types, (np.ndarray, 'of arrays')]
 
 
 # ---- what a file holds -------------------------------------------------------------------------
@@ -263,17 +233,17 @@ def load_strictly(module: nn.Module, weights: dict, path: str | Path):
     own = module.state_dict()
     check_stored(weights, path)
     check_entries(weights, own, path)
-    weights = {k: v.float() if v.is_floating_point() else v for k, v in weights.items()}
-    check_numbers(weights, own, path)
+    weights = to_float(weights, own, path)
     if any(v.is_meta for v in own.values()):
         module.to_empty(device='cpu')
     module.load_state_dict(weights)
 
 
-def check_numbers(weights: dict[str, torch.Tensor], own: dict[str, torch.Tensor],
-                  path: str | Path):
-    """Raises a ValueError for numbers that no network has: of another type, NaN, infinite (perhaps
-    only in float32), or a negative variance. weights: in float32, with the names of own."""
+def to_float(weights: dict[str, torch.Tensor], own: dict[str, torch.Tensor],
+             path: str | Path) -> dict[str, torch.Tensor]:
+    """The weights in float32. Raises a ValueError for numbers that no network has: of another type,
+    NaN, infinite (perhaps only in float32), or a negative variance. own: has their names."""
+    weights = {k: v.float() if v.is_floating_point() else v for k, v in weights.items()}
     wrong = {'numbers of another type': [], 'NaN or infinite numbers': [],
              'negative variances': []}
     for name, values in weights.items():
@@ -287,6 +257,7 @@ def check_numbers(weights: dict[str, torch.Tensor], own: dict[str, torch.Tensor]
         if names:
             raise ValueError(f'{path} holds {kind} in {len(names)} of {len(own)} entries, the '
                              f'first is {short(names[0])}; take an earlier file')
+    return weights
 
 
 def check_stored(weights: dict[str, torch.Tensor], path: str | Path):
@@ -316,18 +287,31 @@ def check_entries(weights: dict[str, torch.Tensor], own: dict[str, torch.Tensor]
         raise ValueError(f'{path} does not fit: {"; ".join(phrases)}')
 
 
-def load_pretrained(model: nn.Module, source: str) -> int:
+def load_pretrained(model: nn.Module, source: str) -> tuple[int, bool]:
     """Starts a UniParser from a whole model of the same sizes and classes, or from its backbone's.
 
     source: a file of ours, or ImageNet weights of the backbone, see `load_imagenet`. Returns how
-    many stages keep their ImageNet statistics.
+    many stages keep their ImageNet statistics, and whether the file is a whole UniParser.
     """
     state = {} if source == 'imagenet' else read_checkpoint(source)
     if state.get('format') != FORMAT:
-        return model.backbone.load_imagenet(source)
+        return model.backbone.load_imagenet(source), False
     load_strictly(model, state['model'], source)
+    check_order(model.class_names, state.get('class_names', ()), source)
     model.backbone.freeze(state['config']['pretrained_stages'])
-    return model.backbone.stages
+    return model.backbone.stages, True
+
+
+def check_order(names: list[str], found: list[str], path: str | Path):
+    """Raises a ValueError if a file has the same class names in another order: its weights would
+    stand for other classes."""
+    names = [name.lower() for name in names]
+    found = [str(name).lower() for name in found]
+    if names != found and sorted(names) == sorted(found):
+        place = next(i for i, name in enumerate(names) if name != found[i])
+        raise ValueError(f'{path} has the classes of the data in another order: its class {place} '
+                         f'is {short(found[place])}, that of the data {short(names[place])}; '
+                         'give the categories of the data the same order')
 
 
 def load_imagenet(backbone: nn.Module, source: str, name: str,
@@ -338,7 +322,8 @@ def load_imagenet(backbone: nn.Module, source: str, name: str,
     last stages may be missing, and so may entries with a name in optional.
     """
     state = download_imagenet(name) if source == 'imagenet' else read_checkpoint(source)
-    state = {k: v for k, v in state.items() if torch.is_tensor(v) and not str(k).startswith('fc.')}
+    state = {str(k): v for k, v in state.items() if torch.is_tensor(v)}
+    state = {k: v for k, v in state.items() if not k.startswith('fc.')}
     own = {k: v for k, v in backbone.state_dict().items()
            if not any(word in k for word in ('num_batches', *optional))}
     wrong = [k for k, v in state.items()
@@ -347,9 +332,8 @@ def load_imagenet(backbone: nn.Module, source: str, name: str,
     if wrong or missing - {'layer2', 'layer3', 'layer4'}:
         raise ValueError(f'{source} is not for {name}: it has {len(wrong)} entries of other names '
                          f'or shapes {wrong[:1]} and lacks {sorted(missing)}')
-    state = {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
-    check_numbers({k: v for k, v in state.items() if k in own}, own, source)
-    backbone.load_state_dict(state, strict=False)
+    weights = to_float({k: v for k, v in state.items() if k in own}, own, source)
+    backbone.load_state_dict({**state, **weights}, strict=False)
     first_missing = min((int(stage[-1]) for stage in missing), default=5)
     return first_missing - 1
 
@@ -381,15 +365,26 @@ def without_paths(config) -> dict:
 def write_checkpoint(path: str | Path, system: str, config, model: dict, **more):
     """Writes a weights file of ours under a temporary name and renames it.
 
-    model: a state dict; `more` is stored beside it.
+    model: a state dict; `more` is stored beside it. The ending of the path decides the form.
     """
     state = dict(format=FORMAT, system=system, config=without_paths(config), model=model, **more)
+    save = save_safetensors if Path(path).suffix == SAFE else torch.save
     try:
         with replacing(path) as temporary, open(temporary, 'wb') as file:
-            torch.save(state, file)
+            save(state, file)
             file.flush()
             os.fsync(file.fileno())
     except (OSError, RuntimeError) as error:      # torch raises its own for a full disk
         reason = getattr(error, 'strerror', None) or 'probably the disk is full'
         raise OSError(f'{path} cannot be written ({reason}); make room: the old file is '
                       'kept') from None
+
+
+def save_safetensors(state: dict, file: BinaryIO):
+    """torch.save in the form that `read_safetensors` reads. All but the model must be JSON."""
+    library = import_safetensors()
+    weights = {name: value.contiguous() for name, value in state['model'].items()}
+    rest = {name: value for name, value in state.items() if name != 'model'}
+    # Other programs look for the format 'pt'.
+    metadata = {'format': 'pt', METADATA: json.dumps(rest)}
+    file.write(library.torch.save(weights, metadata))

@@ -3,40 +3,63 @@ library alone."""
 import argparse
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 BROKEN_PIPE = 141                                 # exit code of tools that SIGPIPE ends
 
 
+class Output:
+    """A standard stream. When it cannot be written, because its reader has left (| head) or its
+    disk is full, the command goes on without it, so that its results are complete."""
+
+    def __init__(self, stream: TextIO):
+        self.stream = stream
+        self.error = None                         # the first OSError
+        # A terminal may lack the letters of a file's name.
+        stream.reconfigure(errors='backslashreplace')
+
+    def __getattr__(self, name: str):
+        return getattr(self.stream, name)
+
+    def write(self, text: str):
+        self.attempt(self.stream.write, text)
+
+    def flush(self):
+        self.attempt(self.stream.flush)
+
+    def attempt(self, function: Callable, *arguments):
+        try:
+            function(*arguments)
+        except OSError as error:
+            self.error = error
+            # What is still in the buffer goes nowhere: Python tries it again at its end.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+
+
 def start(main: Callable[[], None]) -> None:
-    """Runs the `main` of a command. Ctrl-C ends it with a word, a reader that leaves (| head)
-    quietly."""
+    """Runs the `main` of a command. Ctrl-C ends it with a word. Exit code 141 or a sentence tells
+    at the end that the output had no reader or no room."""
     open_streams()
     try:
-        # A terminal may lack the letters of a file's name.
-        sys.stdout.reconfigure(errors='backslashreplace')
-        try:
-            main()
-        finally:
-            sys.stdout.flush()
+        main()
     except KeyboardInterrupt:
         print('stopped', file=sys.stderr)
         sys.exit(130)
-    except BrokenPipeError:
-        drop_output()
+    finally:
+        sys.stdout.flush()
+    error = sys.stdout.error
+    if isinstance(error, BrokenPipeError):
         sys.exit(BROKEN_PIPE)
-    except OSError as error:
-        # Of the last flush: all others are sentences by now.
-        drop_output()
-        fail(f'the output of this command cannot be written ({error.strerror})')
+    if error:
+        fail(f'the output of this command cannot be written ({error.strerror}); make room')
 
 
 def open_streams() -> None:
-    """Gives standard streams that the shell has closed (>&-) to nobody: Python has None for them,
-    and the first file that is opened would get their number."""
+    """Makes stdout and stderr an Output. Those that the shell has closed (>&-) are nobody's: Python
+    has None for them, and the first file that is opened would get their number."""
     for number in range(3):
         try:
             os.fstat(number)
@@ -44,13 +67,8 @@ def open_streams() -> None:
             # The lowest free number is this one.
             os.open(os.devnull, os.O_RDWR)
     for name in ('stdout', 'stderr'):
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, 'w'))
-
-
-def drop_output() -> None:
-    """What is still to be printed goes nowhere: Python tries it again at its end."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        stream = getattr(sys, name) or open(os.devnull, 'w')
+        setattr(sys, name, Output(stream))
 
 
 def fail(sentence: str) -> NoReturn:
@@ -62,6 +80,14 @@ def fail(sentence: str) -> NoReturn:
 def flag(name: str) -> str:
     """'theta_mask' -> '--theta-mask'."""
     return '--' + name.replace('_', '-')
+
+
+def refuse_given(args: argparse.Namespace, names: Iterable[str], reason: str):
+    """ValueError with the first of these flags that is given: '--fps REASON'. Those that are not
+    given are None, False or an empty list."""
+    for name in names:
+        if getattr(args, name) not in (None, False, []):
+            raise ValueError(f'{flag(name)} {reason}')
 
 
 def outside(name: str, value, low, high) -> str:
@@ -77,6 +103,20 @@ def filled(text: str) -> str:
     if not text.strip():
         raise argparse.ArgumentTypeError(' is empty; give a value')
     return text
+
+
+class Ending:
+    """argparse type: the name of an output, which replaces what the file held. One of the endings
+    is demanded, so that a mixed-up argument replaces no photo and no weights."""
+
+    def __init__(self, *endings: str):
+        self.endings = endings
+
+    def __call__(self, text: str) -> str:
+        if not text.lower().endswith(self.endings):
+            raise argparse.ArgumentTypeError(f' is {text!r}; give a name that ends in '
+                                             f'{" or ".join(self.endings)}')
+        return text
 
 
 class Between:
@@ -137,11 +177,13 @@ def add_command(commands, name: str, help: str, description: str = '') -> Comman
 # The flags that many commands share.
 SHARED = {
     'data': dict(help='data set'),
-    'root': dict(help='folder of the data set, as downloaded'),
-    'split': dict(help='split of the data set, such as train or val', default='val'),
+    'root': dict(help='folder of the data set, as downloaded', type=filled),
+    'split': dict(help='split of the data set, such as train or val', default='val', type=filled),
     'recipe': dict(help="the paper's text, or the released code", choices=['paper', 'released']),
     'device': dict(help='device of the network; auto takes CUDA or MPS where there is one',
                    default='auto', choices=['auto', 'cpu', 'cuda', 'mps']),
+    'agnostic': dict(help='for virtual try-on: also write where garments of this kind are to be '
+                          'drawn anew, see docs/tryon.md', choices=['upper', 'lower', 'overall']),
     'amp': dict(help='half precision (default: on CUDA)', action=argparse.BooleanOptionalAction)}
 
 

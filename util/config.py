@@ -311,9 +311,17 @@ PHOTOS = {
     **CCP,
     'short_side': (192, 352), 'long_side': 448, 'test_short_side': 448,
     'crop': 0.5, 'crop_min': 0.3,
-    'theta_score': 0.3, 'theta_person': 0.44, 'theta_paint': 0.4, 'theta_side': 0.3, 'whole': True,
+    'theta_score': 0.4, 'theta_person': 0.4, 'theta_paint': 0.4, 'theta_side': 0.15, 'whole': True,
     'samples': 800, 'rare': 1.0, 'things': 0.2,
     'epochs': 12, 'val_every': 100, 'lr': 6e-5}
+
+# COCO's people alone, or a file of parts. Sizes and inference are those of `photos`, the preset of
+# the shipped weights, so that training may go on from them.
+COCO = {
+    **PHOTOS,
+    'data': 'COCO',
+    'samples': 0, 'rare': 0.0, 'things': 0.0,
+    'epochs': 20, 'val_every': 5, 'lr': 1.25e-4}
 
 PRESETS = {
     'mhp': {},
@@ -321,7 +329,7 @@ PRESETS = {
     'densepose': dict(data='DensePose', num_classes=14),
     'ccp': CCP,
     'photos': PHOTOS,
-    'coco': {**CCP, 'data': 'COCO'},
+    'coco': COCO,
     'synthetic': SYNTHETIC,
     'crowd': CROWD,
     'mhp_released': {

@@ -6,6 +6,7 @@ temporary name and renamed, so that no error or kill leaves half of one.
 import glob
 import io
 import json
+import math
 import os
 import re
 import sys
@@ -14,7 +15,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from errno import ENOSPC
+from errno import EINVAL
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,7 @@ EXHAUSTED = "can't start new thread", 'DefaultCPUAllocator'   # in messages of P
 USER_ERRORS = OSError, ValueError, ModuleNotFoundError, MemoryError, RuntimeError
 MARK = 'UniParser in pure PyTorch'                # in every result
 RESULTS = '.png', '.jpg'                          # endings of the pictures among them
+ADDRESS = re.compile('(https?|ftp|s3|gs):/', re.IGNORECASE)       # a Path has one slash there
 ROOT_ADVICE = '--root is the folder of the unpacked download'
 
 warnings.filterwarnings('ignore', module='PIL')   # about files that are odd but readable
@@ -59,10 +61,12 @@ def user_errors() -> Iterator[None]:
     """In a command: a user's mistake becomes one sentence on stderr and exit code 2."""
     try:
         yield
-    except BrokenPipeError:                       # `util.cli.start` ends the command
-        raise
     except USER_ERRORS as error:
-        print(f'error: {explain(error)}', file=sys.stderr)
+        # On a line of its own, also where a progress bar is drawn. tools/onnx_parse.py draws none,
+        # and works without tqdm.
+        bars = sys.modules.get('tqdm')
+        write = bars.tqdm.write if bars else print
+        write(f'error: {explain(error)}', file=sys.stderr)
         sys.exit(2)
 
 
@@ -72,8 +76,6 @@ def explain(error: Exception) -> str:
         return 'the memory or the threads of this machine are used up; end other programs'
     if isinstance(error, RuntimeError):
         raise error
-    if isinstance(error, OSError) and error.errno == ENOSPC and not error.filename:
-        return f'the output of this command cannot be written ({error.strerror}); make room'
     return '\n'.join(map(printable, str(error).split('\n')))
 
 
@@ -94,6 +96,13 @@ def short(text, length: int = 80) -> str:
     return printable(text)[:length]
 
 
+def no_file(name: str, advice: str) -> str:
+    """The sentence about a file that does not exist."""
+    if ADDRESS.match(name):
+        return f'{name} is an address, and files are read; download it first'
+    return f'{name} does not exist; {advice}'
+
+
 @contextmanager
 def naming(path: str | Path, advice: str = ROOT_ADVICE) -> Iterator[None]:
     """Turns any error about a file into one sentence that names the file and says what to do."""
@@ -101,7 +110,7 @@ def naming(path: str | Path, advice: str = ROOT_ADVICE) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:
-        raise FileNotFoundError(f'{name} does not exist; {advice}') from None
+        raise FileNotFoundError(no_file(name, advice)) from None
     except Image.DecompressionBombError:
         most = 2 * Image.MAX_IMAGE_PIXELS // 10 ** 6
         raise ValueError(f'{name} has more than {most} million pixels; make it smaller') from None
@@ -193,6 +202,9 @@ def find_photos(arguments: list[str]) -> list[Path]:
     """
     if '' in arguments:
         raise ValueError('the name of a photo is empty; give files, folders or globs')
+    addresses = [a for a in arguments if ADDRESS.match(a) and not os.path.lexists(a)]
+    if addresses:
+        raise ValueError(no_file(printable(addresses[0]), ''))
     paths = []
     unreadable = []                               # photos in formats for which a package is missing
     for argument in arguments:
@@ -236,14 +248,8 @@ def result_names(paths: list[Path]) -> list[str]:
 
     Photos with the same stem add folder, ending or number.
     """
-    # File systems may ignore capitals or the form of an accent.
-    def normal_form(name):
-        return unicodedata.normalize('NFC', name).casefold()
-
     stems = Counter(normal_form(path.stem) for path in paths)
     names = []
-    taken = set()
-    last = Counter()                              # the last number of each name
     for path in paths:
         name = path.stem
         if stems[normal_form(path.stem)] > 1:
@@ -252,15 +258,30 @@ def result_names(paths: list[Path]) -> list[str]:
         # The limit is 255 bytes, and an ending such as `_overlay.jpg` follows.
         while len(os.fsencode(name)) > 150:
             name = name[:-1]
+        names.append(name)
+    return unique_names(names)
+
+
+def normal_form(name: str) -> str:
+    """What equal names share on file systems that ignore capitals or the form of an accent."""
+    return unicodedata.normalize('NFC', name).casefold()
+
+
+def unique_names(names: list[str]) -> list[str]:
+    """The names, with numbers behind those that a file system may take for an earlier one."""
+    found = []
+    taken = set()
+    last = Counter()                              # the last number of each name
+    for name in names:
         unique = name
         number = last[name] or 1
         while normal_form(unique) in taken:
             number += 1
             unique = f'{name}_{number}'
-        last[name] = number                       # the next photo of this name begins here
+        last[name] = number                       # the next one of this name begins here
         taken.add(normal_form(unique))
-        names.append(unique)
-    return names
+        found.append(unique)
+    return found
 
 
 # ---- texts -------------------------------------------------------------------------------------
@@ -270,6 +291,23 @@ def read_list(path: str | Path, *advice: str) -> list[str]:
     """Words of a text file, each once. advice: see `naming`."""
     with naming(path, *advice), open(path) as f:
         return list(dict.fromkeys(f.read().split()))
+
+
+def read_json(path: str | Path) -> dict:
+    """The object in a JSON file; a ValueError that names the file if it holds none."""
+    with naming(path), open(path, encoding='utf-8') as file:
+        content = json.load(file)
+        if not isinstance(content, dict):
+            raise ValueError('it holds no object')
+    return content
+
+
+def read_score(value: str | float) -> float:
+    """A score in a file; a ValueError for NaN, which has no rank, and for infinite ones."""
+    score = float(value)
+    if not math.isfinite(score):
+        raise ValueError(f'a score is {score}')
+    return score
 
 
 def read_rows(path: Path, parse: Callable, form: str) -> list:
@@ -324,6 +362,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     make_folder(path.parent)
+    if path.exists() and not path.is_file():      # a folder, or a device such as /dev/null
+        raise OSError(EINVAL, 'it is not a regular file')
     temporary = path.with_name(f'.{path.name}.{os.getpid()}')
     try:
         yield temporary

@@ -153,7 +153,8 @@ def read_prediction(path: str | Path, shape: tuple[int, int], largest: int = 655
     except FileNotFoundError:
         raise FileNotFoundError(f'{name} is missing; write the predictions again') from None
     except Exception as error:                    # Pillow raises a dozen classes
-        raise ValueError(f'{name} cannot be read as a label map ({short(error, 300)}); write it '
+        reason = getattr(error, 'strerror', None) or short(error, 300)
+        raise ValueError(f'{name} cannot be read as a label map ({reason}); write it '
                          'again') from None
     if labels is None:
         raise ValueError(f'{name} is {width}x{height} pixels, but the ground truth is '

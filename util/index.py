@@ -13,13 +13,15 @@ from urllib.parse import quote
 
 from PIL import Image
 
+from util.coco_export import NAME as ANNOTATIONS
 from util.files import MARK, by_number, check_target, is_ours, printable, write_file
 from util.results import find_cutouts
 
 # The files of a photo NAME, of all commands that write NAME.json.
 OVERLAYS = '{}_overlay.jpg', 'overlays/{}.jpg'
 LABEL_MAPS = '{}_parts.png', '{}.png'
-FILES = (*OVERLAYS, *LABEL_MAPS, '{}_people.png', '{}_maps.png', '{}.npy', '{}.json')
+FILES = (*OVERLAYS, *LABEL_MAPS, '{}_people.png', '{}_maps.png', '{}_mask.png',
+         '{}_agnostic.jpg', '{}.npy', '{}.json')
 VIDEO_FILES = '{}_overlay.mp4', '{}.jsonl'
 HEIGHT = 640                                      # pixels of a thumbnail, at most
 
@@ -84,6 +86,8 @@ def names_of(folder: Path, ending: str) -> list[str]:
 def read_records(folder: Path) -> Iterator[tuple[str, dict]]:
     """Yields the name and the record of each photo in the folder."""
     for name in names_of(folder, '.json'):
+        if f'{name}.json' == ANNOTATIONS:         # of all photos: large, and no record
+            continue
         try:
             record = json.loads((folder / f'{name}.json').read_text())
         except (OSError, ValueError):             # damaged by another program

@@ -7,7 +7,6 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
-from scipy.ndimage import distance_transform_edt
 
 from util.datasets.mhp import MHP
 from util.files import UNKNOWN
@@ -20,6 +19,9 @@ CIHP = (*LIP[:10], 'Torso-skin', *LIP[11:])
 ATR = ('Background', 'Hat', 'Hair', 'Sunglasses', 'Upper-clothes', 'Skirt', 'Pants', 'Dress',
        'Belt', 'Left-shoe', 'Right-shoe', 'Face', 'Left-leg', 'Right-leg', 'Left-arm',
        'Right-arm', 'Bag', 'Scarf')
+# As the parser of IDM-VTON and OOTDiffusion writes it: there, the neck is what ATR's network calls
+# face and LIP's does not.
+ATR_NECK = (*ATR, 'Neck')
 PASCAL = ('Background', 'Head', 'Torso', 'Upper Arms', 'Lower Arms', 'Upper Legs', 'Lower Legs')
 MERGED = ('Background', 'Upper-face', 'Face', 'Arm', 'Leg', 'Upper-clothes', 'One-piece',
           'Lower-clothes', 'Shoe')
@@ -34,10 +36,12 @@ class LabelSet(NamedTuple):
     flip_pairs: tuple = ()              # ids that swap when the image is mirrored
 
 
-# As the released code of SCHP defines them; the merged ones as ViWear's fork of it does.
+# As the released code of SCHP defines them; the merged ones as ViWear's fork of it does; ATR with a
+# neck for results alone.
 LABEL_SETS = {
     'lip': LabelSet(LIP, (473, 473), ((14, 15), (16, 17), (18, 19))),
     'atr': LabelSet(ATR, (512, 512), ((9, 10), (12, 13), (14, 15))),
+    'atr-neck': LabelSet(ATR_NECK, (512, 512), ((9, 10), (12, 13), (14, 15))),
     'pascal': LabelSet(PASCAL, (512, 512)),
     'cihp': LabelSet(CIHP, (473, 473), ((14, 15), (16, 17), (18, 19))),
     'merged': LabelSet(MERGED, (512, 384)),
@@ -121,7 +125,7 @@ def voc_palette(num_classes: int = 256) -> np.ndarray:
 
 SETS = 'mhp', 'cihp', 'lip', 'atr', 'pascal', 'merged'        # the columns of KINDS
 SOURCES = SETS[:4]
-TARGETS = SETS[1:]
+TARGETS = *SETS[1:], 'atr-neck'
 
 # Each row names one kind of thing in every set. `-` is background, and of `A or B` a pixel takes
 # the nearer one of its side. A class that stands in several rows is converted by the first.
@@ -173,6 +177,9 @@ def find_set(class_names: list[str], labels: str) -> str:
     wanted = [name.lower() for name in class_names]
     for source in SOURCES:
         if [name.lower() for name in names_of(source)] == wanted:
+            if labels == 'atr-neck' and 'torso-skin' not in wanted:
+                raise ValueError('atr-neck makes the neck from torso-skin, which is no class of '
+                                 f'{source}; choose atr')
             return source
     raise ValueError(f'no table leads from the classes {", ".join(class_names[1:4])}, .. to '
                      f'{labels}; the tables begin with the classes of {", ".join(SOURCES)}')
@@ -191,8 +198,11 @@ def find_tables(source: str, target: str) -> tuple[tuple[int, ...], tuple[int, .
     targets = {name.lower(): i for i, name in enumerate(names_of(target))} | {'-': 0}
     left = {'background': 0}
     right = {'background': 0}
+    column = SETS.index('atr' if target == 'atr-neck' else target)
     for row in KINDS:
-        there = row[SETS.index(target)].lower().split(' or ')
+        there = row[column].lower().split(' or ')
+        if target == 'atr-neck' and row[SETS.index('cihp')] == 'torso-skin':
+            there = ['neck']
         for name in row[SETS.index(source)].lower().split(', '):
             left.setdefault(name, targets[there[0]])          # the first row of a class counts
             right.setdefault(name, targets[there[-1]])
@@ -225,6 +235,9 @@ def convert(labels: np.ndarray, source: str, target: str) -> np.ndarray:
     unsure = left != right
     if not unsure.any():
         return left
+
+    # Here: tools/onnx_parse.py works without scipy.
+    from scipy.ndimage import distance_transform_edt
 
     # The side of each pixel in the person's box: 1 left, 2 right, 0 none.
     x, y, w, h = box_of(labels)

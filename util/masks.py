@@ -2,10 +2,10 @@
 from copy import copy
 
 import numpy as np
+from PIL import Image
 
 from util.files import UNKNOWN
-from PIL import Image, ImageDraw
-from scipy import ndimage
+from util.polygons import fill_polygon
 
 MASK_SIDE = 256                                   # pixels: DensePose's part masks are squares
 
@@ -36,12 +36,12 @@ def as_label_maps(maps, shape: tuple[int, int] | None = None) -> np.ndarray:
 
 
 def flatten_people(parsing: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """People (N, H, W), best first -> class map and person map (H, W) uint8.
+    """People (N, H, W), best first -> class map (H, W) uint8 and person map (H, W).
 
-    The better person covers the others; person ids are 1, 2 ..
+    The better person covers the others; person ids are 1, 2 .., uint16 above 255.
     """
     parts = np.zeros(parsing.shape[1:], np.uint8)
-    people = np.zeros(parsing.shape[1:], np.uint8)
+    people = np.zeros(parsing.shape[1:], np.uint8 if len(parsing) < 256 else np.uint16)
     for n in range(len(parsing) - 1, -1, -1):
         mask = parsing[n] > 0
         parts[mask] = parsing[n][mask]
@@ -109,6 +109,8 @@ def split_map(ids: np.ndarray, rows: list[tuple[int, float, int]],
 
     Returns the maps and scores of the ids that have pixels, and the number of ids without.
     """
+    from scipy import ndimage                     # here: tools/onnx_parse.py works without scipy
+
     whole = slice(None), slice(None)
     boxes = {0: whole} | dict(enumerate(ndimage.find_objects(ids), 1))
     maps = []
@@ -194,10 +196,10 @@ def coco_mask(segmentation, size: tuple[int, int]) -> np.ndarray:
     """
     if isinstance(segmentation, dict):
         return decode_rle(segmentation['counts'], *size)
-    mask = Image.new('1', size)
+    mask = np.zeros(size[::-1], bool)
     for polygon in segmentation or ():
-        ImageDraw.Draw(mask).polygon(polygon, fill=1)
-    return np.array(mask)
+        mask |= fill_polygon(np.reshape(polygon, (-1, 2)), size)
+    return mask
 
 
 def paste_masks(masks: list, box: list[float], size: tuple[int, int]) -> np.ndarray:
@@ -221,6 +223,16 @@ def paste_masks(masks: list, box: list[float], size: tuple[int, int]) -> np.ndar
 
 
 # ---- overlaps ----------------------------------------------------------------------------------
+
+
+def mask_ious(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """IoU of masks (N, H, W) and (M, H, W), bool -> (N, M) float."""
+    pixels = int(np.prod(first.shape[1:]))
+    a = first.reshape(len(first), pixels).astype(np.float32)
+    b = second.reshape(len(second), pixels).astype(np.float32)
+    shared = a @ b.T
+    union = a.sum(1)[:, None] + b.sum(1) - shared
+    return shared / np.maximum(union, 1)
 
 
 def matrix_nms(masks: np.ndarray, scores: np.ndarray, kernel: str = 'gaussian',

@@ -15,7 +15,9 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from util.datasets.coco import KEYPOINTS, Person
+from util.datasets.coco import Person
+from util.datasets.coco_file import KEYPOINTS
+from util.masks import mask_ious
 from util.skeleton import OUTER, VISIBLE, labels_at, side_of, split_name
 
 SMALLEST_SHARE = 0.01                             # of the photo: smaller people are not looked for
@@ -53,16 +55,6 @@ class Counts:
 def percent(part: int, whole: int) -> str:
     """The share of a part, as text; 'none' of nothing."""
     return f'{100 * part / whole:.1f} %' if whole else 'none'
-
-
-def mask_ious(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """IoU of masks (N, H, W) and (M, H, W), bool -> (N, M) float."""
-    pixels = int(np.prod(first.shape[1:]))
-    a = first.reshape(len(first), pixels).astype(np.float32)
-    b = second.reshape(len(second), pixels).astype(np.float32)
-    shared = a @ b.T
-    union = a.sum(1)[:, None] + b.sum(1) - shared
-    return shared / np.maximum(union, 1)
 
 
 def count_photo(parsing: np.ndarray, people: list[Person], ignore: np.ndarray) -> Counts:

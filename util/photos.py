@@ -13,12 +13,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from tqdm import tqdm
 
 from util.files import check_target, make_folder, printable, result_names
 from util.images import read_photo
+from util.results import Parsing
 from util.index import write_index
 from util.run import sum_over_processes
 
@@ -40,12 +42,12 @@ class PhotoJob:
     error: str | None = None                  # why the photo could not be read or parsed
 
 
-def ahead(pool: Executor, function: Callable, items: Iterable) -> Iterator:
-    """Yields function(item) of each item, in order; threads work on the next AHEAD meanwhile."""
+def ahead(pool: Executor, function: Callable, items: Iterable, most: int = AHEAD) -> Iterator:
+    """Yields function(item) of each item, in order; threads work on the next `most` meanwhile."""
     futures = deque()
     for item in items:
         futures.append(pool.submit(function, item))
-        if len(futures) > AHEAD:
+        if len(futures) > most:
             yield futures.popleft().result()
     while futures:
         yield futures.popleft().result()
@@ -79,6 +81,7 @@ class PhotoPipeline:
         self.folder = Path(folder)
         self.max_size = max_size
         self.inputs = set()                   # real paths of all photos: no result may replace one
+        self.owners = {}                      # path of each result of a run: name of its photo
         # MPS works in one thread alone
         self.turn = threading.Lock() if device.type == 'mps' else nullcontext()
 
@@ -99,6 +102,15 @@ class PhotoPipeline:
         """The network's output for each input."""
         raise NotImplementedError
 
+    def find(self, out: Any, photo: Image.Image) -> Parsing:
+        """The network's output for a frame of a video -> its visible people."""
+        raise NotImplementedError
+
+    def kernels(self, out: Any, found: Parsing) -> np.ndarray | None:
+        """Unit vectors (N, C) of the people that `find` returned, similar in the next frame; None
+        where the system has none."""
+        return None
+
     def write(self, job: PhotoJob) -> tuple[str, int | None]:
         """Writes the results of a job with an output.
 
@@ -117,6 +129,9 @@ class PhotoPipeline:
 
     def check_targets(self, name: str):
         for path in self.targets(name):
+            # a_mask.png may be the mask of a.jpg, or the label map of a_mask.jpg.
+            if self.owners.get(path, name) != name:
+                raise ValueError(f'{printable(path)} would be a result of two photos; rename one')
             self.check_target(path)
 
     def check_target(self, path: Path):
@@ -173,6 +188,9 @@ class PhotoPipeline:
         """
         make_folder(self.folder)
         self.inputs = {os.path.realpath(job.path) for job in jobs}
+        for job in jobs:
+            for path in self.targets(job.name):
+                self.owners.setdefault(path, job.name)
         counts = []
         bar = tqdm(total=len(jobs), disable=len(jobs) < 2 or None, unit='photo')
         with ThreadPoolExecutor(4) as pool, bar:

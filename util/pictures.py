@@ -1,5 +1,4 @@
-"""Pictures: palettes, overlays, legends, cut-outs, charts. Needs no torch."""
-import math
+"""Pictures: palettes, overlays, legends, cut-outs. Needs no torch."""
 from functools import lru_cache
 
 import numpy as np
@@ -11,6 +10,7 @@ from util.masks import box_of
 # Dark blue, violet, orange, yellow, at 0, 96, 176 and 255 of 255.
 RAMP = np.stack([np.interp(np.arange(256), (0, 96, 176, 255), channel) for channel in (
     (10, 110, 235, 255), (10, 25, 110, 250), (50, 120, 40, 200))], 1).astype(np.uint8)
+NUM_COLORS = 140                                  # of a palette; then they repeat
 OPACITY = 0.55                                    # of the colors over the photo
 
 
@@ -49,8 +49,11 @@ def palette(num_classes: int) -> np.ndarray:
 
 
 def palette_image(labels: np.ndarray, colors: np.ndarray) -> Image.Image:
-    """Label map (H, W) uint8 -> palette image: its palette has the colors (256, 3)."""
+    """Label map (H, W) uint8 -> palette image: its palette has the colors (256, 3). One of more
+    labels, uint16, has none."""
     image = Image.fromarray(np.ascontiguousarray(labels))
+    if labels.dtype != np.uint8:
+        return image
     image.putpalette(colors.tobytes())
     return image
 
@@ -121,6 +124,27 @@ def paint_person(canvas: Image.Image, labels: Image.Image, corner: tuple[int, in
     canvas.paste(Image.blend(below, labels.convert('RGB'), OPACITY), corner, core)
 
 
+def overlay_people(image, parsing: np.ndarray, ids: list[int]) -> Image.Image:
+    """A photo with each person in the color of the id and a white line around. image, parsing: see
+    `overlay`; ids: from 1 on."""
+    colors = palette(NUM_COLORS)
+    painted = [(labels > 0) * np.uint8((i - 1) % NUM_COLORS + 1)
+               for labels, i in zip(parsing, ids)]
+    return overlay(image, np.array(painted, np.uint8), colors=colors)
+
+
+def add_ids(image: Image.Image, parsing: np.ndarray, ids: list[int]):
+    """Writes the id of each person of parsing (N, H, W) at the top of the person, in place."""
+    font = ImageFont.load_default(max(11, image.width // 40))
+    draw = ImageDraw.Draw(image)
+    for labels, i in zip(parsing, ids):
+        if labels.any():
+            x, y, width, _ = box_of(labels)
+            # Below the top edge of the frame, where the box begins there.
+            place = x + width / 2, max(y, font.size + 4)
+            draw.text(place, str(i), 'white', font, 'ms', stroke_width=2, stroke_fill='black')
+
+
 def add_legend(image: Image.Image, colors: np.ndarray, class_names: list[str],
                present: np.ndarray) -> Image.Image:
     """Pillow image with the colors and names of the present class ids below it."""
@@ -166,7 +190,7 @@ def compare_labels(image: np.ndarray, parsings: list[np.ndarray],
     return add_legend(sheet, colors, class_names, np.flatnonzero(counts))
 
 
-# ---- sheets and charts -------------------------------------------------------------------------
+# ---- sheets ------------------------------------------------------------------------------------
 
 
 def titled_row(panels: list[tuple[str, Image.Image]], size: tuple[int, int]) -> Image.Image:
@@ -195,69 +219,4 @@ def join(pictures: list[Image.Image], across: bool = False, gap: int = 6) -> Ima
     for picture in pictures:
         sheet.paste(picture, (at, 0) if across else (0, at))
         at += (picture.width if across else picture.height) + gap
-    return sheet
-
-
-def draw_panel(canvas: Image.Image, left: int, title: str, x_name: str, y_name: str,
-               curves: list[tuple]):
-    """A chart of 720 x 720 pixels with both axes 0..1. curves: (name, color, xs, ys)."""
-    draw = ImageDraw.Draw(canvas)
-    font = ImageFont.load_default(26)
-    top = 110
-    size = 720
-    gray = 120, 120, 120
-    pale = 228, 228, 228
-    black = 30, 30, 30
-
-    def at(x, y):
-        return left + x * size, top + (1 - y) * size
-
-    for tick in np.linspace(0, 1, 6):
-        draw.line([at(tick, 0), at(tick, 1)], pale, 2)
-        draw.line([at(0, tick), at(1, tick)], pale, 2)
-        draw.text((at(tick, 0)[0], top + size + 12), f'{tick:.1f}', gray, font, 'ma')
-        draw.text((left - 14, at(0, tick)[1]), f'{tick:.1f}', gray, font, 'rm')
-    draw.line([at(0, 1), at(0, 0), at(1, 0)], gray, 3)
-    draw.text((left, top - 80), title, black, ImageFont.load_default(30))
-    draw.text((left + size / 2, top + size + 52), x_name, black, font, 'ma')
-    draw.text((left, top - 10), y_name, black, font, 'lb')
-    for i, (name, color, xs, ys) in enumerate(curves):
-        points = [at(x, y) for x, y in zip(xs, ys) if not math.isnan(y)]
-        draw.line(points or [at(0, 0)] * 2, color, 6, joint='curve')
-        if len(points) < 12:
-            for x, y in points:
-                draw.ellipse([x - 8, y - 8, x + 8, y + 8], color)
-        y = top + size + 104 + 36 * i             # names below the axis: nothing covers the curves
-        draw.line([left, y, left + 48, y], color, 6)
-        draw.text((left + 64, y), name, black, font, 'lm')
-
-
-def matrix_picture(title: str, values: np.ndarray, names: list[str]) -> Image.Image:
-    """Values (n, n), colored from 0 to 1, with the names of rows and columns.
-
-    Few values are written as numbers, too.
-    """
-    cell = 32 if len(names) <= 24 else 16         # pixels
-    font = ImageFont.load_default(12)
-    title_font = ImageFont.load_default(14)
-    margin = 12 + int(max(map(font.getlength, names)))
-    side = len(names) * cell
-    top = margin + 32
-    width = max(margin + side, int(font.getlength(title)) + 60)
-    sheet = Image.new('RGB', (width, top + side), 'white')
-    draw = ImageDraw.Draw(sheet)
-    draw.text((0, 4), title, 'black', title_font)
-    colors = Image.fromarray(RAMP[(np.clip(values, 0, 1) * 255).astype(np.uint8)])
-    sheet.paste(colors.resize((side, side), Image.NEAREST), (margin, top))
-    for k, name in enumerate(names):
-        draw.text((margin - 6, top + (k + 0.5) * cell), name, 'black', font, 'rm')
-        label = Image.new('RGB', (margin, cell), 'white')
-        ImageDraw.Draw(label).text((6, cell / 2), name, 'black', font, 'lm')
-        sheet.paste(label.rotate(90, expand=True), (margin + k * cell, 32))
-    if cell > 16:
-        for (row, column), value in np.ndenumerate(values):
-            place = margin + (column + 0.5) * cell, top + (row + 0.5) * cell
-            color = 'black' if value > 0.6 else 'white'
-            text = f'{round(value, 2) + 0.:.2f}'  # + 0. turns -0.00 into 0.00
-            draw.text(place, text, color, ImageFont.load_default(11), 'mm')
     return sheet

@@ -4,9 +4,8 @@ import io
 import math
 
 import numpy as np
-from PIL import Image
 
-from util.pictures import draw_panel
+from util.charts import draw_curves, make_figure
 
 NAMES = {                                         # keys of a result, and their names in the table
     'AP50': 'AP^p_50',
@@ -91,25 +90,28 @@ def per_image(metrics, ids: list[str]) -> str:
     return text.getvalue()
 
 
-def plot(metrics, result: dict, title: str) -> bytes:
-    """PNG: precision over recall at 0.5; AP^p and PCP over the threshold."""
+def plot(metrics, result: dict, title: str):
+    """A figure: precision over recall at 0.5; AP^p and PCP over the threshold. title: of the
+    data."""
     found = np.cumsum(metrics.found_at(0.5))
     recall = found / max(result['people'], 1)
     precision = found / np.arange(1, len(found) + 1)
     envelope = np.maximum.accumulate(precision[::-1])[::-1]
-    blue = 31, 100, 180
-    orange = 225, 112, 20
-    pale = 170, 200, 232
-    canvas = Image.new('RGB', (1840, 1040), 'white')  # twice the final size, for smooth lines
-    draw_panel(canvas, 120, f'{title}: people found at IoU > 0.5', 'recall', 'precision', [
-        ('as ranked', pale, recall, precision),
-        (f'envelope, AP^p_50 = {100 * result["AP50"]:.2f}', blue, recall, envelope)])
-    draw_panel(canvas, 1040, f'{title}: over the threshold', 'IoU threshold', '', [
-        (f'AP^p, vol = {100 * result["APvol"]:.2f}', blue, metrics.thresholds, result['AP']),
-        (f'PCP, vol = {100 * result["PCPvol"]:.2f}', orange, metrics.thresholds, result['PCP'])])
-    data = io.BytesIO()
-    canvas.resize((920, 520), Image.LANCZOS).save(data, 'PNG')
-    return data.getvalue()
+    figure = make_figure(9.2, 5.2)
+    left, right = figure.subplots(1, 2)
+    draw_curves(left, f'{title}: people found at IoU > 0.5', {
+        'as ranked': (recall, precision),
+        f'envelope, AP^p_50 = {100 * result["AP50"]:.2f}': (recall, envelope)})
+    left.set(xlabel='recall', ylabel='precision')
+    draw_curves(right, f'{title}: over the threshold', {
+        f'AP^p, vol = {100 * result["APvol"]:.2f}': (metrics.thresholds, result['AP']),
+        f'PCP, vol = {100 * result["PCPvol"]:.2f}': (metrics.thresholds, result['PCP'])})
+    right.set(xlabel='IoU threshold')
+    for axes in left, right:
+        axes.set(xlim=(0, 1), ylim=(0, 1.02))
+        # Below the axes the names cover no curve.
+        axes.legend(loc='upper center', bbox_to_anchor=(0.5, -0.12), frameon=False)
+    return figure
 
 
 def mean_and_spread(values: list[float]) -> str:

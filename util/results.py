@@ -1,8 +1,12 @@
 """Results of a photo: people and their parts, in memory and as files. Needs no torch.
 
     result = model.predict('photo.jpg')[0]
-    result.people[0].parts['hair'].mask            # bool (H, W); also .area, .box, .rle
-    result.overlay().show()
+    print(result)                                  # 3 people: hair, dress, coat
+    for person in result:                          # len(result) people, best first
+        person.select('hair', 'face')              # bool (H, W)
+        person.parts['coat'].mask                  # the same of one part; also .area, .box, .rle
+        person.crop().save('person.png')           # an RGBA cut-out
+    result.labels                                  # uint8 (H, W), class ids of all people
     result.convert('atr').save('results')          # the files of infer.py, in the classes of ATR
 
 docs/python.md describes all of it, and the JSON file.
@@ -10,18 +14,18 @@ docs/python.md describes all of it, and the JSON file.
 import json
 import os
 import re
-from collections import namedtuple
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from scipy import ndimage
 
 from util import pictures
+from util.agnostic import agnostic_mask
 from util.files import (MARK, UNKNOWN, by_number, check_name, check_target, is_ours, printable,
-                        result_names, write_jpeg, write_png, write_result)
+                        result_names, unique_names, write_jpeg, write_png, write_result)
 from util.labels import convert, find_set, names_of, voc_palette
 from util.masks import box_of, encode_rle, flatten_people, without_unknown
 from util.pictures import cutout, palette, palette_image
@@ -53,6 +57,11 @@ class Part:
         x, y, w, h = self.box
         return encode_rle(self.labels[y:y + h, x:x + w] == self.id, x, y, self.labels.shape)
 
+    def to_dict(self) -> dict:
+        """The part in the JSON file."""
+        return {'id': self.id, 'name': self.name, 'area': self.area, 'box': self.box,
+                'rle': self.rle}
+
 
 @dataclass(frozen=True, eq=False)
 class Person:
@@ -61,7 +70,8 @@ class Person:
     score: float
     center: tuple[float, float]                    # (x, y) in pixels
     labels: np.ndarray = field(repr=False)         # uint8 (H, W), class ids
-    class_names: list[str] = field(repr=False)
+    class_names: Sequence[str] = field(repr=False)
+    photo: Image.Image | None = field(default=None, repr=False)
 
     @property
     def mask(self) -> np.ndarray:
@@ -92,14 +102,13 @@ class Person:
         crop = self.labels[y:y + h, x:x + w]
         areas = np.bincount(crop.ravel()).tolist()
         parts = []
-        for c, place in enumerate(ndimage.find_objects(crop) if crop.size else (), 1):
-            if place is None:                      # no pixel of this class
+        for c, area in enumerate(areas):
+            if not c or not area:                  # background, or no pixel of this class
                 continue
-            rows, columns = place
             name = self.class_names[c] if c < len(self.class_names) else 'part unknown'
-            box = [x + columns.start, y + rows.start,
-                   columns.stop - columns.start, rows.stop - rows.start]
-            parts.append(Part(c, name, areas[c], box, self.labels))
+            left, top, width, height = box_of(crop == c)
+            box = [x + left, y + top, width, height]
+            parts.append(Part(c, name, area, box, self.labels))
         return parts
 
     @property
@@ -107,53 +116,94 @@ class Person:
         """{name: Part} of the parts with pixels."""
         return {part.name: part for part in self.part_list}
 
+    def select(self, *names: str) -> np.ndarray:
+        """The pixels of all parts with these names, in any case: bool (H, W). A part that the
+        person lacks adds none. Raises a ValueError for a name that the model does not have."""
+        return np.isin(self.labels, part_ids(names, self.class_names))
 
-class Parsing(namedtuple('Parsing', 'parsing scores centers')):
-    """People of one photo, best first.
+    def crop(self, *names: str) -> Image.Image:
+        """RGBA picture of the person's box, transparent outside the person. names: only of these
+        parts, and their box. Raises a ValueError where there is nothing to cut out."""
+        if self.photo is None:
+            raise ValueError('this result came without a photo; use one of predict')
+        mask = self.select(*names) if names else self.mask
+        if not mask.any():
+            raise ValueError(f'person {self.id} has no {" or ".join(names) or "pixel"}')
+        return cutout(self.photo, mask, box_of(mask))
 
-    parsing  (N, H0, W0) uint8, class ids
-    scores   (N,) in 0..1
-    centers  (N, 2) pixels (x, y)
+    def to_dict(self) -> dict:
+        """The person in the JSON file."""
+        center = [round(value, 1) for value in self.center]
+        parts = [part.to_dict() for part in self.part_list if part.id != UNKNOWN]
+        return {'id': self.id, 'score': round(self.score, 4), 'center': center, 'box': self.box,
+                'area': self.area, 'rle': self.rle, 'parts': parts}
 
-    What `predict` returns also has photo (Pillow, RGB), path (None: the photo came from memory),
-    class_names, and colors ((256, 3) uint8; None: `palette`).
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Parsing:
+    """People of one photo, best first: a sequence of Person.
+
+    What `predict` returns has all of the fields but path and colors, which may be None.
     """
-    photo = path = class_names = colors = None
+    parsing: np.ndarray                            # uint8 (N, H, W), class ids
+    scores: np.ndarray                             # (N,) in 0..1
+    centers: np.ndarray                            # (N, 2), (x, y) in pixels
+    class_names: Sequence[str] = ()                # by id, the background first
+    photo: Image.Image | None = None               # RGB
+    path: str | Path | None = None                 # None: the photo came from memory
+    colors: np.ndarray | None = None               # uint8 (256, 3); None: `palette`
 
-    def attach(self, photo: Image.Image, class_names: list[str], path: str | Path | None = None,
-               colors: np.ndarray | None = None) -> 'Parsing':
-        """Sets what belongs to the people; returns self."""
-        self.photo = photo
-        self.class_names = class_names
-        self.path = path
-        self.colors = colors
-        return self
+    def __len__(self) -> int:
+        return len(self.scores)
 
-    def _replace(self, **changes) -> 'Parsing':
-        changed = super()._replace(**changes)
-        return changed.attach(self.photo, self.class_names, self.path, self.colors)
+    def __iter__(self) -> Iterator[Person]:
+        return iter(self.people)
 
-    def select(self, keep: np.ndarray) -> 'Parsing':
-        """The people of an index array or a bool array (N,)."""
-        return self._replace(parsing=self.parsing[keep], scores=self.scores[keep],
-                             centers=self.centers[keep])
+    def __getitem__(self, index):
+        return self.people[index]
+
+    def __str__(self) -> str:
+        """'3 people: hair, dress, coat', the parts by id."""
+        number = len(self)
+        if not number:
+            return 'no people'
+        names = {part.id: part.name for person in self for part in person.part_list}
+        text = f'{number} {"person" if number == 1 else "people"}'
+        return f'{text}: {", ".join(names[i] for i in sorted(names))}' if names else text
+
+    def __repr__(self) -> str:
+        return f'<{type(self).__name__}: {self}>'
+
+    @cached_property
+    def people(self) -> list[Person]:
+        """The people, best first; ids are 1, 2, .."""
+        return [Person(n, float(score), tuple(map(float, center)), labels, self.class_names,
+                       self.photo)
+                for n, (labels, score, center)
+                in enumerate(zip(self.parsing, self.scores, self.centers), 1)]
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        """uint8 (H, W), class ids: those of the best person where people overlap, 0 where the part
+        is unknown. The pixels of NAME_parts.png."""
+        return without_unknown(flatten_people(self.parsing)[0])
+
+    def take(self, kept: np.ndarray | list | slice) -> 'Parsing':
+        """The people of an index array, a bool array (N,) or a slice."""
+        return replace(self, parsing=self.parsing[kept], scores=self.scores[kept],
+                       centers=self.centers[kept])
 
     def labelled(self) -> 'Parsing':
         """The people for an evaluator: without pixels of unknown parts (255), and without people
         that consist of such pixels alone."""
         if not (self.parsing == UNKNOWN).any():
             return self
-        return self._replace(parsing=without_unknown(self.parsing)).visible()
+        return replace(self, parsing=without_unknown(self.parsing)).visible()
 
     def visible(self) -> 'Parsing':
         """The people with visible pixels."""
         some = self.parsing.any((1, 2))
-        return self if some.all() else self.select(some)      # no copy if not needed
-
-    @cached_property
-    def people(self) -> list[Person]:
-        """List of Person, best first."""
-        return list_people(self, self.class_names or ())
+        return self if some.all() else self.take(some)        # no copy if not needed
 
     def convert(self, labels: str) -> 'Parsing':
         """The same people in another label set, one of `labels.TARGETS` such as 'atr' or 'lip'.
@@ -163,14 +213,28 @@ class Parsing(namedtuple('Parsing', 'parsing scores centers')):
         """
         source = find_set(self.class_names, labels)
         parsing = np.array([convert(person, source, labels) for person in self.parsing], np.uint8)
-        found = self._replace(parsing=parsing.reshape(self.parsing.shape))
-        found.attach(self.photo, list(names_of(labels)), self.path, voc_palette())
+        found = replace(self, parsing=parsing.reshape(self.parsing.shape),
+                        class_names=list(names_of(labels)), colors=voc_palette())
         return found.visible()
+
+    def agnostic(self, kind: str, person: int | str = 'largest') -> np.ndarray:
+        """Where a try-on network is to draw garments anew, bool (H, W).
+
+        kind: 'upper', 'lower' or 'overall'; person: an id, 'largest' or 'all'. Raises a ValueError
+        for classes without garments. See docs/tryon.md.
+        """
+        return agnostic_mask(self.parsing, self.class_names or (), kind, person)
 
     def overlay(self) -> Image.Image:
         """The photo with colored parts, outlines and a legend."""
         return pictures.overlay(self.photo, self.parsing, self.class_names, colors=self.colors,
                                 unknown=False)
+
+    def to_dict(self) -> dict:
+        """The content of the JSON file, see docs/python.md."""
+        height, width = self.parsing.shape[1:]
+        return {'software': MARK, 'photo': str(self.path or 'photo'), 'width': width,
+                'height': height, 'people': [person.to_dict() for person in self]}
 
     def save(self, folder: str | Path, name: str | None = None, cutouts: bool = False):
         """Writes the files of infer.py to the folder, called after the photo or `name`.
@@ -180,90 +244,81 @@ class Parsing(namedtuple('Parsing', 'parsing scores centers')):
         if not name:
             name = result_names([Path(self.path)])[0] if self.path else 'photo'
         check_name(name, 'the results have the name', 'give the folder first')
-        write_results(Path(folder), name, self.path or name, self.photo, self.visible(),
-                      self.class_names, cutouts, self.colors)
+        found = self if self.path else replace(self, path=name)
+        write_results(Path(folder), name, found.visible(), cutouts)
 
 
-def list_people(found: Parsing, class_names: list[str]) -> list[Person]:
-    """The people of a Parsing, best first."""
-    people = []
-    for n, (labels, score, center) in enumerate(zip(*found), 1):
-        people.append(Person(n, float(score), tuple(map(float, center)), labels, class_names))
-    return people
-
-
-def as_one_person(labels: np.ndarray, probability: np.ndarray) -> Parsing:
+def as_one_person(labels: np.ndarray, probability: np.ndarray | None = None,
+                  **about) -> Parsing:
     """The labels of a whole photo as those of one person; of nobody if no pixel has a label.
 
     labels       (H, W) uint8, class ids; 0 is background
-    probability  (H, W) in 0..1, that a pixel is a person's; its mean over the person is the score
+    probability  (H, W) in 0..1, that a pixel is a person's; its mean over the person is the score,
+                 which is 1 without it
+    about        the other fields, such as class_names
     """
     rows, columns = np.nonzero(labels)
     if not len(rows):
-        return Parsing(labels[None], np.zeros(1), np.zeros((1, 2))).visible()
-    score = probability[labels > 0].mean()
+        return Parsing(labels[None], np.zeros(1), np.zeros((1, 2)), **about).visible()
+    score = 1.0 if probability is None else probability[labels > 0].mean()
     center = [columns.mean() + 0.5, rows.mean() + 0.5]
-    return Parsing(labels[None], np.array([score]), np.array([center])).visible()
+    return Parsing(labels[None], np.array([score]), np.array([center]), **about)
+
+
+def part_ids(names: Sequence[str], class_names: Sequence[str]) -> list[int]:
+    """The ids of parts with these names, in any case. Raises a ValueError for unknown names."""
+    known = {name.lower(): c for c, name in enumerate(class_names) if c and name}
+    unknown = [name for name in names if name.lower() not in known]
+    if unknown:
+        parts = ', '.join(name for name in class_names[1:] if name)
+        raise ValueError(f'unknown part {unknown[0]!r}; the parts are {parts}')
+    return [known[name.lower()] for name in names]
 
 
 # ---- files -------------------------------------------------------------------------------------
 
 
-def keep_parts(parsing: np.ndarray, class_names: list[str], only: str) -> np.ndarray:
+def keep_parts(parsing: np.ndarray, class_names: Sequence[str], only: str) -> np.ndarray:
     """Sets all parts to 0 except the named ones.
 
     only: names of parts, in any case, with commas between them. Raises a ValueError for unknown
     names.
     """
     wanted = [name.strip() for name in only.split(',')]
-    names = [name.lower() for name in class_names]
     if not all(wanted):
         raise ValueError(f'--only is {only!r}, where a name is empty; give names with single '
                          'commas, as hair,dress')
-    unknown = [name for name in wanted if name.lower() not in names[1:]]
-    if unknown:
-        raise ValueError(f'--only: unknown part {unknown[0]!r}; the parts are '
-                         f'{", ".join(class_names[1:])}')
-    kept = [names.index(name.lower()) for name in wanted]
+    try:
+        kept = part_ids(wanted, class_names)
+    except ValueError as error:
+        raise ValueError(f'--only: {error}') from None
     table = np.zeros(256, np.uint8)
     table[kept] = kept
     return table[parsing]
 
 
-def describe_people(found: Parsing, class_names: list[str]) -> list[dict]:
-    """The people of a Parsing as dictionaries for the JSON file, best first; ids from 1."""
-    records = []
-    for person in list_people(found, class_names):
-        parts = [{'id': part.id, 'name': part.name, 'area': part.area, 'box': part.box,
-                  'rle': part.rle} for part in person.part_list if part.id != UNKNOWN]
-        center = [round(value, 1) for value in person.center]
-        records.append({'id': person.id, 'score': round(person.score, 4), 'center': center,
-                        'box': person.box, 'area': person.area, 'rle': person.rle,
-                        'parts': parts})
-    return records
-
-
-def write_results(folder: Path, name: str, path: str | Path, photo: Image.Image, found: Parsing,
-                  class_names: list[str], cutouts: bool, colors: np.ndarray | None = None):
+def write_results(folder: Path, name: str, found: Parsing, cutouts: bool = False):
     """Writes the files of one photo.
 
-    found: its visible people; colors (256, 3): default `palette`. Raises a ValueError instead of
-    replacing a file that this program did not write.
+    found: its visible people. Raises a ValueError instead of replacing a file that this program
+    did not write.
     """
-    colors = palette(256) if colors is None else colors
-    parts, people = flatten_people(found.parsing)
-    picture = pictures.overlay(photo, found.parsing, class_names, colors=colors, unknown=False)
-    write_png(folder / f'{name}_parts.png', palette_image(without_unknown(parts), colors))
+    colors = palette(256) if found.colors is None else found.colors
+    _, people = flatten_people(found.parsing)
+    write_png(folder / f'{name}_parts.png', palette_image(found.labels, colors))
     write_png(folder / f'{name}_people.png', palette_image(people, palette(256)))
-    write_jpeg(folder / f'{name}_overlay.jpg', picture)
-    record = {'software': MARK, 'photo': str(path), 'width': photo.width, 'height': photo.height,
-              'people': describe_people(found, class_names)}
+    write_jpeg(folder / f'{name}_overlay.jpg', found.overlay())
+    write_record(folder, name, found, cutouts)
+
+
+def write_record(folder: Path, name: str, found: Parsing, cutouts: bool = False):
+    """Writes the cut-outs of a photo's people and its JSON file."""
     cutout_folder = folder / f'{name}_cutouts'
     remove_cutouts(cutout_folder)
     if cutouts:
-        write_cutouts(cutout_folder, photo, found, record['people'])
+        write_cutouts(cutout_folder, found)
     # The JSON file comes last: where it exists, the photo is done.
-    write_result(folder / f'{name}.json', json.dumps(record))
+    write_result(folder / f'{name}.json', json.dumps(found.to_dict()))
 
 
 def find_cutouts(folder: Path) -> list[Path]:
@@ -293,20 +348,29 @@ def remove_cutouts(folder: Path):
 
 
 def cutout_name(person: int, part: str = '') -> str:
-    """The name of the file of a cut-out: of the person with this id, or of one of its parts."""
-    if not part:
-        return f'person{person}.png'
-    part = re.sub(r'[/ \0]', '-', part)
-    while len(part.encode()) > MOST_BYTES:
-        part = part[:-1]
-    return f'person{person}_{part}.png'
+    """The name of the file of a cut-out: of the person with this id, or of one of its parts, one of
+    `file_parts`."""
+    return f'person{person}_{part}.png' if part else f'person{person}.png'
 
 
-def write_cutouts(folder: Path, photo: Image.Image, found: Parsing, people: list[dict]):
+def file_parts(class_names: list[str]) -> list[str]:
+    """The names of the classes as they stand in names of files: each is another one, also where
+    capitals are ignored."""
+    parts = []
+    for name in class_names:
+        name = re.sub(r'[/ \0]', '-', name)
+        while len(name.encode()) > MOST_BYTES:
+            name = name[:-1]
+        parts.append(name)
+    return unique_names(parts)
+
+
+def write_cutouts(folder: Path, found: Parsing):
     """Writes an RGBA picture of each person and of each of its parts."""
-    for person, labels in zip(people, found.parsing):
-        path = folder / cutout_name(person['id'])
-        write_png(path, cutout(photo, labels > 0, person['box']))
-        for part in person['parts']:
-            path = folder / cutout_name(person['id'], part['name'])
-            write_png(path, cutout(photo, labels == part['id'], part['box']))
+    names = file_parts(found.class_names)
+    for person in found:
+        write_png(folder / cutout_name(person.id), person.crop())
+        for part in person.part_list:
+            if part.id != UNKNOWN:
+                path = folder / cutout_name(person.id, names[part.id])
+                write_png(path, cutout(found.photo, part.mask, part.box))

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from util.checkpoints import FORMAT
+from util.checkpoints import FORMAT, SAFE
 from util.cli import add_shared, filled
 from util.files import MARK, is_ours, make_folder, remove_temporaries, write_file, writing
 
@@ -284,7 +284,7 @@ def is_of_a_run(path: Path) -> bool:
     belongs to the config.json or last.pt beside it."""
     if path.name == 'log.jsonl':
         return any(is_of_a_run(path.with_name(name)) for name in ('config.json', 'last.pt'))
-    if path.suffix != '.pt':
+    if path.suffix not in ('.pt', SAFE):
         return path.is_file() and is_ours(path)
     try:
         with open(path, 'rb') as file:

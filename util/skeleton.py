@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from util.datasets.cihp import CIHP
-from util.datasets.coco import KEYPOINTS
+from util.datasets.coco_file import KEYPOINTS
 
 CLASSES = CIHP.class_names
 VISIBLE = 2                                       # v of a keypoint that can be seen

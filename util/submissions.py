@@ -1,11 +1,11 @@
 """Folders of predictions, read and written in four forms. Needs no torch.
 
-    instances  instances.json = {image: [{file, score}]} and instances/*.png, one full-size label
-               map per person
-    mhp        the MHP challenge: global_seg, global_tag, results.txt
-    cihp       the CIHP challenge: global_parsing, instance_parsing, instance_segmentation or
-               global_tag
-    coco       a list of {image_id, score, parsing: file} and the files
+    instances     instances.json = {image: [{file, score}]} and instances/*.png, one full-size label
+                  map per person
+    mhp           the MHP challenge: global_seg, global_tag, results.txt
+    cihp          the CIHP challenge: global_parsing, instance_parsing, instance_segmentation or
+                  global_tag
+    coco-results  a list of {image_id, score, parsing: file} and the files
 """
 import json
 import os
@@ -17,8 +17,9 @@ import numpy as np
 from PIL import Image
 
 from util.datasets.base import GroundTruth, Photos
-from util.files import (check_name, check_target, is_ours, printable, read_rows, short, write_file,
-                        write_pair, write_png, writing)
+from util.files import (MARK, check_name, check_target, is_ours, printable, read_rows,
+                        read_score, short, write_file, write_pair, write_png, write_result,
+                        writing)
 from util.images import read_prediction
 from util.labels import convert, find_set, names_of
 from util.masks import CroppedMap, as_label_maps, split_map
@@ -27,12 +28,13 @@ SIGNS = {                                         # files that show the form of 
     'instances': 'instances.json',
     'mhp': 'results.txt',
     'cihp': 'global_parsing',
-    'coco': '*.json',
+    'coco-results': '*.json',
 }
 FORMS = tuple(SIGNS)
+SUBMITTED = {'MHP': 'mhp', 'CIHP': 'cihp'}        # the forms that the challenges take
 INDICES = {                                       # files without a mark, and the pictures with one
     'instances': ('instances.json', 'instances'),
-    'coco': ('parsing.json', 'instances'),
+    'coco-results': ('parsing.json', 'instances'),
     'mhp': ('results.txt', 'global_seg'),
 }
 UNFINISHED = 'unfinished.txt'                     # is in a folder of cihp while it is written
@@ -60,11 +62,11 @@ def as_pair(prediction) -> tuple:
 
 
 class InstanceMaps:
-    """The forms instances and coco.
+    """The forms instances and coco-results.
 
     instances: one full-size label map per person in instances/, `instances.json` = {image:
-    [{file, score}]}, and optional class maps semantic/ID.png. coco: a list of {image_id, score,
-    parsing: file}; if every image_id is a position in the data set, counted from 1 as in
+    [{file, score}]}, and optional class maps semantic/ID.png. coco-results: a list of {image_id,
+    score, parsing: file}; if every image_id is a position in the data set, counted from 1 as in
     UniParser's lists, and not all are ids of it, they are positions, else they are ids.
     """
     unknown_metrics = ()
@@ -104,7 +106,7 @@ class InstanceMaps:
                 image = places.get(image, image)
                 if not isinstance(file, str):
                     raise ValueError(f'the file of image {image} is not text')
-                people.setdefault(image, []).append((file, float(score)))
+                people.setdefault(image, []).append((file, read_score(score)))
             return people
         except (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError,
                 RecursionError) as error:
@@ -145,7 +147,7 @@ class MHPSubmission:
     @staticmethod
     def parse(words: list[str]) -> tuple[str, list[tuple[int, float, int]]]:
         pairs = zip(words[1::2], words[2::2], strict=True)
-        return words[0], [(int(person), float(score), 1) for person, score in pairs]
+        return words[0], [(int(person), read_score(score), 1) for person, score in pairs]
 
     def read(self, image: str, shape: Shape, num_classes: int) -> Prediction:
         path = self.folder / 'global_seg' / f'{image}.png'
@@ -174,7 +176,7 @@ class CIHPSubmission:
 
         if (path / UNFINISHED).exists():
             raise ValueError(f'{printable(path)} holds incomplete predictions: their command was '
-                             'stopped; write them again')
+                             'stopped or could not read all images; write them again')
         self.source = path
         self.classes = path / 'global_parsing'
         self.people = find('instance_segmentation', 'global_tag')
@@ -200,14 +202,15 @@ class CIHPSubmission:
         lost = 0
         if self.people:
             masks, scores, lost = self.split(self.people / name, shape, n, '`score y1 x1 y2 x2`',
-                                             lambda words: (float(words[len(words) == 2]), 1))
+                                             lambda words: (read_score(words[len(words) == 2]), 1))
             humans = masks, scores
             maps = [m.relabel(m.labels * classes[m.box], n) for m in masks]
         if self.parts:
             labels = {str(label): label for label in range(1, n)}
             form = f'`class score`, class 1..{num_classes}'
-            masks, scores, missing = self.split(self.parts / name, shape, n, form,
-                                                lambda words: (float(words[1]), labels[words[0]]))
+            masks, scores, missing = self.split(
+                self.parts / name, shape, n, form,
+                lambda words: (read_score(words[1]), labels[words[0]]))
             parts = masks, scores
             lost += missing
         return Prediction(maps, humans[1], classes, parts, humans, lost)
@@ -228,7 +231,7 @@ READERS = {
     'instances': InstanceMaps,
     'mhp': MHPSubmission,
     'cihp': CIHPSubmission,
-    'coco': InstanceMaps,
+    'coco-results': InstanceMaps,
 }
 
 
@@ -250,7 +253,7 @@ def open_predictions(path: str | Path, form: str | None = None, ids: list[str] =
                              'results.txt with global_seg and global_tag, global_parsing, or a '
                              'COCO-style .json')
         form = found[0]
-    if form == 'coco':
+    if form == 'coco-results':
         results = [file for file in path.glob('*.json') if is_ours(file)]
         if results:
             raise ValueError(f'{printable(path)} holds results of photos such as '
@@ -336,11 +339,22 @@ class ConvertedPredictions:
 # ---- writing -----------------------------------------------------------------------------------
 
 
+def mark_unfinished(folder: str | Path):
+    """Before the first picture of the form cihp, which has no index: what is written in part, or
+    over the pictures of an earlier run, is not taken for complete."""
+    write_result(Path(folder, UNFINISHED), f'Incomplete predictions of {MARK}\n')
+
+
+def mark_finished(folder: str | Path):
+    """Behind the last picture."""
+    Path(folder, UNFINISHED).unlink(missing_ok=True)
+
+
 class PredictionWriter:
     """Writes the predictions of one image after the other and, without an error, an index at the
     end.
 
-        with PredictionWriter('results', 'instances') as writer:  # or 'coco', 'mhp', 'cihp'
+        with PredictionWriter('results', 'instances') as writer:  # or another one of FORMS
             writer.add('0001', (parsing, scores))                 # as for ParsingMetrics.add
 
     The challenge forms, mhp and cihp, have one class per pixel: where people overlap the higher
@@ -377,7 +391,7 @@ class PredictionWriter:
         parsing, scores = as_pair(prediction)
         parsing = as_label_maps(parsing, np.shape(parsing)[1:])
         scores = [float(score) for score in scores]
-        if self.form in ('instances', 'coco'):
+        if self.form in ('instances', 'coco-results'):
             self.add_instances(image, parsing, scores)
             return
         # One class and one person per pixel: the best person is pasted last.
@@ -399,7 +413,7 @@ class PredictionWriter:
             return
         if self.form == 'cihp':
             check_target(self.folder / 'global_parsing' / f'{image}.png')
-            write_file(self.folder / UNFINISHED, 'The predictions in this folder are incomplete\n')
+            mark_unfinished(self.folder)
         else:
             for index, pictures in INDICES.values():
                 if pictures == INDICES[self.form][1]:
@@ -446,7 +460,7 @@ class PredictionWriter:
         sign of incomplete ones goes."""
         if self.form == 'instances':
             write_file(self.folder / 'instances.json', json.dumps(self.index, indent=0))
-        elif self.form == 'coco':
+        elif self.form == 'coco-results':
             rows = [dict(image_id=image, category_id=1, score=p['score'], parsing=p['file'])
                     for image, people in self.index.items() for p in people]
             write_file(self.folder / 'parsing.json', json.dumps(rows, indent=0))
@@ -454,4 +468,4 @@ class PredictionWriter:
             lines = [' '.join([image, *people]) + '\n' for image, people in self.index.items()]
             write_file(self.folder / 'results.txt', ''.join(lines))
         else:
-            (self.folder / UNFINISHED).unlink(missing_ok=True)
+            mark_finished(self.folder)

@@ -2,9 +2,10 @@
 
 A line of NAME.jsonl is the record of one frame: that of a photo's NAME.json, with `video` in the
 place of `photo`, the number of the frame in the video, from 0 on, and its time in seconds. Frames
-are read, parsed and written as a stream. People are found in each frame anew: their ids follow the
-scores, not the person.
+are read, parsed and written as a stream. People are found in each frame anew, and a Tracker gives
+them the ids that they had before.
 """
+import argparse
 import json
 import math
 import os
@@ -22,11 +23,12 @@ from typing import BinaryIO
 from PIL import Image
 from tqdm import tqdm
 
+from util.cli import Between, refuse_given
 from util.files import MARK, check_target, make_folder, naming, printable, replacing, writing
-from util.photos import PhotoJob, ahead
-from util.pictures import add_legend, overlay, palette
-from util.results import describe_people
+from util.photos import PhotoJob, PhotoPipeline, ahead
+from util.pictures import add_ids, add_legend, overlay, overlay_people, palette
 from util.run import catching_signals
+from util.tracking import Tracker
 
 VIDEOS = {'.mp4', '.m4v', '.mov', '.3gp', '.mkv', '.webm', '.avi', '.mpg', '.mpeg', '.mts', '.ts',
           '.wmv', '.flv'}
@@ -36,6 +38,10 @@ ENCODERS = 'libx264', 'libopenh264', 'mpeg4'      # the first that this build of
 ADVICE = 'get it again, or convert it to MP4'
 ENDINGS = '_overlay.mp4', '.jsonl'                # of the results
 MOST_TICKS = 65535                                # per second, in MPEG-4
+# Seconds between two frames. An MP4 file cannot hold a gap of days, and no camera writes one.
+LONGEST_GAP = 3600
+VIDEO_FLAGS = 'fps', 'no_track', 'colors'
+IN_WORK = 2                                       # frames at a time that threads parse or draw
 
 
 def import_av() -> ModuleType:
@@ -128,6 +134,11 @@ class Video:
             time = number / float(self.rate) if frame.time is None else frame.time
             if start is None:
                 start = time
+                before = time
+            if time - before > LONGEST_GAP:       # the time stamps are damaged from here on
+                self.damaged += 1
+                return
+            before = time
             tick = int((time - start) * self.rate + self.early)
             if tick > last:
                 last = tick
@@ -188,68 +199,131 @@ class OverlayWriter:
         frame = self.av.VideoFrame.from_image(image.crop((0, 0, *self.size)))
         frame.pts = tick
         frame.time_base = 1 / self.rate
-        self.container.mux(self.stream.encode(frame))
+        self.encode(frame)
+
+    def encode(self, frame):
+        """Writes a frame of PyAV, or with None those that the encoder still holds."""
+        try:
+            self.container.mux(self.stream.encode(frame))
+        except self.av.FFmpegError as error:      # some of them are no OSError
+            raise OSError(error.errno, error.strerror) from None
 
     def close(self):
         if self.stream is not None:
-            self.container.mux(self.stream.encode(None))
+            self.encode(None)
         self.container.close()
 
 
-def parse_frames(parser, video: Video) -> Iterator[tuple[Frame, Image.Image, str, int]]:
-    """Yields every frame, its overlay, its line of NAME.jsonl and its number of people."""
-    names = parser.class_names
+# ---- the command -------------------------------------------------------------------------------
 
-    def read():
-        size = None                               # a stream may change it, an MP4 file cannot
-        for frame in video:
-            size = size or frame.photo.size
-            if frame.photo.size != size:
-                frame.photo = frame.photo.resize(size)
-            frame.photo = parser.fit(frame.photo)
-            frame.input = parser.prepare(frame.photo)
-            yield frame
 
-    def draw(frame):
-        image = frame.photo
-        with parser.turn:
-            found = parser.find(frame.out, image)
+def add_video_flags(parser: argparse.ArgumentParser):
+    """The flags of every command that parses videos."""
+    parser.add_argument('--fps', type=Between(0.01, 1000, float), metavar='N',
+                        help='parse N frames per second of videos (default: theirs)')
+    parser.add_argument('--no-track', action='store_true',
+                        help='number the people of each frame of a video anew, best first')
+    parser.add_argument('--colors', choices=['parts', 'people'],
+                        help='what has a color in the overlay of a video (default: parts)')
+
+
+def check_video_flags(args: argparse.Namespace, paths: list[Path]):
+    """ValueError with the first of these flags that is given where no path is that of a video."""
+    if not any(path.suffix.lower() in VIDEOS for path in paths):
+        refuse_given(args, VIDEO_FLAGS,
+                     'is for videos, and there is none among the files; leave it out')
+
+
+def split_videos(jobs: list[PhotoJob]) -> tuple[list[PhotoJob], list[PhotoJob]]:
+    """-> the jobs of photos, and those of videos."""
+    photos = []
+    videos = []
+    for job in jobs:
+        kind = videos if Path(job.path).suffix.lower() in VIDEOS else photos
+        kind.append(job)
+    return photos, videos
+
+
+def read_frames(pipeline: PhotoPipeline, video: Video) -> Iterator[Frame]:
+    """Yields the frames, all of one size, with the network's input."""
+    size = None                                   # a stream may change it, an MP4 file cannot
+    for frame in video:
+        size = size or frame.photo.size
+        if frame.photo.size != size:
+            frame.photo = frame.photo.resize(size)
+        frame.photo = pipeline.fit(frame.photo)
+        frame.input = pipeline.prepare(frame.photo)
+        yield frame
+
+
+def parse_frames(pipeline: PhotoPipeline, video: Video,
+                 args: argparse.Namespace) -> Iterator[tuple[Frame, Image.Image, dict]]:
+    """Yields every frame, its overlay and its record for NAME.jsonl. args: no_track and colors."""
+    names = pipeline.class_names
+    tracker = None if args.no_track else Tracker()
+
+    def find(frame):
+        with pipeline.turn:
+            found = pipeline.find(frame.out, frame.photo)
+            return frame, found, pipeline.kernels(frame.out, found)
+
+    def number(found_frames):
+        # One frame after the other: the ids depend on the frames before.
+        for frame, found, kernels in found_frames:
+            frame.out = None                      # its memory is needed for the next frames
+            if tracker:
+                ids = tracker.follow(frame.photo, found.parsing, frame.time, kernels)
+            else:
+                ids = list(range(1, len(found) + 1))
+            yield frame, found, ids
+
+    def draw(numbered):
+        frame, found, ids = numbered
+        people = [person.to_dict() for person in found]
+        for person, i in zip(people, ids):
+            person['id'] = i
         record = dict(software=MARK, video=str(video.path), frame=frame.number, time=frame.time,
-                      width=image.width, height=image.height,
-                      people=describe_people(found, names))
-        colors = palette(len(names) - 1) if found.colors is None else found.colors
-        picture = overlay(image, found.parsing, colors=colors)
-        picture = add_legend(picture, colors, names, parser.kept)
-        return frame, picture, json.dumps(record) + '\n', len(found.scores)
+                      width=frame.photo.width, height=frame.photo.height, people=people)
+        if args.colors == 'people':
+            picture = overlay_people(frame.photo, found.parsing, ids)
+        else:
+            colors = palette(len(names) - 1) if found.colors is None else found.colors
+            picture = overlay(frame.photo, found.parsing, colors=colors)
+            picture = add_legend(picture, colors, names, pipeline.kept)
+        add_ids(picture, found.parsing, ids)
+        return frame, picture, record
 
-    with ThreadPoolExecutor(2) as pool:
-        yield from ahead(pool, draw, parser.parse(read()))
+    with ThreadPoolExecutor(IN_WORK) as pool:
+        found = ahead(pool, find, pipeline.parse(read_frames(pipeline, video)), IN_WORK)
+        yield from ahead(pool, draw, number(found), IN_WORK)
 
 
-def parse_video(parser, path: str | Path, name: str, fps: float | None = None) -> str:
-    """Parses a video into the parser's folder (a `ParsingPipeline`); returns a message.
+def parse_video(pipeline: PhotoPipeline, path: str | Path, name: str,
+                args: argparse.Namespace) -> str:
+    """Parses a video into the pipeline's folder; returns a message.
 
-    fps: frames per second, at most and by default the video's own. SIGINT and SIGTERM end it after
-    a frame: both files are completed, then KeyboardInterrupt is raised. Raises a ValueError or an
-    OSError if something cannot be read or written.
+    The pipeline has `find`, class_names, and kept, the ids in the legend. args: see
+    `add_video_flags`. SIGINT and SIGTERM end it after a frame: both files are completed, then
+    KeyboardInterrupt is raised. Raises a ValueError or an OSError if something cannot be read or
+    written.
     """
-    targets = [parser.folder / f'{name}{ending}' for ending in ENDINGS]
+    targets = [pipeline.folder / f'{name}{ending}' for ending in ENDINGS]
     for target in targets:
-        check_target(target, parser.inputs)
-    make_folder(parser.folder)
+        check_target(target, pipeline.inputs)
+    make_folder(pipeline.folder)
     count = 0
     most = 0                                      # people in a frame
-    with closing(Video(path, fps)) as video, catching_signals() as seen, writing(targets[0]), \
+    with closing(Video(path, args.fps)) as video, catching_signals() as seen, writing(targets[0]), \
             replacing(targets[0]) as pictures, replacing(targets[1]) as records:
         with open(pictures, 'wb') as file, open(records, 'w', encoding='utf-8') as lines, \
                 closing(OverlayWriter(video.av, file, video.rate)) as writer, \
-                closing(parse_frames(parser, video)) as frames:
+                closing(parse_frames(pipeline, video, args)) as frames:
             progress = tqdm(frames, total=video.count, disable=None, unit='frame')
-            for frame, picture, line, people in progress:
+            for frame, picture, record in progress:
                 writer.add(picture, frame.tick)
-                lines.write(line)
+                lines.write(json.dumps(record) + '\n')
                 count += 1
-                most = max(most, people)
+                most = max(most, len(record['people']))
                 if seen:                          # a signal
                     break
         if not count:
@@ -264,15 +338,19 @@ def parse_video(parser, path: str | Path, name: str, fps: float | None = None) -
     return f'{printable(path)}: {count} frames, at most {most} {noun}'
 
 
-def parse_videos(parser, jobs: list[PhotoJob], fps: float | None = None) -> int:
-    """Parses videos; returns the number of those that could not be read to their end."""
+def parse_videos(pipeline: PhotoPipeline, jobs: list[PhotoJob], args: argparse.Namespace) -> int:
+    """Parses the videos among the jobs of a run, see `parse_video`; returns the number of those
+    that could not be read to their end."""
+    # The results of a video may not replace any of the files, photos included.
+    pipeline.inputs = {os.path.realpath(job.path) for job in jobs}
+    _, videos = split_videos(jobs)
     failed = 0
-    for job in jobs:
+    for job in videos:
         try:
-            print(parse_video(parser, job.path, job.name, fps))
+            print(parse_video(pipeline, job.path, job.name, args))
         except (OSError, ValueError, ModuleNotFoundError) as error:
             print(f'error: {error}', file=sys.stderr)
             failed += 1
-    if jobs:
-        print(f'{len(jobs) - failed} of {len(jobs)} videos -> {parser.folder}/')
+    if videos:
+        print(f'{len(videos) - failed} of {len(videos)} videos -> {pipeline.folder}/')
     return failed

@@ -338,7 +338,7 @@ def test_predict_is_forward_on_the_classes_of_the_support(way, seed):
             leads = [o['npm'][:, 1] - o['npm'][:, 0] for o in outs]
             scores = torch.stack([torch.zeros_like(leads[0]), *leads], 1)
     expected = torch.tensor([0, 1, 3, 6])[screened(dict(out, npm=scores))]
-    found = model.predict(query, support, mask, stored=True)
+    found = model.predict(query, support, mask, stored=True).labels
     assert found.dtype == np.uint8 and found.shape == (64, 47) and len(np.unique(found)) > 1
     assert (found == expected[0].numpy()).mean() > 0.999      # but for ties in the last digit
 
@@ -348,30 +348,42 @@ def test_predict_takes_photos_of_any_size_and_several_supports(way):
     model = small(way=way)
     support, mask = people(1)
     query = Image.fromarray(photo(2, 90, 131))
-    one = model.predict(query, support, mask, stored=True)
+    one = model.predict(query, support, mask, stored=True).labels
     assert one.shape == (90, 131) and set(np.unique(one)) <= {0, 1, 3, 6}
-    twice = model.predict(query, [support, support], [mask, mask], stored=True)
+    twice = model.predict(query, [support, support], [mask, mask], stored=True).labels
     np.testing.assert_array_equal(twice, one)
     other, other_mask = people(3, (33, 110), (2, 6))
     both = model.predict(query.convert('RGBA'), [Image.fromarray(support), other],
-                         [mask, Image.fromarray(other_mask)], stored=True)
+                         [mask, Image.fromarray(other_mask)], stored=True).labels
     assert both.shape == (90, 131) and set(np.unique(both)) <= {0, 1, 2, 3, 6}
-    assert model.predict(query, support, mask, long_side=40).shape == (90, 131)
+    assert model.predict(query, support, mask, long_side=40).labels.shape == (90, 131)
+
+
+def test_predict_names_the_classes(tmp_path):
+    support, mask = people(1)
+    Image.fromarray(support).save(tmp_path / 'q.png')
+    given = small().predict(tmp_path / 'q.png', support, mask, class_names=['', 'hat', '', 'coat', '', '', 'shoe'])
+    assert given.path == tmp_path / 'q.png' and given.photo.size == support.shape[1::-1]
+    assert set(given[0].parts) <= {'hat', 'coat', 'shoe'} and given[0].parts
+    free = small().predict(support, support, mask)
+    assert free.class_names == ['background', '1', '', '3', '', '', '6'] and set(free[0].parts) <= {'1', '3', '6'}
+    stored = small().predict(support, support, mask, stored=True)
+    assert set(stored[0].parts) <= set(stored.class_names) and not stored[0].parts.keys() & {'1', '3', '6'}
 
 
 def test_free_ids_have_no_stored_prototypes():
     model = small()
     support, mask = people(1)
     query = photo(2, 64, 47)
-    own = model.predict(query, support, mask, stored=False)
+    own = model.predict(query, support, mask, stored=False).labels
     renamed = np.zeros(256, np.uint8)
     renamed[[1, 3, 6]] = 10, 20, 254
-    other = model.predict(query, support, renamed[mask], stored=False)
+    other = model.predict(query, support, renamed[mask], stored=False).labels
     np.testing.assert_array_equal(other, renamed[own])
-    assert (model.predict(query, support, mask, stored=True) != own).any()
+    assert (model.predict(query, support, mask, stored=True).labels != own).any()
     with torch.no_grad():
         model.prototype.zero_()
-    np.testing.assert_array_equal(model.predict(query, support, mask, stored=True), own)
+    np.testing.assert_array_equal(model.predict(query, support, mask, stored=True).labels, own)
 
 
 @pytest.mark.parametrize('change, sentence', [
@@ -393,7 +405,7 @@ def test_bad_input_is_a_sentence(change, sentence):
 def test_a_support_with_too_little_of_a_class_gives_none_of_it():
     support, mask = people(1, ids=(1, 3))
     mask[1, 1] = 6                                # between the samples at a quarter of the size
-    assert 6 not in small().predict(support, support, mask)
+    assert 6 not in small().predict(support, support, mask).labels
 
 
 # -------------------------------------------------------------------------------------------------

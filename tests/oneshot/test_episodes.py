@@ -95,7 +95,33 @@ def test_pickles_of_anything_else_are_refused(tmp_path, monkeypatch, content):
     assert not (tmp_path / 'evil').exists()
 
 
-@pytest.mark.parametrize('text', ['', '[]', '{"kind": "pools"}',
+def doubled(value, times=60):
+    for _ in range(times):
+        value = type(value)((value, value))
+    return value
+
+
+def inside(value):
+    """The opcodes of a value."""
+    return pickle.dumps(value, 2)[2:-1]
+
+
+@pytest.mark.parametrize('content, message', [
+    (b']r\xff\xff\xff\x07', 'a memory of many places'),       # the list is number 2 ** 27 of it
+    (b'}' + inside(doubled(())) + b'K\1s', 'values within values'),        # a key of 2 ** 60 paths
+    (inside(doubled([])), 'holds no'),
+    (b'cnumpy.core.multiarray\n_reconstruct\n' + inside((0, (10 ** 10,), 'b')) + b'R',
+     'without content'),
+    (b'cnumpy\nndarray\n' + inside(((10 ** 10,),)) + b'R', 'cannot be read')])
+def test_a_small_pickle_takes_neither_memory_nor_time(tmp_path, content, message):
+    (tmp_path / 'x.pkl').write_bytes(b'\x80\x02' + content + b'.')
+    for read in (read_atr_pools, episodes.read_episodes):
+        with pytest.raises(ValueError, match=f'x.pkl .*{message}') as refused:
+            read(tmp_path / 'x.pkl')
+        assert '\n' not in str(refused.value)
+
+
+@pytest.mark.parametrize('text', ['', '[]', '{"kind": "pools"}', '{"a":' * 100_000,
                                   '{"kind": "pools", "queries": {"a": [1]}}', '\xff'])
 def test_broken_json_is_a_sentence(tmp_path, text):
     (tmp_path / 'x.json').write_bytes(text.encode('latin1'))

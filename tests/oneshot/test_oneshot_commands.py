@@ -18,9 +18,10 @@ from oneshot.eopnet import screened
 from oneshot.parse import read_masks, read_names
 from oneshot.prototypes import query_target
 from oneshot.training import OneShotTask, learning_rate
-from tests.helpers import call, stop_at_step, tiny_model, weights
+from tests.helpers import call, stop_at_step, tiny_model, weights, write_video
 from tests.seeded import blobs
 from uniparser import UniParser
+from util import video
 from util.checkpoints import write_checkpoint
 from util.masks import decode_rle
 from util.metrics import confusion_matrix
@@ -468,11 +469,33 @@ def test_photos_are_parsed_into_the_classes_of_the_mask(photos, eop):
     for k in range(2):
         query = Image.open(photos / 'more' / f'q{k}.png')
         parts, record = check_results(photos / 'out', f'q{k}', names)
-        assert np.array_equal(parts, model.predict(query, support, mask, stored=False))
+        assert np.array_equal(parts, model.predict(query, support, mask, stored=False).labels)
         person, = record['people']                           # EOP-Net does not separate people
         assert 0.5 < person['score'] <= 1 and (photos / 'out' / f'q{k}_cutouts' / 'person1.png').is_file()
         assert set(np.unique(parts)) - {0} == {part['id'] for part in person['parts']}
     assert any(name in done.stdout for name in names.values())
+
+
+def test_videos_are_parsed_as_the_photos_of_their_frames(photos, eop, checkpoint):
+    pytest.importorskip('av', reason='videos need PyAV: pip install av')
+    opened = video.Video(write_video(photos / 'a.mov', codec='png', ticks=range(3)))
+    for frame in opened:
+        frame.photo.save(photos / 'more' / f'f{frame.number}.png')
+    opened.close()
+    for file in eop, checkpoint:
+        done = call(commands, *start('--weights', file), cwd=photos)
+        assert done.returncode == 0, done.stderr
+        given = ('parse', 'a.mov', *start('--weights', file, '--no-track')[2:])
+        done = call(commands, *given, cwd=photos)
+        assert done.returncode == 0 and '1 of 1 videos' in done.stdout, done.stderr
+        lines = (photos / 'out' / 'a.jsonl').read_text().splitlines()
+        for k, line in enumerate(lines):
+            record = json.loads((photos / 'out' / f'f{k}.json').read_text())
+            assert json.loads(line)['people'] == record['people']
+        assert len(lines) == 3
+        assert call(commands, *[word for word in given if word != '--no-track'], cwd=photos).returncode == 0
+    done = call(commands, *given, '--cutouts', cwd=photos)
+    assert done.returncode == 2 and '--cutouts is for photos' in done.stderr
 
 
 def test_several_supports_are_averaged(photos, eop):
@@ -486,7 +509,7 @@ def test_several_supports_are_averaged(photos, eop):
     supports = [Image.open(photos / f'{name}.png') for name in ('support', 'second')]
     masks = [np.asarray(Image.open(photos / 'mask.png')), second_mask]
     query = Image.open(photos / 'more' / 'q0.png')
-    expected = EOPNet.from_pretrained(eop).predict(query, supports, masks, stored=False)
+    expected = EOPNet.from_pretrained(eop).predict(query, supports, masks, stored=False).labels
     parts, _ = check_results(photos / 'out', 'q0', {2: '2', 7: '7', 9: '9'})
     assert np.array_equal(parts, expected)
 
@@ -541,9 +564,9 @@ def test_names_come_from_a_list_or_a_file(tmp_path):
 
 
 def test_prototypes_stand_in_for_k_cate(checkpoint):
-    """With K_cate itself as the prototypes, people and parts are UniParser's."""
+    """With K_cate itself as the prototypes, people and parts are UniParser's; what is like none of them is background."""
     model = UniParser.from_pretrained(checkpoint).fold()
-    ours = UniParserByExample(UniParser.from_pretrained(checkpoint))
+    ours = UniParserByExample(UniParser.from_pretrained(checkpoint, whole=True, theta_side=0.3))
     image, _ = draw(3, (0, 1, 2, 3), 60, 80)
     photo = Image.fromarray(image)
     prototypes = torch.zeros(256, model.config.channels)

@@ -313,7 +313,9 @@ def test_predict_gives_the_classes_of_the_masks(changes):
     model = chain(**changes)
     mask = blobs(7, 60, 44, 4)
     ids = np.array([0, 10, 20, 254], np.uint8)[mask]
-    found = model.predict(photo(1, 50, 40), photo(2, 60, 44), ids)
+    result = model.predict(photo(1, 50, 40), photo(2, 60, 44), ids)
+    found = result.labels
+    assert len(result) == 1 and result.class_names[10] == '10' and 0 < result[0].score <= 1
     assert found.shape == (50, 40) and found.dtype == np.uint8
     assert set(np.unique(found)) <= {0, 10, 20, 254} and len(np.unique(found)) > 1
 

@@ -53,7 +53,6 @@ from util.datasets import open_dataset
 from util.files import find_photos, printable, result_names
 from util.images import read_labels, read_photo, read_prediction, stored_size, to_rgb
 from util.masks import decode_rle, flatten_people
-from util.results import describe_people
 from util.workers import open_loader
 
 torch.set_num_threads(1)
@@ -269,7 +268,7 @@ def test_a_full_disk_leaves_no_half_files(checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr(Path, 'write_bytes', half)
     done = call(infer, tmp_path / 'a.jpg', '--weights', checkpoint, '--out', tmp_path / 'out')
     assert done.returncode == 2 and 'a_parts.png cannot be written (No space left on device)' in done.stderr
-    assert {p.name: Path.read_bytes(p) for p in (tmp_path / 'out').iterdir()} == before and len(before) == 4
+    assert {p.name: Path.read_bytes(p) for p in (tmp_path / 'out').iterdir()} == before and len(before) == 5
 
 
 def test_results_that_have_no_place(checkpoint, tmp_path):
@@ -603,6 +602,19 @@ def kill_and_resume(folder, kills, seed=0):
         train.SAVE_SECONDS = former
 
 
+def test_a_clock_that_is_set_back_delays_no_save(tmp_path, monkeypatch):
+    now, saves, save = [1e9], [], train.Trainer.save
+
+    def backwards():
+        now[0] -= 60
+        return now[0]
+    monkeypatch.setattr(time, 'time', backwards)
+    monkeypatch.setattr(train, 'SAVE_SECONDS', 0)
+    monkeypatch.setattr(train.Trainer, 'save', lambda self: saves.append(self.position) or save(self))
+    assert call(train, *SHORT, '--epochs', '1', '--val-every', '2', '--out', tmp_path / 'a').returncode == 0
+    assert saves[:2] == [1, 2]
+
+
 def test_a_run_killed_at_random_moments_ends_with_the_same_bits(tmp_path):
     parts, whole, _ = kill_and_resume(tmp_path, 3)
     assert all(torch.equal(parts[name], value) for name, value in whole.items())
@@ -805,8 +817,8 @@ def photo_to_metric(image, changes):
     metrics.add(0, found, (parsing, ignore)), metrics.add(1, (parsing % 255, np.ones(len(parsing))), (parsing, ignore))
     values = metrics.result()
     assert all(0 <= values[name] <= 1 or np.isnan(values[name]) for name in train.UniParserTask.reported)
-    for person in describe_people(found.visible(), model.class_names):
-        for part in person['parts']:
+    for person in found.visible():
+        for part in person.to_dict()['parts']:
             mask = decode_rle(part['rle']['counts'], *ignore.shape[::-1])
             assert mask.sum() == part['area']
 
@@ -947,7 +959,7 @@ def soak(count, folder, weights, largest):
     samples.append(round(resident()))
     done.set(), watcher.join()
     assert result.returncode == 0 and f'{count} of {count} photos' in result.stdout, result.stderr[-2000:]
-    assert len(list(out.iterdir())) == 4 * count
+    assert len(list(out.iterdir())) == 4 * count + 1          # index.html
     for i, size in enumerate(sizes):
         record = json.loads((out / f'{i:05d}.json').read_text())
         assert [record['width'], record['height']] == size

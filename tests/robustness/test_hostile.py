@@ -25,6 +25,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
+from tqdm import tqdm
 
 import data
 import evaluate
@@ -32,13 +33,16 @@ import infer
 import oneshot
 import schp
 import train
+from tests.robustness.test_faults import end_of, fork
+from tests.test_commands import BASES, RUNS_WITHOUT_FILES
 from tests.helpers import HERE, SHORT, call, run, tiny_model, write_photo
 from tools import export
 from uniparser import Config, UniParser, get_config
 from util import files, images
 from util.checkpoints import check_settings, read_checkpoint
+from util.cli import start
 from util.datasets import open_dataset
-from util.results import cutout_name
+from util.results import Parsing, file_parts, write_results
 from util.run import thread_advice
 from util.submissions import FORMS, PredictionWriter, open_predictions
 
@@ -87,7 +91,7 @@ def test_an_export_replaces_an_export_and_nothing_else(tmp_path, finished):
     (tmp_path / 'mine.pt').write_text('mine'), (tmp_path / 'mine.onnx').write_text('mine')
     shutil.copy(finished / 'best.pt', tmp_path / 'best.pt')
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
-    for weights, out, message in (('best.pt', 'photo.jpg', 'its ending is .onnx or .pt'),
+    for weights, out, message in (('best.pt', 'photo.jpg', 'its ending is .onnx, .pt or .safetensors'),
                                   ('last.pt', 'last.pt', 'last.pt is an input'), ('best.pt', 'last.pt', 'belongs to a run'),
                                   ('best.pt', 'mine.pt', 'did not write it'), ('best.pt', 'mine.onnx', 'did not write it')):
         done = call(export, '--weights', weights, '--out', out, '--half', cwd=tmp_path)
@@ -103,11 +107,21 @@ def test_the_outputs_of_an_evaluation_replace_no_predictions_and_not_each_other(
         writer.add('7', people)
     index = tmp_path / 'p' / 'instances.json'
     before = index.read_bytes()
-    for flags, message in (('--json', index), '--json is'), (('--plot', index), '--plot is'), (
-            ('--json', tmp_path / 'o', '--plot', tmp_path / 'o'), '--json and --plot are both'):
-        done = call(evaluate, '--data', 'synthetic', '--predictions', tmp_path / 'p', *flags)
-        assert done.returncode == 2 and message in done.stderr and not (tmp_path / 'o').exists()
+    for flag, path, message in (('--json', index, 'is a file among the predictions'),
+                                ('--plot', index, 'give a name that ends in .png'),
+                                ('--json', tmp_path / 'photo.jpg', 'give a name that ends in .json'),
+                                ('--per-image', '/dev/null', 'give a name that ends in .csv')):
+        done = call(evaluate, '--data', 'synthetic', '--predictions', tmp_path / 'p', flag, path)
+        assert done.returncode == 2 and message in done.stderr and done.stderr.count('\n') == 1
     assert index.read_bytes() == before
+
+
+def test_an_output_replaces_files_alone(tmp_path):
+    """root's /dev/null would become a file."""
+    os.mkfifo(tmp_path / 'device')
+    with pytest.raises(OSError, match='device cannot be written .it is not a regular file'):
+        files.write_file(tmp_path / 'device', 'x')
+    assert not (tmp_path / 'device').is_file()
 
 
 def test_a_run_removes_the_temporary_files_of_killed_runs_alone(tmp_path, finished):
@@ -887,27 +901,78 @@ def test_max_size_reduces_a_large_photo_and_its_results(checkpoint, tmp_path):
 # ---- output ------------------------------------------------------------------------------------------------------------
 
 
-def shell(checkpoint, folder, ending):
+def unread_pipe():
+    """The end to write to of a pipe that nobody reads."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    return writer
+
+
+def in_streams(program, arguments, log, streams):
+    """Exit code of a command in a copy of this process with other streams.
+
+    streams: {number: what it is: None for one that the shell has closed, the path of a file, or
+    'left' for a pipe that nobody reads}. stderr goes into the file log, unless it is among them.
+    """
+    def command():
+        for number, target in streams.items():
+            if target is None:
+                os.close(number)
+            else:
+                os.dup2(unread_pipe() if target == 'left' else os.open(target, os.O_WRONLY), number)
+            # Python's start gives None for a closed one.
+            name = ('stdin', 'stdout', 'stderr')[number]
+            setattr(sys, name, open(number, 'w', closefd=False) if target else None)
+        start(lambda: program.main([str(word) for word in arguments]))
+    return end_of(fork(command, log))
+
+
+def two_photos(checkpoint, folder):
+    """The arguments of infer.py, and the files that it shall write."""
     write_photo(folder / 'a.png'), write_photo(folder / 'b.png', 1)
-    return run('bash', '-c', f'{sys.executable} {HERE}/infer.py a.png b.png --weights {checkpoint} --out out --device cpu {ending}',
-               cwd=folder)
+    arguments = [folder / 'a.png', folder / 'b.png', '--weights', checkpoint, '--out', folder / 'out', '--device', 'cpu']
+    return arguments, [folder / 'out' / 'a.json', folder / 'out' / 'b.json']
 
 
-@pytest.mark.parametrize('ending', ['>&-', '2>&-', '>&- 2>&-'])
-def test_a_closed_stream_changes_no_result(checkpoint, tmp_path, ending):
-    done = shell(checkpoint, tmp_path, ending)
-    assert done.returncode == 0 and 'Traceback' not in done.stderr, done.stderr
-    assert {'a.json', 'b.json'} <= {path.name for path in (tmp_path / 'out').iterdir()}
-    assert json.loads((tmp_path / 'out' / 'a.json').read_text())['photo'] == 'a.png'
+@pytest.mark.parametrize('closed', [[1], [2], [1, 2], [0, 1, 2]])
+def test_a_closed_stream_changes_no_result(checkpoint, tmp_path, closed):
+    arguments, results = two_photos(checkpoint, tmp_path)
+    assert in_streams(infer, arguments, tmp_path / 'log', dict.fromkeys(closed)) == 0
+    assert (tmp_path / 'log').read_text() == ''
+    assert [json.loads(path.read_text())['photo'] for path in results] == [str(path) for path in arguments[:2]]
 
 
-def test_a_full_or_closed_output_is_said_or_quiet(tmp_path):
-    command = f'{sys.executable} {HERE}/infer.py --list --device cpu'
-    done = run('bash', '-c', f'{command} | true; exit ${{PIPESTATUS[0]}}', cwd=tmp_path)
-    assert done.returncode in (0, 141) and not done.stderr
-    done = run('bash', '-c', f'{command} > /dev/full', cwd=tmp_path)
-    assert done.returncode == 2 and done.stderr.startswith('error: the output of this command cannot be written (No space left')
-    assert done.stderr.count('\n') == 1
+@pytest.mark.parametrize('target, code, message', [
+    ('left', 141, ''),
+    ('/dev/full', 2, 'error: the output of this command cannot be written (No space left on device); make room\n')])
+def test_an_output_without_a_reader_or_room_costs_no_result(checkpoint, tmp_path, target, code, message):
+    """`| head` ended infer.py at the next photo."""
+    arguments, results = two_photos(checkpoint, tmp_path)
+    assert in_streams(infer, arguments, tmp_path / 'log', {1: target}) == code
+    assert (tmp_path / 'log').read_text() == message and all(path.exists() for path in results)
+
+
+@pytest.mark.parametrize('name', sorted(set(BASES) - set(RUNS_WITHOUT_FILES)))
+def test_any_command_ends_as_usual_with_closed_streams(tmp_path, monkeypatch, name):
+    program, arguments = BASES[name]
+    monkeypatch.chdir(tmp_path)
+    assert in_streams(program, arguments, tmp_path / 'log', {1: None, 2: None}) == 2
+    assert (tmp_path / 'log').read_text() == ''
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_a_sentence_does_not_follow_a_progress_bar(monkeypatch):
+    monkeypatch.setattr(sys, 'stderr', Terminal())
+    bar = iter(tqdm([1, 2]))                              # is not closed by the error
+    with pytest.raises(SystemExit), files.user_errors():
+        next(bar)
+        raise ValueError('a photo is broken')
+    printed = sys.stderr.getvalue()
+    assert '0/2' in printed and '\rerror: a photo is broken\n' in printed
 
 
 def test_mac_os_puts_no_photos_beside_photos(tmp_path):
@@ -916,11 +981,45 @@ def test_mac_os_puts_no_photos_beside_photos(tmp_path):
     assert files.find_photos([str(tmp_path)]) == [tmp_path / 'IMG.jpg']
 
 
-@pytest.mark.parametrize('name', ['a\0b', 'x' * 300, '\u4e2d' * 200, 'T-shirt / top'])
-def test_a_part_of_any_name_has_a_file(name):
-    file = cutout_name(3, name)
-    assert file.startswith('person3_') and file.endswith('.png') and len(file) > len('person3_.png')
-    assert len(file.encode()) <= 200 and not set('/\0 ') & set(file)
+NAMES = ['background', 'a\0b', 'x' * 300, '\u4e2d' * 200, 'T-shirt / top', 'x' * 299 + 'y', 'hat', 'Hat', 'hat']
+
+
+def test_a_part_of_any_name_has_a_file_of_its_own(tmp_path):
+    """Also on a disk that ignores capitals. Names that share their first bytes had one file."""
+    parts = file_parts(NAMES)
+    assert len({part.casefold() for part in parts}) == len(NAMES)
+    assert all(0 < len(part.encode()) <= 152 and not set('/\0 ') & set(part) for part in parts)
+    photo = Image.new('RGB', (9, 4))
+    person = np.arange(36).reshape(1, 4, 9) % len(NAMES)
+    found = Parsing(person.astype(np.uint8), np.ones(1), np.zeros((1, 2)), NAMES, photo)
+    write_results(tmp_path, 'a', found, cutouts=True)
+    assert len(list((tmp_path / 'a_cutouts').glob('person1_*.png'))) == len(NAMES) - 1
+    write_results(tmp_path, 'a', found)
+    assert not (tmp_path / 'a_cutouts').exists()
+
+
+def test_results_of_300_people_have_300_ids(tmp_path):
+    people = np.zeros((300, 20, 60), np.uint8)
+    for k, person in enumerate(people):
+        person[k // 30 * 2:k // 30 * 2 + 2, k % 30 * 2:k % 30 * 2 + 2] = 1
+    photo = Image.new('RGB', (60, 20))
+    write_results(tmp_path, 'a', Parsing(people, np.linspace(1, 0, 300), np.zeros((300, 2)), ['background', 'hat'], photo))
+    ids = np.asarray(Image.open(tmp_path / 'a_people.png'))
+    assert all((ids[people[k] > 0] == k + 1).all() for k in range(300))
+    assert len(json.loads((tmp_path / 'a.json').read_text())['people']) == 300
+
+
+def test_no_photo_lists_the_folder_of_the_results(tmp_path, monkeypatch):
+    """For 100,000 photos that would take hours."""
+    photo = Image.new('RGB', (9, 4))
+    found = Parsing(np.ones((1, 4, 9), np.uint8), np.ones(1), np.zeros((1, 2)), ['background', 'hat'], photo)
+    listed = []
+    for name in 'listdir', 'scandir':
+        former = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda path, former=former: listed.append(Path(path)) or former(path))
+    for _ in range(2):
+        write_results(tmp_path, 'a', found, cutouts=True)
+    assert (tmp_path / 'a_cutouts' / 'person1_hat.png').exists() and tmp_path not in listed
 
 
 @pytest.mark.parametrize('pairs', [[[0, 1]], [[1, 99]], [[1, 2], [2, 3]], [[1, 2, 3]], [[1.5, 2]], 5, ['ab'], [None]])

@@ -96,7 +96,7 @@ def test_networks_have_the_released_keys_and_shapes(name, classes, parameters):
         model = SCHP(*LABEL_SETS[name])
     assert {k: list(v.shape) for k, v in model.state_dict().items()} == read_keys(classes)
     assert len(model.state_dict()) == 603 and sum(p.numel() for p in model.parameters()) == parameters
-    assert model.num_classes == classes and model.labels == LABEL_SETS[name].names
+    assert model.num_classes == classes and model.class_names == LABEL_SETS[name].names
 
 
 @torch.inference_mode()
@@ -152,7 +152,7 @@ def test_every_wrapping_of_released_weights_loads(tmp_path, wrap):
     torch.save(wrap(model.state_dict()), tmp_path / 'schp.pth')
     loaded = SCHP.from_pretrained(tmp_path / 'schp.pth', labels=FOUR)
     assert not loaded.training and loaded.blocks == (1, 2, 1, 1) and loaded.width == 8
-    assert loaded.labels == FOUR.names and loaded.size == FOUR.size and loaded.flip_pairs == FOUR.flip_pairs
+    assert loaded.class_names == FOUR.names and loaded.size == FOUR.size and loaded.flip_pairs == FOUR.flip_pairs
     torch.testing.assert_close(loaded.state_dict(), model.state_dict(), rtol=0, atol=0)
 
 
@@ -188,7 +188,7 @@ def test_files_of_2019_are_plain_batch_norm(tmp_path):
 def test_class_count_decides_the_labels(tmp_path, name):
     torch.save(small_model(LABEL_SETS[name]).state_dict(), tmp_path / 'schp.pth')
     model = SCHP.from_pretrained(tmp_path / 'schp.pth', labels=None if name in RELEASED.values() else name)
-    assert (model.labels, model.size, model.flip_pairs) == LABEL_SETS[name]
+    assert (model.class_names, model.size, model.flip_pairs) == LABEL_SETS[name]
 
 
 def without(key):
@@ -406,16 +406,16 @@ def test_network_input_is_normalized_bgr():
 
 def test_predictions_have_the_photos_sizes_and_do_not_depend_on_the_batch():
     model, arrays = small_model().train(), [photo(1, 80, 50), photo(2, 33, 71), photo(3, 65, 49)]
-    maps = model.predict(arrays, batch_size=2)
-    logits = model.predict([Image.fromarray(a) for a in arrays], logits=True)
+    maps = model.predict_maps(arrays, batch_size=2)
+    logits = model.predict_maps([Image.fromarray(a) for a in arrays], logits=True)
     assert model.training and model.predict([]) == []
     for array, labels, scores in zip(arrays, maps, logits):
         assert labels.shape == array.shape[:2] and labels.dtype == np.uint8 and len(np.unique(labels)) > 1
         assert scores.shape == (4, *labels.shape) and scores.dtype == np.float32
         assert (scores.argmax(0) == labels).mean() > 0.999
-        assert (model.predict([array])[0] == labels).mean() > 0.999
+        assert (model.predict([array])[0].labels == labels).mean() > 0.999
     gray = Image.fromarray(arrays[0]).convert('L')
-    assert np.array_equal(model.predict([gray])[0], model.predict([np.stack([np.asarray(gray)] * 3, 2)])[0])
+    assert np.array_equal(model.predict([gray])[0].labels, model.predict([np.stack([np.asarray(gray)] * 3, 2)])[0].labels)
     for wrong in (arrays[0] / 255, arrays[0][..., :2]):
         with pytest.raises(ValueError, match='uint8'):
             model.predict([wrong])

@@ -7,18 +7,23 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy.ndimage import map_coordinates
 
 import evaluate
 import infer
 from schp import SCHP
 from schp import __main__ as schp
 from schp import data as single_person
+from schp import fuse
 from schp.evaluation import semantic_metrics
-from tests.helpers import call, run, stop_at_step, weights, write_photo
-from tests.seeded import blobs
+from tests.helpers import call, run, stop_at_step, weights, write_photo, write_video
+from tests.seeded import blobs, seeded
 from tools import export
-from util.labels import LABEL_SETS, voc_palette
+from util import video
+from util.labels import LABEL_SETS, convert, voc_palette
+from util.masks import decode_rle
 from util.metrics import confusion_matrix
+from util.submissions import open_predictions
 
 torch.set_num_threads(1)
 SHORT = ['--size', '48', '40', '--blocks', '1', '1', '1', '1', '--width', '4', '--batch-size', '4', '--epochs', '4',
@@ -81,7 +86,7 @@ def test_a_run_leaves_its_cycles_pictures_and_an_averaged_best(trained):
     assert len(list((trained / 'val').glob('*.png'))) == 2
     best, last = SCHP.from_pretrained(trained / 'best.pt'), SCHP.from_pretrained(trained / 'cycle_3.pt')
     torch.testing.assert_close(best.state_dict(), last.state_dict(), rtol=0, atol=0)
-    assert best.labels == LABEL_SETS['lip'].names and best.size == (48, 40) and best.flip_pairs[0] == (14, 15)
+    assert best.class_names == LABEL_SETS['lip'].names and best.size == (48, 40) and best.flip_pairs[0] == (14, 15)
     records = [json.loads(line) for line in (trained / 'log.jsonl').read_text().splitlines()]
     assert 'ce_parsing' in records[0] and any('kl_parsing' in r for r in records)
     assert {'mIoU', 'pixel_accuracy', 'mean_accuracy'} <= set(records[-1])
@@ -166,7 +171,7 @@ def test_evaluation_equals_that_of_its_own_label_maps(lip, trained, tmp_path):
     (tmp_path / 'maps').mkdir()
     for i, name in enumerate(dataset.ids):
         image, parsing, _ = dataset.read(i)
-        labels = model.predict([image], centers='int', flip=True, scales=(1, 0.75))[0]
+        labels = model.predict([image], centers='int', flip=True, scales=(1, 0.75))[0].labels
         Image.fromarray(labels).save(tmp_path / 'maps' / f'{name}.png')
         matrix = matrix + confusion_matrix(labels, parsing.max(0), 20)
     sources = {'model': ('--weights', trained / 'best.pt', '--centers', 'int', '--flip', '--scales', '1', '0.75'),
@@ -201,10 +206,60 @@ def test_extract_writes_palette_logits_and_overlay_and_goes_past_broken_photos(t
     assert Image.open(tmp_path / 'out' / 'overlays' / 'a b.jpg').mode == 'RGB'
     assert Image.open(tmp_path / 'out' / 'thin.png').size == (1, 1)
     model = SCHP.from_pretrained(trained / 'best.pt')
-    expected = model.predict([Image.open(tmp_path / 'in' / 'a b.jpg')])[0]
+    expected = model.predict([Image.open(tmp_path / 'in' / 'a b.jpg')])[0].labels
     assert (np.asarray(labels) == expected).mean() > 0.99
     done = call(schp, 'extract', 'in/sub/thin.png', '--weights', trained / 'best.pt', '--out', 'in/sub', cwd=tmp_path)
     assert done.returncode == 2 and 'thin.png exists and this program did not write it' in done.stderr
+
+
+def test_extract_writes_the_json_and_the_cutouts_of_infer(trained, tmp_path):
+    write_photo(tmp_path / 'a.png', 1)
+    start = 'extract', tmp_path / 'a.png', '--weights', trained / 'best.pt', '--out', tmp_path / 'out', '--device', 'cpu'
+    done = call(schp, *start, '--cutouts')
+    assert done.returncode == 0, done.stderr
+    out = tmp_path / 'out'
+    result, = SCHP.from_pretrained(trained / 'best.pt').fold().predict(tmp_path / 'a.png')
+    assert json.loads((out / 'a.json').read_text()) == json.loads(json.dumps(result.to_dict()))
+    labels = np.asarray(Image.open(out / 'a.png'))
+    assert np.array_equal(labels, result.labels) and result[0].score == 1 and labels.any()
+    parts = result[0].parts
+    assert {path.stem for path in (out / 'a_cutouts').iterdir()} == {'person1', *(f'person1_{name}' for name in parts)}
+    for name, part in parts.items():
+        alpha = np.asarray(Image.open(out / 'a_cutouts' / f'person1_{name}.png'))[..., 3]
+        assert (alpha > 0).sum() == part.area == (labels == part.id).sum()
+    assert 'a_cutouts/person1.png' in (out / 'index.html').read_text()
+    # The next run without the flag removes them.
+    assert call(schp, *start).returncode == 0 and not (out / 'a_cutouts').exists()
+
+
+def test_extract_converts_to_another_label_set(trained, tmp_path):
+    write_photo(tmp_path / 'a.png', 1)
+    start = 'extract', tmp_path / 'a.png', '--weights', trained / 'best.pt', '--device', 'cpu', '--logits'
+    for name, more in (('lip', []), ('atr', ['--to', 'atr'])):
+        done = call(schp, *start, '--out', tmp_path / name, *more)
+        assert done.returncode == 0, done.stderr
+    lip, atr = (np.asarray(Image.open(tmp_path / name / 'a.png')) for name in ('lip', 'atr'))
+    assert np.array_equal(atr, convert(lip, 'lip', 'atr')) and (atr != lip).any()
+    record = json.loads((tmp_path / 'atr' / 'a.json').read_text())
+    assert all(LABEL_SETS['atr'].names[part['id']] == part['name'] for part in record['people'][0]['parts'])
+    assert np.array_equal(np.load(tmp_path / 'lip' / 'a.npy'), np.load(tmp_path / 'atr' / 'a.npy'))
+
+
+def test_extract_refuses_what_it_would_ignore_or_cannot_convert(pascal, trained, tmp_path):
+    write_photo(tmp_path / 'a.png')
+    for arguments, sentence in (
+            (['a.png', '--weights', pascal, '--to', 'atr'], 'no table leads from the classes'),
+            (['--integratedpifu', '.', '--weights', pascal, '--cutouts'], '--cutouts is for photos'),
+            (['--integratedpifu', '.', '--weights', pascal, '--to', 'atr'], '--to is for photos')):
+        done = call(schp, 'extract', *arguments, '--device', 'cpu', cwd=tmp_path)
+        assert done.returncode == 2 and sentence in done.stderr and done.stderr.count('\n') == 1, done.stderr
+    for arguments, sentence in (
+            (['fuse', 'a.png', '--weights', pascal, '--split', 'val'], '--split is for a data set'),
+            (['fuse', 'a.png', '--weights', pascal, '--people', '.', '--people-weights', 'x'], '--people-weights is for'),
+            (['evaluate', '--predictions', '.', '--flip'], '--flip is for --weights'),
+            (['evaluate', '--predictions', '.', '--centers', 'float'], '--centers is for --weights')):
+        done = call(schp, *arguments, cwd=tmp_path)
+        assert done.returncode == 2 and done.stderr.startswith(f'error: {sentence}'), done.stderr
 
 
 def test_processes_share_a_folder(trained, tmp_path):
@@ -245,7 +300,7 @@ def test_integratedpifu_gets_its_codes_for_both_lists(pascal, trained, tmp_path)
     codes, model = np.load(out / '0412' / 'rendered_parse_010.npy'), SCHP.from_pretrained(pascal)
     assert codes.dtype == np.float32 and codes.shape == (40, 40)
     photo = Image.open(root / 'rendering_script/buffer_fixed_full_mesh/0412/rendered_image_010.png').convert('RGB')
-    labels, table = model.predict([photo])[0], [0, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]
+    labels, table = model.predict([photo])[0].labels, [0, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]
     for label in range(7):                                    # IntegratedPIFu compares float32 with these literals
         assert ((codes == np.float32(table[label])) == (labels == label)).mean() > 0.99
     (root / 'test_set_list.txt').write_text('0412\n0999\n')
@@ -314,9 +369,34 @@ def test_fuse_parses_a_split_as_its_photos(crowd, trained, tmp_path):
     broken = call(schp, 'fuse', '--data', 'CIHP', '--root', crowd, *common, tmp_path / 'split')
     (crowd / 'kept').replace(crowd / 'Validation' / 'Images' / 'a.jpg')
     assert broken.returncode == 2 and 'a.jpg cannot be read' in broken.stderr
+    with pytest.raises(ValueError, match='incomplete predictions'):       # those of the run before are still there
+        open_predictions(tmp_path / 'split')
     other = call(schp, 'fuse', '--data', 'CIHP', '--root', crowd, '--weights', trained / 'best.pt', '--device', 'cpu')
     assert other.returncode == 2 and 'jumpsuits where CIHP has torso-skin; give --labels cihp' in other.stderr
     assert f'{crowd}/Validation/Images/a.jpg: 2 people' in photo.stdout and 'a: 2 people' in split.stdout
+
+
+def test_fuse_that_is_stopped_leaves_no_predictions(crowd, trained, tmp_path, monkeypatch):
+    """Half of its pictures would lie among those of the run before."""
+    common = ['fuse', crowd / 'Validation' / 'Images' / 'a.jpg', '--weights', trained / 'best.pt', '--people', crowd / 'people',
+              '--out', tmp_path / 'out', '--device', 'cpu']
+    assert call(schp, *common).returncode == 0 and open_predictions(tmp_path / 'out').ids == {'a'}
+
+    def stop(*_):
+        raise KeyboardInterrupt
+    with monkeypatch.context() as patch:
+        patch.setattr(fuse.FusePipeline, 'write', stop)
+        assert call(schp, *common).returncode == 130
+    with pytest.raises(ValueError, match='incomplete predictions'):
+        open_predictions(tmp_path / 'out')
+    assert call(schp, *common).returncode == 0 and open_predictions(tmp_path / 'out').ids == {'a'}
+    done = call(schp, *common, '--people', tmp_path / 'out')
+    assert done.returncode == 2 and '--people would be replaced' in done.stderr
+    (crowd / 'people' / 'a.txt').rename(crowd / 'kept')
+    (crowd / 'people' / 'a.txt').write_text('nan\n0.9\n')
+    done = call(schp, *common)
+    (crowd / 'kept').replace(crowd / 'people' / 'a.txt')
+    assert done.returncode == 2 and "a.txt, line 1 is 'nan'" in done.stderr
 
 
 def test_fuse_takes_uniparsers_people(trained, checkpoint, tmp_path):
@@ -328,20 +408,133 @@ def test_fuse_takes_uniparsers_people(trained, checkpoint, tmp_path):
     assert people.max() <= len((tmp_path / 'out' / 'global_tag' / 'a.txt').read_text().splitlines()) > 0
 
 
+# ---- videos
+
+
+def frames_of(path):
+    """Writes the frames of a video beside it; returns their files."""
+    opened = video.Video(path)
+    files = []
+    for frame in opened:
+        files.append(path.with_name(f'{frame.number}.png'))
+        frame.photo.save(files[-1])
+    opened.close()
+    return files
+
+
+def read_frame(line):
+    """A line of NAME.jsonl -> {id: label map (H, W)}."""
+    record = json.loads(line)
+    maps = {}
+    for person in record['people']:
+        maps[person['id']] = np.zeros((record['height'], record['width']), np.uint8)
+        for part in person['parts']:
+            mask = decode_rle(part['rle']['counts'], record['width'], record['height'])
+            maps[person['id']][mask] = part['id']
+    return maps
+
+
+def test_extract_parses_videos_as_the_photos_of_their_frames(pascal, tmp_path):
+    pytest.importorskip('av', reason='videos need PyAV: pip install av')
+    files = frames_of(write_video(tmp_path / 'a.mov', codec='png', ticks=range(3)))
+    (tmp_path / 'b.mp4').write_text('no video')
+    common = ['--weights', pascal, '--out', tmp_path / 'out', '--device', 'cpu']
+    done = call(schp, 'extract', tmp_path / 'b.mp4', tmp_path / 'a.mov', *files, *common)
+    assert done.returncode == 2 and '3 of 3 photos' in done.stdout and '1 of 2 videos' in done.stdout
+    assert 'b.mp4 cannot be read as a video' in done.stderr and '1 file was not parsed' in done.stderr
+    lines = (tmp_path / 'out' / 'a.jsonl').read_text().splitlines()
+    for file, line in zip(files, lines, strict=True):
+        people = read_frame(line)
+        labels = np.asarray(Image.open(tmp_path / 'out' / file.name))
+        assert list(people) == [1] and np.array_equal(people[1], labels) and labels.any()
+    assert (tmp_path / 'out' / 'a_overlay.mp4').is_file()
+    refused = call(schp, 'extract', tmp_path / 'a.mov', '--logits', *common)
+    assert refused.returncode == 2 and '--logits is for photos' in refused.stderr
+
+
+def test_fuse_parses_videos_as_the_photos_of_their_frames(pascal, checkpoint, crowd, tmp_path):
+    pytest.importorskip('av', reason='videos need PyAV: pip install av')
+    files = frames_of(write_video(tmp_path / 'a.mov', codec='png', ticks=range(3)))
+    common = ['--local-weights', pascal, '--people-weights', checkpoint, '--min-score', '0', '--out', tmp_path / 'out',
+              '--device', 'cpu']
+    done = call(schp, 'fuse', tmp_path / 'a.mov', *files, *common, '--no-track')
+    assert done.returncode == 0 and '1 of 1 videos' in done.stdout, done.stderr
+    lines = (tmp_path / 'out' / 'a.jsonl').read_text().splitlines()
+    found = 0
+    for file, line in zip(files, lines, strict=True):
+        classes, owners = (np.asarray(Image.open(tmp_path / 'out' / kind / file.name))
+                           for kind in ('global_parsing', 'global_tag'))
+        expected = [classes * (owners == i) for i in np.unique(owners[owners > 0])]
+        people = read_frame(line)
+        assert list(people) == list(range(1, len(expected) + 1))
+        assert all(np.array_equal(people[i], labels) for i, labels in enumerate(expected, 1))
+        found += len(people)
+    assert found
+    tracked = call(schp, 'fuse', tmp_path / 'a.mov', *common, '--fps', '10')
+    assert tracked.returncode == 0 and len((tmp_path / 'out' / 'a.jsonl').read_text().splitlines()) == 1
+    refused = call(schp, 'fuse', tmp_path / 'a.mov', '--local-weights', pascal, '--people', crowd / 'people')
+    assert refused.returncode == 2 and '--people has masks of photos' in refused.stderr
+
+
 # ---- export
 
 
-def test_onnx_file_gives_the_same_logits(pascal, tmp_path):
+@pytest.fixture(scope='module')
+def exported(tmp_path_factory):
+    """A model that finds many classes, and onnxruntime's session of its exported file."""
     onnxruntime = pytest.importorskip('onnxruntime')
     pytest.importorskip('onnxscript')
-    done = call(export, '--weights', pascal, '--out', tmp_path / 'm.onnx')
+    folder = tmp_path_factory.mktemp('onnx')
+    model = SCHP(LABEL_SETS['pascal'].names, (48, 40), (), (1, 1, 1, 1), 4).eval()
+    model.load_state_dict({k: torch.from_numpy(seeded(k, v.shape)) for k, v in model.state_dict().items()})
+    model.save(folder / 'm.pt')
+    done = call(export, '--weights', folder / 'm.pt', '--out', folder / 'm.onnx')
     assert done.returncode == 0, done.stderr
-    session, images = onnxruntime.InferenceSession(tmp_path / 'm.onnx'), torch.randn(3, 3, 48, 40)
+    return model, onnxruntime.InferenceSession(folder / 'm.onnx', providers=['CPUExecutionProvider'])
+
+
+def test_onnx_file_gives_the_same_logits(exported):
+    model, session = exported
+    images = torch.randn(3, 3, 48, 40)
     metadata = {k: json.loads(v) for k, v in session.get_modelmeta().custom_metadata_map.items()}
     assert metadata['size'] == [48, 40] and metadata['labels'] == list(LABEL_SETS['pascal'].names)
+    assert [output.name for output in session.get_outputs()] == ['parsing', 'fusion', 'edge']
     with torch.inference_mode():
-        expected = SCHP.from_pretrained(pascal).crop_logits(images)
-    np.testing.assert_allclose(session.run(None, dict(image=images.numpy()))[0], expected, atol=1e-4)
+        expected = model(images)
+    for name, found in zip(expected, session.run(None, {'input.1': images.numpy()}), strict=True):
+        np.testing.assert_allclose(found, expected[name], rtol=1e-4, atol=1e-4)
+
+
+def as_in_try_on(session, photo, size, rounded):
+    """The steps of `onnx_inference` in preprocess/humanparsing/parsing_api.py of IDM-VTON, with scipy's bilinear samples in
+    place of cv2.warpAffine, which gives integers (rounded)."""
+    bgr = np.asarray(photo)[:, :, [2, 1, 0]].astype(float)
+    height, width = bgr.shape[:2]
+    k = (size[1] - 1) / max(width - 1, (height - 1) * size[1] / size[0])
+
+    def warp(planes, shape, source, scale):
+        places = [(np.arange(n) - (n - 1) / 2) * scale + (m - 1) / 2 for n, m in zip(shape, source)]
+        grid = np.meshgrid(*places, indexing='ij')
+        return np.stack([map_coordinates(plane, grid, order=1, mode='grid-constant') for plane in planes])
+
+    crop = warp(bgr.transpose(2, 0, 1), size, (height, width), 1 / k)
+    crop = crop.round() if rounded else crop
+    mean, std = np.array([0.406, 0.456, 0.485]), np.array([0.225, 0.224, 0.229])
+    image = (crop / 255 - mean[:, None, None]) / std[:, None, None]
+    output = session.run(None, {'input.1': image[None].astype(np.float32)})
+    upsample = torch.nn.Upsample(size=size, mode='bilinear', align_corners=True)
+    logits = upsample(torch.from_numpy(output[1][0]).unsqueeze(0))[0].numpy()
+    return warp(logits, (height, width), size, k).argmax(0)
+
+
+@pytest.mark.parametrize('size', [(150, 90), (60, 200), (40, 48)])
+def test_onnx_file_works_where_try_on_programs_read_it(exported, size):
+    model, session = exported
+    photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (7, 5, 3), np.uint8)).resize(size, Image.BICUBIC)
+    expected = model.predict([photo])[0].labels
+    assert len(np.unique(expected)) > 3
+    shares = [(as_in_try_on(session, photo, (48, 40), rounded) == expected).mean() for rounded in (False, True)]
+    assert shares[0] > 0.999 and shares[1] > 0.98
 
 
 # ---- bad input
@@ -410,7 +603,7 @@ def test_released_weights_parse_the_demo_photo_as_published(name):
     files = [p for p in sorted(folder.glob('*.pth')) if name in p.name]
     if not files:
         pytest.skip(f'{folder} has no file of {name}')
-    labels = SCHP.from_pretrained(files[0]).fold().predict([Image.open(folder / 'demo.jpg')])[0]
+    labels = SCHP.from_pretrained(files[0]).fold().predict([Image.open(folder / 'demo.jpg')])[0].labels
     assert labels.shape == (1333, 2000)
     counts = dict(enumerate(np.bincount(labels.ravel(), minlength=20).tolist()))
     wrong = sum(abs(counts[c] - GOLDEN[name].get(c, 0)) for c in counts)

@@ -26,7 +26,7 @@ def read_json(name):
 
 def test_label_sets_have_the_published_classes_sizes_and_pairs():
     assert {k: (len(v.names), v.size) for k, v in LABEL_SETS.items()} == {
-        'lip': (20, (473, 473)), 'atr': (18, (512, 512)), 'pascal': (7, (512, 512)), 'cihp': (20, (473, 473)),
+        'lip': (20, (473, 473)), 'atr': (18, (512, 512)), 'atr-neck': (19, (512, 512)), 'pascal': (7, (512, 512)), 'cihp': (20, (473, 473)),
         'merged': (9, (512, 384)), 'merged-sep': (9, (512, 384))}
     for labels in LABEL_SETS.values():
         swaps = [(labels.names[a], labels.names[b]) for a, b in labels.flip_pairs]

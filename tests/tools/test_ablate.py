@@ -52,6 +52,23 @@ def test_two_rows_are_trained_once_and_make_a_table(tmp_path, monkeypatch):
     assert done.returncode == 2 and 'was made with other settings' in done.stderr and 'Traceback' not in done.stderr
 
 
+def test_what_a_study_reads_is_checked_before_it_trains(tmp_path, monkeypatch):
+    monkeypatch.setattr(train, 'train', None)
+    common = ['--table', '5', *TINY, '--out', tmp_path]
+    (tmp_path / 'list.json').write_text('[1]')
+    for flags, message in ((['--page', tmp_path / 'no.md'], 'no.md does not exist; --page is'),
+                           (['--json', tmp_path / 'list.json'], 'list.json cannot be read (it holds no object)'),
+                           (['--json', tmp_path / 'photo.jpg'], 'give a name that ends in .json')):
+        done = call(ablate, *common, *flags)
+        assert done.returncode == 2 and message in done.stderr and done.stderr.count('\n') == 1
+    folder = tmp_path / 'crowd' / 'base-0'
+    folder.mkdir(parents=True)
+    for text in '', '{', '[]', '{"AP50": 1}':
+        (folder / 'metrics.json').write_text(text)
+        done = call(ablate, *common)
+        assert done.returncode == 2 and 'metrics.json' in done.stderr and done.stderr.count('\n') == 1
+
+
 def test_a_stopped_row_is_resumed_exactly(tmp_path, monkeypatch):
     command = ['--table', 'filter', *TINY, '--seeds', '3', '--out']
     assert call(ablate, *command, tmp_path / 'whole').returncode == 0

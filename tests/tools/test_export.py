@@ -8,12 +8,13 @@ import pytest
 import torch
 
 import data
-from tests.helpers import tiny_model
+from oneshot import EOPNet
+from tests.helpers import call, tiny_model
 from tools import export
 
 
 @pytest.mark.parametrize('preset, changes', [
-    ('mhp', dict(dcn=True)), ('mhp', dict(light=True)), ('mhp_released', dict(dcn=True)), ('mhp_released', dict(light=True))])
+    ('mhp', dict(dcn=True)), ('mhp', dict(light=True, flip_test=True)), ('mhp_released', dict(dcn=True)), ('mhp_released', dict(light=True))])
 def test_onnx_runtime_gets_the_same_correlations(preset, changes, tmp_path):
     pytest.importorskip('onnxscript', reason='the export needs onnx and onnxscript')
     runtime = pytest.importorskip('onnxruntime', reason='the check of the export needs onnxruntime')
@@ -24,7 +25,7 @@ def test_onnx_runtime_gets_the_same_correlations(preset, changes, tmp_path):
     assert os.listdir(tmp_path) == ['m.onnx']
     session = runtime.InferenceSession(tmp_path / 'm.onnx', providers=['CPUExecutionProvider'])
     told = {k: json.loads(v) for k, v in session.get_modelmeta().custom_metadata_map.items()}
-    assert told['class_names'] == model.class_names and told['theta_part'] == 0.3 and told['mean'] == list(data.MEAN)
+    assert told['class_names'] == model.class_names and told['theta_part'] == 0.3 and told['recipe'] == model.config.recipe and told['mean'] == list(data.MEAN)
     for size in (256, 320), (96, 64), (128, 288):
         image = torch.randn(1, 3, *size)
         with torch.no_grad():
@@ -34,6 +35,15 @@ def test_onnx_runtime_gets_the_same_correlations(preset, changes, tmp_path):
             sure = slow[0].numpy() > 0 if len(ours) == 9 else slice(None)             # no peak: any cell may stand there
             assert ours.shape == theirs.shape and np.abs(ours.numpy() - theirs)[sure].max() < 1e-3, name
         assert (slow[0] > 0).any()
+
+
+def test_flags_and_models_without_an_onnx_file_are_refused(tmp_path):
+    EOPNet(num_labels=7, stem=8, middle=1, channels=16, high_level=False).save(tmp_path / 'eop.pt')
+    for arguments, sentence in ((['--half'], '--half is for weights files'),
+                                (['--weights', 'eop.pt'], 'eop.pt is of one-shot parsing')):
+        done = call(export, *arguments, '--out', 'm.onnx', cwd=tmp_path)
+        assert done.returncode == 2 and sentence in done.stderr and done.stderr.count('\n') == 1
+    assert os.listdir(tmp_path) == ['eop.pt']
 
 
 def test_missing_packages_for_the_export_are_named(tmp_path, monkeypatch, capsys):

@@ -8,7 +8,7 @@ import pytest
 from tests.helpers import call, tiny_model
 from tests.test_coco import plain_counts, write_coco
 from tools import keypoints
-from util.datasets.coco import KEYPOINTS
+from util.datasets.coco_file import KEYPOINTS
 from util.datasets import CIHP, open_dataset
 from util.images import read_labels
 from util.skeleton import CLASSES, Body, can_be, side_of

@@ -1,6 +1,7 @@
-"""The noise of `tools.self_correction`."""
+"""The noise of `tools.self_correction`, and its record."""
 import numpy as np
 
+from tests.helpers import call
 from tools import self_correction
 from util.labels import LABEL_SETS
 
@@ -20,3 +21,11 @@ def test_corruption_is_seeded_and_strikes_as_stated():
     assert abs(struck / 400 - 0.35) < 0.08
     moved = self_correction.shift(labels, (3, -4))
     assert np.array_equal(moved[3:, :-4], labels[:-3, 4:]) and not moved[:3].any() and not moved[:, -4:].any()
+
+
+def test_numbers_of_another_training_set_are_not_mixed_in(tmp_path):
+    for text, message in (('{"photos": 400}', 'was made with other --photos, 400'), ('[', 'cannot be read'), ('{}', 'None')):
+        (tmp_path / 'results.json').write_text(text)
+        done = call(self_correction, '--root', 'no', '--out', tmp_path, '--photos', '5')
+        assert done.returncode == 2 and 'results.json' in done.stderr and message in done.stderr
+        assert done.stderr.count('\n') == 1

@@ -41,9 +41,15 @@ class Photos:
     flip_pairs: tuple[tuple[int, int], ...]
     splits = 'train', 'val', 'test'
     skip_bad = False                              # leave unreadable images out, without an error
+    read_photo = staticmethod(read_stored)
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def has_truth(self) -> bool:
+        """Whether the split has labels: those of MHP's and CIHP's test photos are not public."""
+        return getattr(self, 'people', ()) is not None
 
     def size(self, i: int) -> tuple[int, int]:
         """(width, height) of image i, without decoding it."""
@@ -65,7 +71,7 @@ class Photos:
 
     def read(self, i: int, seed: int = 0, epoch: int = 0) -> Example:
         """image (H, W, 3) uint8 RGB, parsing (N, H, W) uint8, ignore (H, W) bool."""
-        image = np.array(read_stored(self.photos[i]))
+        image = np.array(self.read_photo(self.photos[i]))
         parsing, ignore = self.read_parsing(i)
         if image.shape[:2] != ignore.shape:
             raise ValueError(f'{self.photos[i]} is of size {image.shape[1::-1]}, its labels are of '

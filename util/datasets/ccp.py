@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from scipy.io import loadmat, whosmat
 
 import util.datasets.scenes as scenes
 from util.datasets.base import Example, Labels, Photos, swap_sides
@@ -38,6 +37,8 @@ def read_layers() -> dict[str, bytes]:
 
 def mat_shape(path: str, variable: str) -> tuple[int, ...]:
     """The shape that a .mat file claims for a variable, read without its content."""
+    from scipy.io import whosmat                  # here: tools/onnx_parse.py works without scipy
+
     shapes = {name: shape for name, shape, _ in whosmat(path)}
     if variable not in shapes:
         raise ValueError(f'it has no variable {variable}')
@@ -48,6 +49,8 @@ def read_mat(path: str, variable: str) -> np.ndarray:
     """A variable of a .mat file, which holds integers from 0 on; MATLAB stores them as any type.
 
     Other variables, of any size, are not read."""
+    from scipy.io import loadmat                  # here: tools/onnx_parse.py works without scipy
+
     values = loadmat(path, variable_names=[variable])[variable]
     if values.dtype.kind not in 'buif' or not (values == np.round(values)).all():
         raise ValueError(f'{variable} holds no integers')

@@ -42,6 +42,10 @@ class CIHP(Photos):
                                     f'nor {split}_img (Parsing R-CNN); --root is the folder of the '
                                     'unpacked download')
 
+    @property
+    def has_truth(self) -> bool:
+        return self.maps is not None or self.people is not None
+
     def open_release(self, folder: str, split: str):
         # Some downloads have the list in the folder of the split, others beside it, others nowhere.
         lists = [os.path.join(f, f'{split}_id.txt') for f in (folder, os.path.dirname(folder))]

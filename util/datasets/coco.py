@@ -1,4 +1,4 @@
-"""COCO 2017 (Lin et al. 2014): ordinary photos of people, without parts.
+"""COCO 2017 (Lin et al. 2014): ordinary photos of people, without parts. And files of parts.
 
     train2017/, val2017/                              the photos
     annotations/person_keypoints_train2017.json       people, with keypoints where COCO has them
@@ -7,50 +7,49 @@
 COCO says where people are, but not what they wear: its people are 255 in `parsing` (this person,
 part unknown). Labels of parts may lie beside it in a folder of their own (tools/keypoints.py). The
 classes are those of CIHP.
+
+    annotations.json                                  as infer.py --format coco writes it
+    annotations/instances_default.json                as CVAT exports it
+    result.json                                       of other tools
+
+A folder with one of these has people with parts, in the classes that the file names. The photos lie
+where the file says, or in the folder itself, in images/ or in images/default/.
 """
-import json
 import math
 import os
-from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from scipy import ndimage
 
 from util.datasets.base import Example, Labels, Photos
 from util.datasets.cihp import CIHP
-from util.files import UNKNOWN, index_folder, naming, printable
-from util.images import read_labels, read_stored, stored_size
+from util.datasets.coco_file import (Annotation, AnnotationFile, pair_sides, read_parts,
+                                     read_people)
+from util.files import UNKNOWN, check_name, index_folder, naming, printable, result_names, short
+from util.images import read_labels, read_photo, read_stored
 from util.masks import box_of, coco_mask, stack_people
 
 FOLDERS = {'train': ('train2017',), 'val': ('val2017',)}      # other splits: a share of both
 BOTH = 'train2017', 'val2017'
+OF_PARTS = 'annotations.json', 'annotations/instances_default.json', 'result.json'
+PHOTOS_OF_PARTS = '', 'images', 'images/default'
 FREE = 4, 5, 7                                    # licenses: BY, BY-SA, no known restrictions
 SMALLEST = 100                                    # pixels; smaller people are ignored
-KEYPOINTS = '''nose left_eye right_eye left_ear right_ear left_shoulder right_shoulder left_elbow
-    right_elbow left_wrist right_wrist left_hip right_hip left_knee right_knee left_ankle
-    right_ankle'''.split()
 
 
 class Person(NamedTuple):
     """One person of a photo."""
-    id: int                                       # of the annotation
+    id: int                                       # of the first annotation
     mask: np.ndarray                              # (H, W) bool
     # (17, 3) float32: x, y in pixels and 0 = not given, 1 = hidden, 2 = visible; or None.
     keypoints: np.ndarray | None
     pseudo: bool                                  # the mask was not drawn by people
+    labels: np.ndarray | None = None              # (H, W) uint8: parts, 255 = part unknown
 
 
-class Annotation(NamedTuple):
-    """An annotation as it is kept in memory."""
-    id: int
-    outline: list | dict                          # polygons as float32 arrays, or run lengths
-    keypoints: np.ndarray | None
-    crowd: bool
-    pseudo: bool
-
-
-# ---- annotations -------------------------------------------------------------------------------
+# ---- files and outlines ------------------------------------------------------------------------
 
 
 def read_licenses(text: str) -> tuple[int, ...]:
@@ -73,39 +72,33 @@ def find_annotations(root: str, folder: str) -> str:
     for path in paths:
         if os.path.isfile(path):
             return path
-    raise FileNotFoundError(f'{printable(root)} has neither annotations/{names[0]} nor {names[1]}; '
-                            'unpack the annotations of COCO 2017 there')
+    raise FileNotFoundError(f'{printable(root)} has neither annotations/{names[0]} nor {names[1]}, '
+                            f'and no {OF_PARTS[0]}; unpack the annotations of COCO 2017 there')
 
 
-def read_annotations(path: str) -> tuple[dict, dict]:
-    """Annotation file -> {image id: its record}, {image id: list of Annotation}.
+def find_parts(root: str) -> str | None:
+    """Path of the annotation file of parts; None if there is none."""
+    paths = [os.path.join(root, name) for name in OF_PARTS]
+    return next((path for path in paths if os.path.isfile(path)), None)
 
-    People alone are kept. Raises a ValueError if the file is broken or not of this form.
+
+def find_listed(root: str, path: str, folder: str, names: list[str]) -> list[str]:
+    """Paths of the photos that an annotation file of parts lists.
+
+    folder: where they lie, seen from the file; ''. FileNotFoundError if some are missing.
     """
-    people = defaultdict(list)
-    with naming(path), open(path) as file:
-        coco = json.load(file)
-        images = {image['id']: image for image in coco['images']}
-        person = [category['id'] for category in coco['categories'] if category['name'] == 'person']
-        for a in coco['annotations']:
-            if a['category_id'] in person:
-                people[a['image_id']].append(read_annotation(a))
-        strange = [i for i in people if i not in images]
-        if strange:
-            raise ValueError(f'it has a person of image {strange[0]}, which it does not list')
-    return images, people
-
-
-def read_annotation(record: dict) -> Annotation:
-    """A record of the annotation file."""
-    outline = record['segmentation']
-    if isinstance(outline, list):                 # arrays take a tenth of the memory of lists
-        outline = [np.array(polygon, np.float32) for polygon in outline]
-    points = None
-    if any(record.get('keypoints', ())):
-        points = np.array(record['keypoints'], np.float32).reshape(len(KEYPOINTS), 3)
-    crowd = bool(record.get('iscrowd'))
-    return Annotation(record['id'], outline, points, crowd, bool(record.get('pseudo_mask')))
+    places = [os.path.join(root, *place.split('/')) for place in PHOTOS_OF_PARTS]
+    if folder:
+        places.insert(0, os.path.normpath(os.path.join(os.path.dirname(path), folder)))
+    found = [place for place in places if names and os.path.isfile(os.path.join(place, names[0]))]
+    place = found[0] if found else places[0]
+    photos = [os.path.join(place, name) for name in names]
+    missing = [name for name, photo in zip(names, photos) if not os.path.isfile(photo)]
+    if missing:
+        raise FileNotFoundError(f'{printable(place)} lacks {len(missing)} of {len(names)} photos '
+                                f'of {printable(path)}, the first is {short(missing[0])}; put '
+                                f'{os.path.basename(path)} into their folder')
+    return photos
 
 
 def outline_mask(outline: list | dict, size: tuple[int, int]) -> np.ndarray:
@@ -114,13 +107,22 @@ def outline_mask(outline: list | dict, size: tuple[int, int]) -> np.ndarray:
         shape = [size[1], size[0]]
         if list(outline['size']) != shape:
             raise ValueError(f'it has {outline["size"]} rows and columns, the photo {shape}')
-        return coco_mask(outline, size)
-    return coco_mask([polygon.tolist() for polygon in outline], size)
+    return coco_mask(outline, size)
+
+
+def group_people(annotations: list[Annotation]) -> list[list[Annotation]]:
+    """The annotations of each person, in the order of their first ones."""
+    people = {}
+    for number, annotation in enumerate(annotations):
+        people.setdefault(annotation.person or number, []).append(annotation)
+    return list(people.values())
 
 
 def unsure_edge(mask: np.ndarray, share: float = 0.04) -> np.ndarray:
     """The pixels near the outline of a mask: bool (H, W), up to `share` of the root of its area on
     both sides."""
+    from scipy import ndimage                     # here: tools/onnx_parse.py works without scipy
+
     width = max(1, round(share * math.sqrt(np.count_nonzero(mask))))
     x, y, w, h = box_of(mask)
     rows = slice(max(0, y - width), y + h + width)
@@ -137,15 +139,17 @@ def unsure_edge(mask: np.ndarray, share: float = 0.04) -> np.ndarray:
 
 
 class COCO(Photos):
-    """COCO's people, in the 19 classes of CIHP.
+    """COCO's people, in the 19 classes of CIHP; or people with parts, in the classes of their file.
 
     Splits: train and val are COCO's own. held is the fifth of both whose ids are divisible by 5;
-    tune and test are its halves, one to choose with and one to report; fit is everything else.
+    tune and test are its halves, one to choose with and one to report; fit is everything else. Of
+    people with parts train is all photos, held every fifth of them, from the first on, and val the
+    same.
 
-    licenses: see `read_licenses`. parts: a folder of label maps PHOTO_ANNOTATION.png in the classes
-    of CIHP, 0 or 255 where the part is unknown. pseudo: whether masks marked `pseudo_mask` are
-    people, with an ignored edge, or ignored as a whole; by default they are people in train and
-    fit. samples: that many random windows per epoch (`draw_window`); 0 = every photo as it is.
+    licenses: see `read_licenses`. parts: a folder of label maps PHOTO_ANNOTATION.png, 0 or 255
+    where the part is unknown. pseudo: whether masks marked `pseudo_mask` are people, with an
+    ignored edge, or ignored as a whole; by default they are people in train and fit. samples: that
+    many random windows per epoch (`draw_window`); 0 = every photo as it is.
     """
     class_names = CIHP.class_names
     flip_pairs = CIHP.flip_pairs
@@ -158,9 +162,18 @@ class COCO(Photos):
         self.sizes = []                           # (width, height) in the annotation file
         self.people = []                          # list of Annotation
         self.pseudo = split in ('train', 'fit') if pseudo is None else pseudo
-        for folder in FOLDERS.get(split, BOTH):
-            self.add_folder(root, folder, read_licenses(licenses))
-        self.choose(split)
+        self.smallest = SMALLEST
+        self.read_photo = read_stored
+        path = find_parts(root)
+        if path:
+            self.add_parts(root, path, read_licenses(licenses))
+            self.choose(split, range(0, len(self.stems), 5))
+        else:
+            for folder in FOLDERS.get(split, BOTH):
+                self.add_folder(root, folder, read_licenses(licenses))
+            if split not in FOLDERS:
+                held = [k for k, stem in enumerate(self.stems) if int(stem) % 5 == 0]
+                self.choose(split, held)
         if not self.stems:
             raise ValueError(f'{printable(root)} has no photo of people with these licenses in the '
                              f'split {split}; leave out --licenses or unpack the download again')
@@ -174,35 +187,62 @@ class COCO(Photos):
     def add_folder(self, root: str, folder: str, licenses: tuple[int, ...]):
         """Adds the photos of people of train2017 or val2017."""
         path = find_annotations(root, folder)
-        images, people = read_annotations(path)
+        file = read_people(path)
         # Photos of crowds alone teach nothing: every person in them is ignored.
-        kept = [i for i, found in people.items() if not all(a.crowd for a in found)]
+        kept = [i for i, found in file.annotations.items() if not all(a.crowd for a in found)]
         if licenses:
-            kept = [i for i in kept if images[i].get('license') in licenses]
+            kept = [i for i in kept if file.images[i].get('license') in licenses]
         files = index_folder(os.path.join(root, folder))
         with naming(path):
-            names = [os.path.splitext(images[i]['file_name'])[0] for i in kept]
-            sizes = [(int(images[i]['width']), int(images[i]['height'])) for i in kept]
+            names = [os.path.splitext(file.images[i]['file_name'])[0] for i in kept]
         missing = [name for name in names if name not in files]
         if missing:
             raise FileNotFoundError(f'{printable(os.path.join(root, folder))} lacks {len(missing)} '
                                     f'of {len(names)} photos of {path}, the first is '
                                     f'{missing[0]}.jpg; unpack the download again')
-        self.stems += names
-        self.sizes += sizes
-        self.photos += [files[name] for name in names]
-        self.people += [people[i] for i in kept]
+        self.add(path, file, kept, names, [files[name] for name in names])
 
-    def choose(self, split: str):
-        """Keeps the photos of a split that is a share of both folders."""
-        if split in FOLDERS:
-            return
-        numbers = range(len(self.stems))
-        held = [k for k in numbers if int(self.stems[k]) % 5 == 0]
-        if split == 'fit':
-            kept = sorted(set(numbers) - set(held))
-        else:
-            kept = {'held': held, 'tune': held[0::2], 'test': held[1::2]}[split]
+    def add_parts(self, root: str, path: str, licenses: tuple[int, ...]):
+        """Adds the photos of a file of parts, also those of nobody, and takes its classes.
+
+        Its labels were drawn on upright photos, as people and tools see them.
+        """
+        file = read_parts(path)
+        self.class_names = file.class_names
+        self.flip_pairs = pair_sides(file.class_names)
+        self.smallest = 1                         # a part may be as small as it is
+        self.read_photo = read_photo
+        kept = [i for i, image in file.images.items()
+                if not licenses or image.get('license') in licenses]
+        with naming(path):
+            names = [file.images[i]['file_name'] for i in kept]
+            for name in names:
+                check_name(name, 'it lists the photo', 'list files of its folder', folders=True)
+        photos = find_listed(root, path, file.photos, names)
+        stems = result_names([Path(name) for name in names])
+        self.add(path, file, kept, stems, photos)
+
+    def add(self, path: str, file: AnnotationFile, kept: list[int], stems: list[str],
+            photos: list[str]):
+        """Adds photos, with the annotations of the images `kept`."""
+        with naming(path):
+            self.sizes += [(int(file.images[i]['width']), int(file.images[i]['height']))
+                           for i in kept]
+        self.stems += stems
+        self.photos += photos
+        self.people += [file.annotations.get(i, []) for i in kept]
+
+    def choose(self, split: str, held: Sequence[int]):
+        """Keeps the photos of a split that is a share of all. held: numbers of photos."""
+        everything = range(len(self.stems))
+        shares = {
+            'held': held,
+            'val': held,
+            'tune': held[0::2],
+            'test': held[1::2],
+            'fit': sorted(set(everything) - set(held)),
+        }
+        kept = shares.get(split, everything)
         for name in ('stems', 'sizes', 'photos', 'people'):
             values = getattr(self, name)
             setattr(self, name, [values[k] for k in kept])
@@ -229,22 +269,33 @@ class COCO(Photos):
         people = []
         ignore = np.zeros((height, width), bool)
         edges = np.zeros((height, width), bool)
-        for a in self.people[k]:
-            with naming(f'annotation {a.id} of {self.photos[k]}', 'unpack the annotations again'):
-                mask = outline_mask(a.outline, (width, height))
-            if a.crowd or np.count_nonzero(mask) < SMALLEST or a.pseudo and not self.pseudo:
+        for annotations in group_people(self.people[k]):
+            first = annotations[0]
+            labels = self.paint(k, annotations)
+            mask = labels > 0
+            unsure = first.pseudo and not self.pseudo
+            if first.crowd or np.count_nonzero(mask) < self.smallest or unsure:
                 ignore |= mask
                 continue
-            if a.pseudo:
+            if first.pseudo:
                 edges |= unsure_edge(mask)
-            people.append(Person(a.id, mask, a.keypoints, a.pseudo))
+            people.append(Person(first.id, mask, first.keypoints, first.pseudo, labels))
         for person in people:
             ignore &= ~person.mask
         return people, ignore | edges
 
+    def paint(self, k: int, annotations: list[Annotation]) -> np.ndarray:
+        """Label map (H, W) uint8 of a person of photo k. Later annotations cover earlier ones, and
+        parts cover the person."""
+        labels = np.zeros(self.sizes[k][::-1], np.uint8)
+        for a in sorted(annotations, key=lambda a: a.label != UNKNOWN):
+            with naming(f'annotation {a.id} of {self.photos[k]}', 'unpack the annotations again'):
+                labels[outline_mask(a.outline, self.sizes[k])] = a.label
+        return labels
+
     def labels(self, k: int, person: Person) -> np.ndarray:
         """Label map (H, W) uint8 of a person of photo k: 255, and the parts that are known."""
-        labels = person.mask * np.uint8(UNKNOWN)
+        labels = person.labels
         path = self.parts.get(f'{self.stems[k]}_{person.id}')
         if not path:
             return labels
@@ -269,13 +320,14 @@ class COCO(Photos):
         rng = np.random.default_rng((7, seed, epoch, i))
         k = int(rng.integers(len(self.photos)))
         people, ignore = self.persons(k)
-        if stored_size(self.photos[k]) != self.sizes[k]:
-            raise ValueError(f'{self.photos[k]} is not of the size in the annotations; unpack the '
-                             'download again')
+        photo = self.read_photo(self.photos[k])
+        if photo.size != self.sizes[k]:
+            raise ValueError(f'{self.photos[k]} is of size {photo.size}, the annotations say '
+                             f'{self.sizes[k]}; get both again')
         maps = [self.labels(k, person) for person in people]
         parsing = stack_people(maps, self.sizes[k])
         window = draw_window(self.sizes[k], parsing, self.is_wide(i), rng)
-        image = np.array(read_stored(self.photos[k]))[window]
+        image = np.array(photo)[window]
         parsing, ignore = cut(parsing, ignore, window)
         return np.ascontiguousarray(image), parsing, ignore
 
