@@ -84,9 +84,9 @@ def keep_corner_peaks(heatmap: torch.Tensor) -> torch.Tensor:
 
 def paint(parsing: np.ndarray, maps: torch.Tensor, classes: torch.Tensor, size: tuple,
           theta: float):
-    """Writes one person's labels into parsing (H0, W0) uint8: maps (k, h, w) x4 bilinear and
-    cropped to the input's size; then bilinear to a smaller photo, or the labels by nearest to a
-    larger one."""
+    """Writes one person's labels into parsing (H0, W0) uint8, and nothing elsewhere: maps (k, h, w)
+    x4 bilinear and cropped to the input's size; then bilinear to a smaller photo, or the labels by
+    nearest to a larger one."""
     maps = F.interpolate(maps[None], scale_factor=4, mode='bilinear', align_corners=False)
     maps = maps[..., :size[0], :size[1]]
     pixels = maps.shape[-2] * maps.shape[-1]
@@ -96,7 +96,8 @@ def paint(parsing: np.ndarray, maps: torch.Tensor, classes: torch.Tensor, size: 
     label = torch.where(value > theta, classes[index] + 1, 0).to(torch.uint8)
     if parsing.size > pixels:
         label = F.interpolate(label[None, None], size=parsing.shape, mode='nearest')[0, 0]
-    parsing[:] = label.cpu().numpy()
+    label = label.cpu().numpy()
+    np.copyto(parsing, label, where=label > 0)
 
 
 # -------------------------------------------------------------------------------------------------

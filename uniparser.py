@@ -554,10 +554,10 @@ def paint_parts(people: People, q_cate: torch.Tensor, f_cate: torch.Tensor, geom
         if unsure is not None:
             maps = maps.masked_fill(unsure, 0)
         classes = (score > config.theta_part).nonzero()[:, 0]
-        if len(classes):
-            paint_person(parsing[n], inside[n] * maps[classes], classes, geometry.size, theta_paint)
         if config.whole:
             keep_whole(parsing[n], people.q_ins[n], geometry.size, config.theta_mask)
+        if len(classes):
+            paint_person(parsing[n], inside[n] * maps[classes], classes, geometry.size, theta_paint)
     return parsing
 
 

@@ -18,6 +18,7 @@ from tools.oracle import STAGES, cells_of, stages_of_photo
 from uniparser import decode
 from util.beyond import keep_whole, map_quality, unsure_sides
 from util.datasets.coco import Person
+from util.fast import paint
 from util.masks import without_unknown
 from util.pictures import overlay
 from util.results import Parsing, write_results
@@ -27,10 +28,12 @@ PHOTO = Image.fromarray(np.full((20, 30, 3), 100, np.uint8))
 
 
 def test_pixels_without_a_class_become_unknown():
-    labels = np.array([[0, 2, 0, 1]], np.uint8)
+    labels = np.zeros((1, 4), np.uint8)
     keep_whole(labels, torch.tensor([[0.9, 0.8, 0.1, 0.2]]), (4, 16), 0.5)
-    assert labels.tolist() == [[255, 2, 0, 1]]
-    assert without_unknown(labels).tolist() == [[0, 2, 0, 1]]
+    assert labels.tolist() == [[255, 255, 0, 0]]
+    paint(labels, torch.tensor([[[0.1, 0.9, 0.1, 0.9]]]), torch.tensor([1]), (4, 16), 0.5)
+    assert labels.tolist() == [[255, 2, 0, 2]]
+    assert without_unknown(labels).tolist() == [[0, 2, 0, 2]]
 
 
 def test_decode_keeps_people_whole_and_leaves_their_parts_alone():

@@ -107,13 +107,12 @@ def person_mask(q_ins: torch.Tensor, size: tuple, shape: tuple, theta: float) ->
 
 
 def keep_whole(parsing: np.ndarray, q_ins: torch.Tensor, size: tuple, theta: float):
-    """Writes 255 (this person, part unknown) into a label map, in place, where the person is and no
-    class is: a person whose clothes are unsure is still a person.
+    """Writes 255 (this person, part unknown) into a label map, in place, where the person is. The
+    classes are painted over it: a person whose clothes are unsure is still a person.
 
     parsing (H0, W0) uint8; the others as of `person_mask`.
     """
-    mask = person_mask(q_ins, size, parsing.shape, theta)
-    parsing[(parsing == 0) & (mask > 0)] = UNKNOWN
+    paint(parsing, q_ins[None], torch.tensor([UNKNOWN - 1]), size, theta)
 
 
 def unsure_sides(q_cate: torch.Tensor, flip_pairs: torch.Tensor, theta: float) -> torch.Tensor:

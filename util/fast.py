@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 # How many values `paint` enlarges at a time: what a CPU's cache holds, and what takes 64 MB of a
 # GPU.
-CPU_VALUES = 2 ** 18
+CPU_VALUES = 2 ** 17
 GPU_VALUES = 2 ** 24
 
 
@@ -139,11 +139,12 @@ def part_sums(q_ins: torch.Tensor, q_cate: torch.Tensor, labels: torch.Tensor,
 def paint(parsing: np.ndarray, maps: torch.Tensor, classes: torch.Tensor, size: tuple[int, int],
           theta: float) -> None:
     """Writes one person's labels into parsing (H0, W0) uint8. A pixel takes the class of the
-    largest value where that exceeds theta:
+    largest value where that exceeds theta, and stays as it is elsewhere:
 
         used = maps of the photo alone, without the padding     # size (h, w) / 4 cells
         value, index = (used, bilinear to (H0, W0), centers on centers).max(0)
-        parsing[:] = (classes[index] + 1) * (value > theta)
+        above = value > theta
+        parsing[above] = (classes[index] + 1)[above]
 
     maps (k, h, w): correlations of the given classes (0-based), zero outside the person;
     size (h, w): of the network's input without padding, in pixels. A few rows are enlarged at a
@@ -151,13 +152,15 @@ def paint(parsing: np.ndarray, maps: torch.Tensor, classes: torch.Tensor, size: 
     beside a cell above theta.
     """
     above = (maps > theta).cpu().numpy()
-    names = (classes + 1).to(torch.uint8)
+    names = (classes + 1).cpu().numpy().astype(np.uint8)
     y = bilinear_taps(maps.shape[1], size[0] / 4, parsing.shape[0])
     x = bilinear_taps(maps.shape[2], size[1] / 4, parsing.shape[1])
 
     # Bands of rows of the maps, and the rows of the photo between whose edges they lie.
     values = CPU_VALUES if maps.device.type == 'cpu' else GPU_VALUES
-    step = max(1, values * maps.shape[1] // (len(maps) * parsing.size))
+    columns = np.count_nonzero(above.any((0, 1)))
+    pixels = max(1, parsing.size * columns // maps.shape[2])
+    step = max(1, values * maps.shape[1] // (len(maps) * pixels))
     edges = np.flatnonzero(np.diff(y.low // step, prepend=-1, append=-1))
     for top, bottom in zip(edges[:-1], edges[1:]):
         # The classes and the columns with a cell above theta in this band.
@@ -176,8 +179,8 @@ def paint(parsing: np.ndarray, maps: torch.Tensor, classes: torch.Tensor, size: 
         rows = torch.lerp(band.index_select(1, y0), band.index_select(1, y1), wy[:, None])
         enlarged = torch.lerp(rows.index_select(2, x0), rows.index_select(2, x1), wx)
         value, index = enlarged.max(0)
-        labels = names[some][index] * (value > theta)
-        parsing[top:bottom, left:right] = labels.cpu().numpy()
+        labels = names[some].take(index.cpu().numpy())
+        np.copyto(parsing[top:bottom, left:right], labels, where=(value > theta).cpu().numpy())
 
 
 class Taps:

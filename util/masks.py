@@ -43,9 +43,12 @@ def flatten_people(parsing: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     parts = np.zeros(parsing.shape[1:], np.uint8)
     people = np.zeros(parsing.shape[1:], np.uint8 if len(parsing) < 256 else np.uint16)
     for n in range(len(parsing) - 1, -1, -1):
-        mask = parsing[n] > 0
-        parts[mask] = parsing[n][mask]
-        people[mask] = n + 1
+        if parsing[n].any():
+            x, y, w, h = box_of(parsing[n])
+            box = slice(y, y + h), slice(x, x + w)
+            labels = parsing[n][box]
+            np.copyto(parts[box], labels, where=labels > 0)
+            np.copyto(people[box], n + 1, where=labels > 0)
     return parts, people
 
 
@@ -60,7 +63,7 @@ def without_unknown(parsing: np.ndarray) -> np.ndarray:
 def box_of(mask: np.ndarray) -> list[int]:
     """Smallest box [x, y, width, height] in pixels around a mask (H, W) that is not empty."""
     rows = np.flatnonzero(mask.any(1))
-    columns = np.flatnonzero(mask.any(0))
+    columns = np.flatnonzero(mask[rows[0]:rows[-1] + 1].any(0))
     return [int(columns[0]), int(rows[0]),
             int(columns[-1] - columns[0] + 1), int(rows[-1] - rows[0] + 1)]
 
@@ -130,33 +133,115 @@ def split_map(ids: np.ndarray, rows: list[tuple[int, float, int]],
 # ---- run lengths and polygons ------------------------------------------------------------------
 
 
-def encode_rle(mask: np.ndarray, x: int, y: int, size: tuple[int, int]) -> dict:
-    """COCO's compressed run lengths of a mask (h, w) at (x, y) of a photo of this size (H, W).
+class Runs:
+    """The runs of equal labels down the columns of a label map, found in one pass: areas, boxes and
+    COCO's run lengths of all its labels.
 
-    Runs go down the columns and begin with zeros. Each is written as its difference to the run
-    before the last, in groups of 5 bits, lowest first, as characters from '0' on.
+    label          (R,) uint8: that of each run, never 0
+    column, row    (R,): its first pixel, in pixels of the photo
+    length         (R,) in pixels
+
+    The arguments are a label map (h, w), its place (x, y) in the photo, and the photo's size (H, W).
     """
-    columns = np.zeros((mask.shape[1], mask.shape[0] + 1), bool)             # each ends with a zero
-    columns[:, :-1] = mask.T
-    changes = np.flatnonzero(np.diff(columns.ravel(), prepend=False))
-    column, row = np.divmod(changes, columns.shape[1])
-    edges = (column + x) * size[0] + row + y      # of the runs of ones: first, end, first ..
-    joined = np.flatnonzero(np.diff(edges) == 0)  # a run over the end of a column
-    edges = np.delete(edges, [joined, joined + 1])
-    runs = np.diff(edges, prepend=0, append=size[0] * size[1]).tolist()
-    if len(runs) > 1 and runs[-1] == 0:
-        runs = runs[:-1]
 
-    text = []
-    for i, run in enumerate(runs):
-        value = run - runs[i - 2] if i > 2 else run
-        last = False
-        while not last:
-            group = value & 31
-            value = value >> 5
-            last = value == (-1 if group & 16 else 0)  # the sign of the last group says the rest
-            text.append(chr(48 + group + (0 if last else 32)))
-    return {'size': list(size), 'counts': ''.join(text)}
+    def __init__(self, labels: np.ndarray, x: int, y: int, size: tuple[int, int]):
+        self.size = size
+        # A label that differs from the one above starts a run; zeros lie around the map.
+        padded = np.pad(labels, ((1, 1), (0, 0)))
+        row, column = np.nonzero(padded[1:] != padded[:-1])
+        order = np.argsort(column, kind='stable')
+        row = row[order]
+        column = column[order]
+        label = padded[row + 1, column]
+        length = np.diff(row, append=0)           # to the next start, which is in the same column
+        some = label > 0
+        self.label = label[some]
+        self.length = length[some]
+        self.column = column[some] + x
+        self.row = row[some] + y
+
+    def take(self, kept: np.ndarray) -> 'Runs':
+        """The runs of a bool array (R,)."""
+        runs = copy(self)
+        for name in ('label', 'column', 'row', 'length'):
+            setattr(runs, name, getattr(self, name)[kept])
+        return runs
+
+    def split(self) -> dict[int, 'Runs']:
+        """{label: its runs}, in the order of the labels."""
+        return {int(c): self.take(self.label == c) for c in np.unique(self.label)}
+
+    @property
+    def area(self) -> int:
+        """Number of pixels."""
+        return int(self.length.sum())
+
+    @property
+    def box(self) -> list[int]:
+        """[x, y, width, height] in pixels of the photo."""
+        x = int(self.column[0])
+        y = int(self.row.min())
+        return [x, y, int(self.column[-1]) - x + 1, int((self.row + self.length).max()) - y]
+
+    def counts(self) -> np.ndarray:
+        """COCO's run lengths of the mask of all labels: down the columns, zeros first."""
+        first = self.column * self.size[0] + self.row
+        edges = np.stack([first, first + self.length], 1).ravel()
+        # Runs that touch are one: those of two labels, or over the end of a column.
+        joined = np.flatnonzero(edges[1:] == edges[:-1])
+        edges = np.delete(edges, [joined, joined + 1])
+        pixels = self.size[0] * self.size[1]
+        if len(edges) and edges[-1] == pixels:
+            edges = edges[:-1]
+        return np.diff(edges, prepend=0, append=pixels)
+
+
+def write_counts(counts: list[np.ndarray]) -> list[str]:
+    """Run lengths of masks -> COCO's compressed run lengths, as `read_counts` reads them.
+
+    Several masks are written at once, because numpy's operations take as long for ten runs as for a
+    thousand.
+    """
+    if not counts:
+        return []
+    values = np.concatenate(counts)
+    ends = np.cumsum([len(runs) for runs in counts])
+    # Of each mask, all runs but the first three are differences to the last but one.
+    differ = np.ones(len(values), bool)
+    for end, runs in zip(ends, counts):
+        differ[end - len(runs):end - len(runs) + 3] = False
+    differences = values.copy()
+    differences[2:] -= values[:-2]
+    values = np.where(differ, differences, values)
+
+    # Groups of five bits, lowest first, as characters from '0' on; 32 says that more follow.
+    groups = []
+    while True:
+        group = values & 31
+        values = values >> 5
+        # The sign bit of the last group says the rest.
+        more = values != -(group >> 4)
+        groups.append(group + 48 + 32 * more)
+        if not more.any():
+            break
+    groups = np.stack(groups, 1).astype(np.uint8)                            # (R, G)
+    follows = (groups - 48) & 32 > 0
+    wanted = np.ones(groups.shape, bool)
+    wanted[:, 1:] = np.logical_and.accumulate(follows, 1)[:, :-1]
+    text = groups[wanted].tobytes().decode()
+    places = np.cumsum(wanted.sum(1))[ends - 1].tolist()
+    return [text[a:b] for a, b in zip([0, *places], places)]
+
+
+def encode_runs(masks: list[Runs]) -> list[dict]:
+    """COCO's compressed run lengths of masks: {size, counts} of each."""
+    texts = write_counts([runs.counts() for runs in masks])
+    return [{'size': list(runs.size), 'counts': text} for runs, text in zip(masks, texts)]
+
+
+def encode_rle(mask: np.ndarray, x: int, y: int, size: tuple[int, int]) -> dict:
+    """COCO's compressed run lengths of a mask (h, w) at (x, y) of a photo of this size (H, W)."""
+    return encode_runs([Runs(mask > 0, x, y, size)])[0]
 
 
 def read_counts(text: str) -> list[int]:

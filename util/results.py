@@ -27,7 +27,7 @@ from util.agnostic import agnostic_mask
 from util.files import (MARK, UNKNOWN, by_number, check_name, check_target, is_ours, printable,
                         result_names, unique_names, write_jpeg, write_png, write_result)
 from util.labels import convert, find_set, names_of, voc_palette
-from util.masks import box_of, encode_rle, flatten_people, without_unknown
+from util.masks import Runs, box_of, encode_runs, flatten_people, without_unknown
 from util.pictures import cutout, palette, palette_image
 
 MOST_BYTES = 150                                  # of a part in the name of a file
@@ -44,18 +44,13 @@ class Part:
     name: str
     area: int                                      # pixels
     box: list[int]                                 # [x, y, width, height] in pixels of the photo
+    rle: dict = field(repr=False)                  # COCO's compressed run lengths: {size, counts}
     labels: np.ndarray = field(repr=False)         # of the person, (H, W)
 
     @property
     def mask(self) -> np.ndarray:
         """bool (H, W)"""
         return self.labels == self.id
-
-    @property
-    def rle(self) -> dict:
-        """The mask in COCO's compressed run lengths: {size, counts}."""
-        x, y, w, h = self.box
-        return encode_rle(self.labels[y:y + h, x:x + w] == self.id, x, y, self.labels.shape)
 
     def to_dict(self) -> dict:
         """The part in the JSON file."""
@@ -81,14 +76,13 @@ class Person:
     @property
     def area(self) -> int:
         """Number of pixels."""
-        return sum(part.area for part in self.part_list)
+        return self.runs.area
 
     @property
     def rle(self) -> dict:
         """The person's mask, with pixels of unknown parts, in COCO's compressed run lengths: {size,
         counts}."""
-        x, y, w, h = self.box
-        return encode_rle(self.labels[y:y + h, x:x + w] > 0, x, y, self.labels.shape)
+        return encode_runs([self.runs])[0]
 
     @cached_property
     def box(self) -> list[int]:
@@ -96,19 +90,19 @@ class Person:
         return box_of(self.labels) if self.labels.any() else [0] * 4
 
     @cached_property
+    def runs(self) -> Runs:
+        """The runs of the labels, from which areas, boxes and run lengths follow."""
+        x, y, w, h = self.box
+        return Runs(self.labels[y:y + h, x:x + w], x, y, self.labels.shape)
+
+    @cached_property
     def part_list(self) -> list[Part]:
         """The parts with pixels, by id."""
-        x, y, w, h = self.box
-        crop = self.labels[y:y + h, x:x + w]
-        areas = np.bincount(crop.ravel()).tolist()
+        found = self.runs.split()
         parts = []
-        for c, area in enumerate(areas):
-            if not c or not area:                  # background, or no pixel of this class
-                continue
+        for (c, runs), rle in zip(found.items(), encode_runs(list(found.values()))):
             name = self.class_names[c] if c < len(self.class_names) else 'part unknown'
-            left, top, width, height = box_of(crop == c)
-            box = [x + left, y + top, width, height]
-            parts.append(Part(c, name, area, box, self.labels))
+            parts.append(Part(c, name, runs.area, runs.box, rle, self.labels))
         return parts
 
     @property
@@ -183,10 +177,15 @@ class Parsing:
                 in enumerate(zip(self.parsing, self.scores, self.centers), 1)]
 
     @cached_property
+    def flat(self) -> tuple[np.ndarray, np.ndarray]:
+        """The class map and the person map of `flatten_people`."""
+        return flatten_people(self.parsing)
+
+    @cached_property
     def labels(self) -> np.ndarray:
         """uint8 (H, W), class ids: those of the best person where people overlap, 0 where the part
         is unknown. The pixels of NAME_parts.png."""
-        return without_unknown(flatten_people(self.parsing)[0])
+        return without_unknown(self.flat[0])
 
     def take(self, kept: np.ndarray | list | slice) -> 'Parsing':
         """The people of an index array, a bool array (N,) or a slice."""
@@ -304,9 +303,8 @@ def write_results(folder: Path, name: str, found: Parsing, cutouts: bool = False
     did not write.
     """
     colors = palette(256) if found.colors is None else found.colors
-    _, people = flatten_people(found.parsing)
     write_png(folder / f'{name}_parts.png', palette_image(found.labels, colors))
-    write_png(folder / f'{name}_people.png', palette_image(people, palette(256)))
+    write_png(folder / f'{name}_people.png', palette_image(found.flat[1], palette(256)))
     write_jpeg(folder / f'{name}_overlay.jpg', found.overlay())
     write_record(folder, name, found, cutouts)
 
