@@ -178,8 +178,12 @@ def paint(parsing: np.ndarray, maps: torch.Tensor, classes: torch.Tensor, size: 
         band = maps[some]
         rows = torch.lerp(band.index_select(1, y0), band.index_select(1, y1), wy[:, None])
         enlarged = torch.lerp(rows.index_select(2, x0), rows.index_select(2, x1), wx)
-        value, index = enlarged.max(0)
-        labels = names[some].take(index.cpu().numpy())
+        if len(some) == 1:
+            value = enlarged[0]
+            labels = names[some[0]]
+        else:
+            value, index = enlarged.max(0)
+            labels = names[some].take(index.cpu().numpy())
         np.copyto(parsing[top:bottom, left:right], labels, where=(value > theta).cpu().numpy())
 
 

@@ -12,6 +12,7 @@ import re
 import sys
 import unicodedata
 import warnings
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -444,8 +445,10 @@ def write_png(path: str | Path, image: Image.Image):
     png = io.BytesIO()
     info = PngInfo()
     info.add_text('Software', MARK)
-    # Level 1 takes a third of the time for 6 % more bytes.
-    image.save(png, format='PNG', compress_level=1, pnginfo=info)
+    # Level 1 takes a third of the time for 6 % more bytes. Run lengths alone halve those of label
+    # maps.
+    options = {'compress_type': zlib.Z_RLE} if image.mode == 'P' else {}
+    image.save(png, format='PNG', compress_level=1, pnginfo=info, **options)
     write_result(path, png.getvalue())
 
 

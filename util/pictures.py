@@ -76,17 +76,18 @@ def overlay(image, parsing: np.ndarray, class_names: list[str] | None = None,
     class_names: adds a legend of the present classes below. colors (256, 3): default `palette`.
     unknown: whether pixels of unknown parts (255) are gray; else they are only outlined.
     """
-    canvas = Image.fromarray(np.array(image))
-    width = max(1, round(min(np.shape(image)[:2]) / 500))     # of the line
+    canvas = image.copy() if isinstance(image, Image.Image) else Image.fromarray(image)
+    width = max(1, round(min(canvas.size) / 500))             # of the line
     if colors is None:
         colors = palette(len(class_names) - 1 if class_names else 58)
     counts = np.zeros(256, int)                   # pixels of each label
     for person in np.asarray(parsing, np.uint8):
         if person.any():
             x, y, w, h = box_of(person)
-            labels = palette_image(person[y:y + h, x:x + w], colors)
-            counts += labels.histogram()
-            paint_person(canvas, labels, (x, y), width, unknown)
+            labels = person[y:y + h, x:x + w]
+            picture = palette_image(labels, colors)
+            counts += picture.histogram()
+            paint_person(canvas, labels, picture.convert('RGB'), (x, y), width, unknown)
     if not unknown:
         counts[UNKNOWN] = 0
     if ignore is not None:
@@ -99,29 +100,36 @@ def overlay(image, parsing: np.ndarray, class_names: list[str] | None = None,
     return canvas
 
 
-def paint_person(canvas: Image.Image, labels: Image.Image, corner: tuple[int, int], width: int,
-                 unknown: bool = True):
-    """Paints a palette image of labels onto the canvas, at the corner (x, y).
+def paint_person(canvas: Image.Image, labels: np.ndarray, picture: Image.Image,
+                 corner: tuple[int, int], width: int, unknown: bool = True):
+    """Paints the picture of the labels (h, w) onto the canvas, at the corner (x, y).
 
-    Its colors show where it is not 0, with a white line of that width inside its outline. Pillow's
-    operations take a tenth of the time of numpy's on large photos, and a mask of bits a third of
-    the time of a mask of bytes. unknown: see `overlay`.
+    Its colors show where the labels are not 0, with a white line of that width inside the outline.
+    Pillow's operations on colors take a tenth of the time of numpy's on large photos, and a mask of
+    bits a third of the time of a mask of bytes. unknown: see `overlay`.
     """
-    some = np.asarray(labels) > 0
-    below = canvas.crop((*corner, corner[0] + labels.width, corner[1] + labels.height))
-    # The core: pixels whose neighborhood of that width is all the person's.
-    mask = ImageOps.expand(Image.fromarray(some * np.uint8(255)), width)
-    mask = mask.filter(ImageFilter.BoxBlur(width))
-    core = mask.crop((width, width, width + labels.width, width + labels.height))
-    core = core.point([0] * 255 + [255], '1')
-    canvas.paste((255, 255, 255), corner, Image.fromarray(some))
+    some = labels > 0
+    core = erode(some, width)
+    below = canvas.crop((*corner, corner[0] + picture.width, corner[1] + picture.height))
+    canvas.paste((255, 255, 255), corner, Image.fromarray(some & ~core))
     if not unknown:
         # Inside the line, the photo shows where the part is unknown.
-        inner = np.asarray(core) > 0
-        known = np.asarray(labels) != UNKNOWN
-        canvas.paste(below, corner, Image.fromarray(inner & ~known))
-        core = Image.fromarray(inner & known)
-    canvas.paste(Image.blend(below, labels.convert('RGB'), OPACITY), corner, core)
+        core &= labels != UNKNOWN
+    canvas.paste(Image.blend(below, picture, OPACITY), corner, Image.fromarray(core))
+
+
+def erode(mask: np.ndarray, width: int) -> np.ndarray:
+    """The pixels of a mask bool (h, w) whose neighborhood of that width is all the mask's."""
+    mask = np.pad(mask, width)
+    size = 2 * width + 1
+    # Each pixel stands for the pixels from it on, down and to the right: 1, then 2, 4 .., then size.
+    reach = 1
+    while reach < size:
+        step = min(reach, size - reach)
+        mask = mask[:-step] & mask[step:]
+        mask = mask[:, :-step] & mask[:, step:]
+        reach += step
+    return mask
 
 
 def overlay_people(image, parsing: np.ndarray, ids: list[int]) -> Image.Image:
@@ -148,26 +156,38 @@ def add_ids(image: Image.Image, parsing: np.ndarray, ids: list[int]):
 def add_legend(image: Image.Image, colors: np.ndarray, class_names: list[str],
                present: np.ndarray) -> Image.Image:
     """Pillow image with the colors and names of the present class ids below it."""
-    font = ImageFont.load_default(max(11, image.width // 60))
-    line = int(1.6 * font.size)                   # its height
-    places = []                                   # x, y, color, name
+    size = max(11, image.width // 60)
+    line = int(1.6 * size)                        # its height
+    places = []                                   # entry and its corner (x, y)
     x = 0
     y = image.height
     for c in (int(c) for c in present if c):
         name = class_names[c] if c < len(class_names) else 'part unknown'
-        length = int(font.getlength(name)) + 2 * line
-        if x and x + length > image.width:        # a new line
+        entry = legend_entry(name, tuple(colors[c].tolist()), size, line)
+        if x and x + entry.width > image.width:   # a new line
             x = 0
             y += line
-        places.append((x + line // 2, y + line // 2, tuple(colors[c].tolist()), name))
-        x += length
+        places.append((entry, (x, y + line // 4)))
+        x += entry.width
     sheet = Image.new('RGB', (image.width, y + 2 * line if places else y), 'white')
     sheet.paste(image)
-    draw = ImageDraw.Draw(sheet)
-    for x, y, color, name in places:
-        draw.rectangle([x, y, x + font.size, y + font.size], color, 'black')
-        draw.text((x + line, y + font.size / 2), name, 'black', font, 'lm')
+    for entry, corner in places:
+        sheet.paste(entry, corner)
     return sheet
+
+
+@lru_cache(maxsize=256)
+def legend_entry(name: str, color: tuple[int, int, int], size: int, line: int) -> Image.Image:
+    """A class of a legend: its color, and its name in letters of that size, in a picture of that
+    height. Photos of a folder share their entries."""
+    font = ImageFont.load_default(size)
+    entry = Image.new('RGB', (int(font.getlength(name)) + 2 * line, line), 'white')
+    draw = ImageDraw.Draw(entry)
+    x = line // 2
+    y = line // 2 - line // 4
+    draw.rectangle([x, y, x + size, y + size], color, 'black')
+    draw.text((x + line, y + size / 2), name, 'black', font, 'lm')
+    return entry
 
 
 def cutout(photo: Image.Image, mask: np.ndarray, box: list[int]) -> Image.Image:
