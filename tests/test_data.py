@@ -15,7 +15,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFilter
 
 import data
 from util import datasets, images, pictures, workers
@@ -616,6 +616,15 @@ def test_palette_tells_classes_apart():
         assert colors.shape == (256, 3) and not colors[0].any()
         assert len(np.unique(used, axis=0)) == num_classes
         assert np.abs(np.diff(used, axis=0)).sum(1).min() > 100
+
+
+@pytest.mark.parametrize('width', [1, 2, 3, 6, 9])
+def test_the_core_of_a_mask_is_what_a_minimum_filter_keeps(width):
+    rng = np.random.default_rng(width)
+    mask = np.kron(rng.random((9, 11)) < 0.8, np.ones((8, 7))) > 0
+    padded = Image.fromarray(np.pad(mask, width).astype(np.uint8))
+    kept = np.asarray(padded.filter(ImageFilter.MinFilter(2 * width + 1)))
+    assert np.array_equal(pictures.erode(mask, width), kept[width:-width, width:-width] > 0)
 
 
 def test_overlay_colors_people_and_names_classes():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pycocotools import mask as coco_masks
 
 import data
 import evaluate
@@ -18,7 +19,7 @@ from util import datasets, files
 from tools import oracle
 import maps
 from util.datasets import open_dataset
-from util.masks import decode_rle, encode_rle
+from util.masks import Runs, box_of, decode_rle, encode_rle, encode_runs
 from util.pictures import RAMP
 from util.run import Run
 
@@ -85,6 +86,28 @@ def test_run_lengths_are_those_of_coco(seed):
             rle = encode_rle(mask, x, y, photo.shape)
             assert rle['size'] == [height, width]
             assert np.array_equal(decode_rle(rle['counts'], width, height), photo)
+            official = coco_masks.encode(np.asfortranarray(photo, np.uint8))
+            assert rle['counts'] == official['counts'].decode()
+
+
+@pytest.mark.parametrize('seed', range(6))
+def test_runs_of_a_label_map_are_those_of_its_masks(seed):
+    """Areas, boxes and run lengths of all labels at once, of noise, of patches, and of whole columns."""
+    rng = np.random.default_rng(seed)
+    labels = rng.choice([0, 0, 1, 2, 7, 255], rng.integers(1, [40, 50])).astype(np.uint8)
+    labels = np.kron(labels, np.ones((1 + seed % 3 * 4, 1 + seed % 2 * 6), np.uint8))
+    photo = np.pad(labels, ((3, 9), (5, 0)) if seed % 2 else 0)
+    y, x = (3, 5) if seed % 2 else (0, 0)
+    runs = Runs(labels, x, y, photo.shape)
+    split = runs.split()
+    assert list(split) == sorted(set(labels.ravel().tolist()) - {0})
+    masks = [(runs, photo > 0), *((split[c], photo == c) for c in split)]
+    rles = encode_runs([found for found, _ in masks])
+    for (found, mask), rle in zip(masks, rles):
+        if mask.any():
+            assert (found.area, found.box) == (mask.sum(), box_of(mask))
+        official = coco_masks.encode(np.asfortranarray(mask, np.uint8))
+        assert rle == {'size': list(photo.shape), 'counts': official['counts'].decode()}
 
 
 def test_results_among_the_photos_are_not_photos(checkpoint, tmp_path):

@@ -141,14 +141,16 @@ class Runs:
     column, row    (R,): its first pixel, in pixels of the photo
     length         (R,) in pixels
 
-    The arguments are a label map (h, w), its place (x, y) in the photo, and the photo's size (H, W).
+    The arguments are a label map (h, w), its place (x, y) in the photo, and the size (H, W) of the
+    photo.
     """
 
     def __init__(self, labels: np.ndarray, x: int, y: int, size: tuple[int, int]):
         self.size = size
         # A label that differs from the one above starts a run; zeros lie around the map.
         padded = np.pad(labels, ((1, 1), (0, 0)))
-        row, column = np.nonzero(padded[1:] != padded[:-1])
+        starts = np.flatnonzero(padded[1:] != padded[:-1])
+        row, column = np.divmod(starts, max(1, labels.shape[1]))
         order = np.argsort(column, kind='stable')
         row = row[order]
         column = column[order]

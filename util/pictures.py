@@ -2,7 +2,7 @@
 from functools import lru_cache
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont
 
 from util.files import UNKNOWN
 from util.masks import box_of
@@ -76,27 +76,35 @@ def overlay(image, parsing: np.ndarray, class_names: list[str] | None = None,
     class_names: adds a legend of the present classes below. colors (256, 3): default `palette`.
     unknown: whether pixels of unknown parts (255) are gray; else they are only outlined.
     """
-    canvas = image.copy() if isinstance(image, Image.Image) else Image.fromarray(image)
-    width = max(1, round(min(canvas.size) / 500))             # of the line
+    if not isinstance(image, Image.Image):
+        image = Image.fromarray(image)
     if colors is None:
         colors = palette(len(class_names) - 1 if class_names else 58)
+    crops = []                                    # labels in the person's box, and its corner
     counts = np.zeros(256, int)                   # pixels of each label
     for person in np.asarray(parsing, np.uint8):
         if person.any():
             x, y, w, h = box_of(person)
-            labels = person[y:y + h, x:x + w]
-            picture = palette_image(labels, colors)
+            picture = palette_image(person[y:y + h, x:x + w], colors)
             counts += picture.histogram()
-            paint_person(canvas, labels, picture.convert('RGB'), (x, y), width, unknown)
+            crops.append((person[y:y + h, x:x + w], picture, (x, y)))
     if not unknown:
         counts[UNKNOWN] = 0
+
+    # The photo, with its legend: one copy of a large photo is enough.
+    if class_names:
+        canvas = add_legend(image, colors, class_names, np.flatnonzero(counts))
+    else:
+        canvas = image.copy()
+    width = max(1, round(min(image.size) / 500))  # of the line
+    for labels, picture, corner in crops:
+        paint_person(canvas, labels, picture.convert('RGB'), corner, width, unknown)
     if ignore is not None:
         rows = np.arange(ignore.shape[0])[:, None]
         columns = np.arange(ignore.shape[1])
         stripes = (rows + columns) // 4 % 2 > 0
-        canvas.paste(canvas.point(lambda v: v // 2), mask=Image.fromarray(ignore & stripes))
-    if class_names:
-        return add_legend(canvas, colors, class_names, np.flatnonzero(counts))
+        dark = canvas.crop((0, 0, *image.size)).point(lambda v: v // 2)
+        canvas.paste(dark, mask=Image.fromarray(ignore & stripes))
     return canvas
 
 
@@ -122,7 +130,7 @@ def erode(mask: np.ndarray, width: int) -> np.ndarray:
     """The pixels of a mask bool (h, w) whose neighborhood of that width is all the mask's."""
     mask = np.pad(mask, width)
     size = 2 * width + 1
-    # Each pixel stands for the pixels from it on, down and to the right: 1, then 2, 4 .., then size.
+    # Each value stands for the square below and to the right of it, of side 1, then 2, 4 .., size.
     reach = 1
     while reach < size:
         step = min(reach, size - reach)
