@@ -27,7 +27,8 @@ from util.datasets import CIHP, MHP, Synthetic, open_dataset
 from util.datasets.coco_file import order_classes, pair_sides
 from util.files import MARK
 from util.labels import LABEL_SETS
-from util.masks import box_of, encode_rle
+from util.masks import box_of
+from util.rle import encode_rle
 from util.polygons import fill_polygon, trace_polygons
 
 CLASSES = Synthetic.class_names

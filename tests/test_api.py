@@ -20,7 +20,7 @@ import schp
 from tests.helpers import HERE, call, write_photo
 from tests.test_docs import DOCS, link_project
 from uniparser import UniParser, decode
-from util.masks import decode_rle
+from util.rle import decode_rle
 from util.pictures import palette
 from util.results import Parsing
 

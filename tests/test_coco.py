@@ -12,7 +12,7 @@ import train
 from tests.helpers import SHORT, call, write_photo
 from uniparser import INFERENCE, get_config
 from util.datasets import COCO, Mixed, coco, open_dataset
-from util.masks import encode_rle
+from util.rle import encode_rle
 
 SIZE = 60, 40  # width, height of every photo
 

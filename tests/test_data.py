@@ -22,7 +22,7 @@ from util import datasets, images, pictures, workers
 from util.config import Config
 from util.datasets import open_dataset, scenes
 from util.datasets.ccp import CCP_LAYERS
-from util.masks import decode_rle
+from util.rle import decode_rle
 
 torch.set_num_threads(1)
 HERE = os.path.dirname(os.path.abspath(data.__file__))

@@ -27,7 +27,7 @@ from schp import SCHP
 from tests.helpers import HERE, call, tiny_model, write_photo
 from util import datasets
 from util.labels import LABEL_SETS, TARGETS
-from util.masks import decode_rle
+from util.rle import decode_rle
 
 CHROMIUM, DRIVER = shutil.which('chromium') or shutil.which('chromium-browser'), shutil.which('chromedriver')
 MISSING = [name for name, there in dict(gradio=importlib.util.find_spec('gradio'), chromedriver=DRIVER, chromium=CHROMIUM,

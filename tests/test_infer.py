@@ -19,8 +19,9 @@ from util import datasets, files
 from tools import oracle
 import maps
 from util.datasets import open_dataset
-from util.masks import Runs, box_of, decode_rle, encode_rle, encode_runs
+from util.masks import box_of
 from util.pictures import RAMP
+from util.rle import Runs, decode_rle, encode_rle, encode_runs
 from util.run import Run
 
 

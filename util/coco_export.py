@@ -15,8 +15,9 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 
 from util.files import MARK, check_target, printable, replacing, writing
-from util.masks import box_of, coco_mask, encode_rle
+from util.masks import box_of, coco_mask
 from util.polygons import trace_polygons
+from util.rle import encode_rle
 
 NAME = 'annotations.json'
 CHUNK = 2 ** 20                                   # bytes

@@ -27,8 +27,9 @@ from util.agnostic import agnostic_mask
 from util.files import (MARK, UNKNOWN, by_number, check_name, check_target, is_ours, printable,
                         result_names, unique_names, write_jpeg, write_png, write_result)
 from util.labels import convert, find_set, names_of, voc_palette
-from util.masks import Runs, box_of, encode_runs, flatten_people, without_unknown
+from util.masks import box_of, flatten_people, without_unknown
 from util.pictures import cutout, palette, palette_image
+from util.rle import Runs, encode_runs
 
 MOST_BYTES = 150                                  # of a part in the name of a file
 CUTOUT = re.compile(r'person\d+(_.+)?\.png', re.DOTALL)           # names of cut-outs

@@ -23,7 +23,7 @@ from tests.seeded import blobs
 from uniparser import UniParser
 from util import video
 from util.checkpoints import write_checkpoint
-from util.masks import decode_rle
+from util.rle import decode_rle
 from util.metrics import confusion_matrix
 
 COLORS = np.random.default_rng(0).integers(0, 256, (256, 3), np.uint8)

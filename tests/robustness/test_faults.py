@@ -52,7 +52,8 @@ from util.checkpoints import read_checkpoint
 from util.datasets import open_dataset
 from util.files import find_photos, printable, result_names
 from util.images import read_labels, read_photo, read_prediction, stored_size, to_rgb
-from util.masks import decode_rle, flatten_people
+from util.masks import flatten_people
+from util.rle import decode_rle
 from util.workers import open_loader
 
 torch.set_num_threads(1)

@@ -21,7 +21,7 @@ from tests.seeded import blobs, seeded
 from tools import export
 from util import video
 from util.labels import LABEL_SETS, convert, voc_palette
-from util.masks import decode_rle
+from util.rle import decode_rle
 from util.metrics import confusion_matrix
 from util.submissions import open_predictions
 
