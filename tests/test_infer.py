@@ -165,6 +165,8 @@ def test_flags_that_would_do_nothing_are_refused(checkpoint, tmp_path, arguments
 def test_an_address_is_no_file_in_python_either():
     with pytest.raises(FileNotFoundError, match='https://example.com/a.jpg is an address'):
         tiny_model().predict('https://example.com/a.jpg')
+    with pytest.raises(FileNotFoundError, match='https://example.com/a.pt is an address'):
+        UniParser.from_pretrained('https://example.com/a.pt')
 
 
 # ---- maps

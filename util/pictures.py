@@ -138,10 +138,14 @@ def add_ids(image: Image.Image, parsing: np.ndarray, ids: list[int]):
     font = ImageFont.load_default(max(11, image.width // 40))
     draw = ImageDraw.Draw(image)
     for labels, i in zip(parsing, ids):
-        if labels.any():
-            x, y, width, _ = box_of(labels)
-            # Below the top edge of the frame, where the box begins there.
-            place = x + width / 2, max(y, font.size + 4)
+        rows, columns = np.nonzero(labels)
+        if len(rows):
+            # Where most of the pixels are: a stray one would move the middle of the box to another
+            # person. A hundredth of them may be above.
+            x = np.median(columns)
+            top = int(rows[len(rows) // 100])
+            # Below the top edge of the frame, where the person begins there.
+            place = x, max(top, font.size + 4)
             draw.text(place, str(i), 'white', font, 'ms', stroke_width=2, stroke_fill='black')
 
 
