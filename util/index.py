@@ -19,9 +19,9 @@ from util.results import find_cutouts
 
 # The files of a photo NAME, of all commands that write NAME.json.
 OVERLAYS = '{}_overlay.jpg', 'overlays/{}.jpg'
-LABEL_MAPS = '{}_parts.png', '{}.png'
-FILES = (*OVERLAYS, *LABEL_MAPS, '{}_people.png', '{}_maps.png', '{}_mask.png',
-         '{}_agnostic.jpg', '{}.npy', '{}.json')
+LABEL_MAPS = '{}_parts.png', '{}.png', 'global_parsing/{}.png'
+FILES = (*OVERLAYS, *LABEL_MAPS, '{}_people.png', 'global_tag/{}.png', 'instance_parsing/{}.png',
+         '{}_maps.png', '{}_mask.png', '{}_agnostic.jpg', '{}.npy', '{}.json')
 VIDEO_FILES = '{}_overlay.mp4', '{}.jsonl'
 HEIGHT = 640                                      # pixels of a thumbnail, at most
 
