@@ -83,7 +83,7 @@ class FusePipeline(PhotoPipeline):
     """Writes the results of photos.
 
     whole, local: the networks for whole photos (or None) and for the crops of people
-    args: has out, min_score, cutouts and to; see `add_flags`
+    args: has out, min_score, cutouts, colors and to; see `add_flags`
     dataset: jobs are its images, by id; or None"""
 
     def __init__(self, whole: SinglePersonNetwork | None, local: SinglePersonNetwork,
@@ -180,7 +180,8 @@ class FusePipeline(PhotoPipeline):
         found, chosen = job.out
         self.write_maps(job.name, found, chosen)
         people = self.find(job.out, job.photo, job.path)
-        write_jpeg(self.folder / 'overlays' / f'{job.name}.jpg', people.overlay())
+        picture = people.overlay(self.args.colors == 'people')
+        write_jpeg(self.folder / 'overlays' / f'{job.name}.jpg', picture)
         if self.dataset is None:
             write_record(self.folder, job.name, people, self.args.cutouts)
         noun = 'person' if len(chosen) == 1 else 'people'
