@@ -49,13 +49,15 @@ STYLE = """
 .picture text {font-weight: bold; fill: white; stroke: black; stroke-width: 0.2em;
                paint-order: stroke; text-anchor: middle; pointer-events: none}
 .picture p {margin: 4px 0}
-.picture span {white-space: nowrap}
-.picture i {display: inline-block; width: 12px; height: 12px; margin: 0 4px 0 10px;
+.picture span {white-space: nowrap; margin-left: 10px}
+.picture i {display: inline-block; width: 12px; height: 12px; margin-right: 4px;
             border: 1px solid black}
 /* The choice of colors and numbers needs no answer of the program. */
 body:has(.colors [value=people]:checked) .picture .parts {display: none}
 body:has(.colors [value=parts]:checked) .picture .people {display: none}
 body:has(.numbers input:not(:checked)) .picture text {display: none}
+/* The room of the picture, also while there is none: what is below does not jump. */
+.place {min-height: 420px}
 /* In a narrow window the result comes after the photo, before the settings. */
 @media (max-width: 767px) {
     .left {display: contents}
@@ -326,7 +328,8 @@ def draw_picture(photo: Image.Image, parsing: np.ndarray, people: list, class_na
         for part in person['parts']:
             share = f'{part["area"] / (photo.width * photo.height):.1%}'
             paths.append(draw_part(title(person, part), part, share, labels))
-            legend.append(f'<span>{swatch(colors[part["id"]], "parts")}'
+            # The space lets the line break here.
+            legend.append(f' <span>{swatch(colors[part["id"]], "parts")}'
                           f'{html.escape(part["name"])} {share}</span>')
         legend.append('</p>')
     small = photo.resize((width, height), Image.BILINEAR)
@@ -486,7 +489,7 @@ def build(gr, networks: dict, respond, folder: str):
                         gr.Examples([sample], [support, mask, names], label='samples')
                     button = gr.Button('Parse', variant='primary')
             with gr.Column(scale=3, elem_classes='result'):
-                picture = gr.HTML(js_on_load=SCRIPT, min_height=420)
+                picture = gr.HTML(js_on_load=SCRIPT, elem_classes='place')
                 part = gr.Dropdown([], label='person or part', allow_custom_value=True)
                 cutout = gr.Image(label='cut-out', interactive=False, height=300,
                                   buttons=['download', 'fullscreen'])

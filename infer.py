@@ -3,6 +3,7 @@
     python infer.py photo.jpg holiday/ 'more/*.png' --out results/
     python infer.py photo.jpg --only hair,dress --cutouts
     python infer.py photo.jpg --labels atr                 # results in another label set
+    python infer.py photo.jpg --colors people              # an overlay of people with their ids
     python infer.py --list --weights runs/MHP/best.pt      # classes of a weights file
     python infer.py holiday/ --format coco                 # also one COCO file, to label and train
     python infer.py video.mp4 --fps 10
@@ -55,7 +56,7 @@ WEIGHTS = Path(__file__).parent / 'weights' / 'uniparser_ccp.pt'
 
 # Flags that mean something for photos alone, and for data sets alone.
 FOR_PHOTOS = ('only', 'cutouts', 'agnostic', 'single', 'person', 'max_size', 'maps', 'at',
-              *VIDEO_FLAGS)
+              'colors', *VIDEO_FLAGS)
 FOR_DATA = 'root', 'split'
 
 
@@ -251,8 +252,8 @@ class ParsingPipeline(PhotoPipeline):
     Another system overrides `prepare`, `outputs`, `decode` and `message`; its model has device and
     class_names.
 
-    args: has out, only and maps; with cutouts, also that. max_size, labels, agnostic, single and
-          person are optional.
+    args: has out, only and maps; with cutouts, also that. max_size, labels, colors, agnostic,
+          single and person are optional.
     points: those of --at, see `maps.read_points`.
     parsed: the jobs of `run` that have results
     """
@@ -308,7 +309,8 @@ class ParsingPipeline(PhotoPipeline):
                 page = draw_maps(self.model, job.out, job.photo, found, self.points)
                 write_png(self.folder / f'{job.name}_maps.png', page)
         self.tryon.write(self.folder, job.name, found)
-        found.save(self.folder, job.name, self.args.cutouts)
+        people = getattr(self.args, 'colors', None) == 'people'
+        found.save(self.folder, job.name, self.args.cutouts, people)
         text = f'{printable(job.path)}: {self.message(found)}'
         if not len(found) and not self.args.only:
             text += self.reason(job.out)

@@ -66,7 +66,7 @@ def add_flags(parser: argparse.ArgumentParser):
 class ExtractPipeline(PhotoPipeline):
     """Writes the results of photos.
 
-    args: has out, flip, scales, logits, cutouts, agnostic and to; see `add_flags`
+    args: has out, flip, scales, logits, cutouts, agnostic, colors and to; see `add_flags`
     """
 
     def __init__(self, model: SinglePersonNetwork, args: argparse.Namespace):
@@ -128,7 +128,8 @@ class ExtractPipeline(PhotoPipeline):
     def write_files(self, name: str, found: Parsing, logits: np.ndarray | None):
         if logits is not None:
             write_array(self.folder / f'{name}.npy', logits)
-        write_jpeg(self.folder / 'overlays' / f'{name}.jpg', found.overlay())
+        picture = found.overlay(self.args.colors == 'people')
+        write_jpeg(self.folder / 'overlays' / f'{name}.jpg', picture)
         write_png(self.folder / f'{name}.png', palette_image(found.labels, self.colors))
         self.tryon.write(self.folder, name, found)
         write_record(self.folder, name, found, self.args.cutouts)
@@ -187,7 +188,7 @@ def extract(args: argparse.Namespace):
 
 def extract_renderings(args: argparse.Namespace):
     """The same with --integratedpifu."""
-    refuse_given(args, ('to', 'agnostic', 'cutouts', 'logits', *VIDEO_FLAGS),
+    refuse_given(args, ('to', 'agnostic', 'cutouts', 'logits', 'colors', *VIDEO_FLAGS),
                  'is for photos; IntegratedPIFu reads its own arrays alone')
     args.out = args.out or 'render_human_parse_results'
     jobs = renderings(args.integratedpifu)

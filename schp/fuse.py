@@ -11,9 +11,13 @@ Per photo NAME:
     instance_parsing/NAME.png, .txt     parts; line i is `class confidence` of part i
     global_tag/NAME.png, .txt           people; line i is `score y0 x0 y1 x1` of person i
     overlays/NAME.jpg                   a picture with a legend
+    NAME.json                           people and parts: scores, boxes, areas, masks as COCO RLE
+    NAME_cutouts/                       with --cutouts: RGBA pictures of people and parts
 Per video (with pip install av): NAME_overlay.mp4 and NAME.jsonl, one line per frame, as infer.py
-writes them.
-This is CIHP's form of instance parsing, which evaluate.py reads.
+writes them. index.html shows them all.
+The first three folders are CIHP's form of instance parsing, which evaluate.py reads, in the classes
+of the weights. --to gives all other results in another label set. With --data, only the folders are
+written.
 """
 import argparse
 import json
@@ -36,11 +40,11 @@ from util.datasets import DATASETS, Photos, open_dataset
 from util.files import (check_pair, find_photos, naming, printable, read_rows, read_score,
                         write_jpeg, write_pair, write_png)
 from util.images import read_prediction
-from util.labels import voc_palette
+from util.labels import TARGETS, find_set, names_of, voc_palette
 from util.masks import CroppedMap, as_label_maps
-from util.photos import PhotoJob, PhotoPipeline, check_failures, name_jobs, share_of_process
-from util.pictures import overlay, palette_image
-from util.results import Parsing
+from util.photos import PhotoJob, PhotoPipeline, finish_run, name_jobs, share_of_process
+from util.pictures import palette_image
+from util.results import Parsing, check_cutouts, write_record
 from util.run import sum_over_processes
 from util.submissions import mark_finished, mark_unfinished, open_predictions
 from util.video import VIDEOS, add_video_flags, check_video_flags, parse_videos, split_videos
@@ -67,6 +71,11 @@ def add_flags(parser: argparse.ArgumentParser):
                         help='predict a split of this data set instead')
     add_shared(parser, 'root', help='with --data: its folder, as downloaded')
     add_shared(parser, 'split', 'val', help='with --data: its split', default=None)
+    parser.add_argument('--to', choices=TARGETS,
+                        help='give people, cut-outs and overlays in this label set, see '
+                             'docs/labels.md')
+    parser.add_argument('--cutouts', action='store_true',
+                        help='also write each person and part as an RGBA picture')
     add_video_flags(parser)
 
 
@@ -74,26 +83,37 @@ class FusePipeline(PhotoPipeline):
     """Writes the results of photos.
 
     whole, local: the networks for whole photos (or None) and for the crops of people
+    args: has out, min_score, cutouts, colors and to; see `add_flags`
     dataset: jobs are its images, by id; or None"""
 
-    def __init__(self, folder: str, whole: SinglePersonNetwork | None, local: SinglePersonNetwork,
-                 find_people: FindPeople, min_score: float, dataset: Photos | None = None):
-        super().__init__(folder, local.device)
+    def __init__(self, whole: SinglePersonNetwork | None, local: SinglePersonNetwork,
+                 find_people: FindPeople, args: argparse.Namespace, dataset: Photos | None = None):
+        super().__init__(args.out, local.device)
+        if args.to:
+            # Refuses a model whose classes are of no known set.
+            find_set(local.class_names, args.to)
+        self.args = args
         self.whole = whole
         self.local = local
         self.find_people = find_people
-        self.min_score = min_score
         self.dataset = dataset
         self.positions = {name: i for i, name in enumerate(dataset.ids)} if dataset else {}
         self.colors = voc_palette()
         # Of the legend of a video.
-        self.class_names = list(local.class_names)
-        self.kept = np.arange(1, local.num_classes)
+        self.class_names = list(names_of(args.to) if args.to else local.class_names)
+        self.kept = np.arange(1, len(self.class_names))
 
     def targets(self, name):
         kinds = 'global_parsing', 'instance_parsing', 'global_tag'
         maps = [self.folder / kind / f'{name}.png' for kind in kinds]
-        return [*maps, self.folder / 'overlays' / f'{name}.jpg']
+        paths = [*maps, self.folder / 'overlays' / f'{name}.jpg']
+        if self.dataset is None:
+            paths.append(self.folder / f'{name}.json')
+        return paths
+
+    def check_targets(self, name):
+        super().check_targets(name)
+        check_cutouts(self.folder / f'{name}_cutouts', self.inputs)
 
     def check_target(self, path):
         super().check_target(path)
@@ -121,7 +141,7 @@ class FusePipeline(PhotoPipeline):
 
     def fuse(self, name: str, photo: Image.Image) -> tuple[CrowdParsing, list[Person]]:
         masks, scores = self.find_people(name, photo)
-        people, chosen = choose_people(masks, scores, self.min_score)
+        people, chosen = choose_people(masks, scores, self.args.min_score)
         whole = self.whole_logits(photo)
 
         # The crops of people, each through the local network.
@@ -142,14 +162,14 @@ class FusePipeline(PhotoPipeline):
             return np.zeros((photo.height, photo.width, self.local.num_classes), np.float32)
         return self.whole.predict_maps([photo], logits=True)[0].transpose(1, 2, 0)
 
-    def find(self, out, photo):
+    def find(self, out, photo, path=None):
         found, chosen = out
         scores = np.array([person.score for person in chosen])
         corners = np.array([person.box for person in chosen]).reshape(-1, 2, 2)
         # A box has its last pixels in it.
         people = Parsing(self.label_maps(found, len(chosen)), scores, corners.mean(1) + 0.5,
-                         self.class_names, photo, colors=self.colors)
-        return people.visible()
+                         self.local.class_names, photo, path, self.colors)
+        return people.convert(self.args.to) if self.args.to else people.visible()
 
     def label_maps(self, found: CrowdParsing, number: int) -> np.ndarray:
         """The classes of each person, uint8 (number, H, W)."""
@@ -158,6 +178,17 @@ class FusePipeline(PhotoPipeline):
 
     def write(self, job):
         found, chosen = job.out
+        self.write_maps(job.name, found, chosen)
+        people = self.find(job.out, job.photo, job.path)
+        picture = people.overlay(self.args.colors == 'people')
+        write_jpeg(self.folder / 'overlays' / f'{job.name}.jpg', picture)
+        if self.dataset is None:
+            write_record(self.folder, job.name, people, self.args.cutouts)
+        noun = 'person' if len(chosen) == 1 else 'people'
+        return f'{printable(job.path)}: {len(chosen)} {noun}', len(chosen)
+
+    def write_maps(self, name: str, found: CrowdParsing, chosen: list[Person]):
+        """Writes the files of CIHP's form."""
         people = []
         for person in chosen:
             x0, y0, x1, y1 = person.box
@@ -166,15 +197,10 @@ class FusePipeline(PhotoPipeline):
                  for c, confidence in zip(found.part_classes, found.confidences)]
         pictures = [palette_image(labels, self.colors)
                     for labels in (found.parsing, found.parts, found.people)]
-        paths = self.targets(job.name)
+        paths = self.targets(name)
         write_png(paths[0], pictures[0])
         write_pair(paths[1], pictures[1], ''.join(parts))
         write_pair(paths[2], pictures[2], ''.join(people))
-
-        maps = self.label_maps(found, len(chosen))
-        picture = overlay(job.photo, maps, self.local.class_names, colors=self.colors)
-        write_jpeg(paths[3], picture)
-        return f'{printable(job.path)}: {len(chosen)} people', len(chosen)
 
 
 # ---- people ------------------------------------------------------------------------------------
@@ -271,6 +297,8 @@ def fuse(args: argparse.Namespace):
     if args.photos:
         refuse_given(args, ('root', 'split'), 'is for a data set; name it with --data, or leave '
                      'this out')
+    else:
+        refuse_given(args, ('to', 'cutouts'), 'is for photos, not for a data set; leave it out')
     if args.people:
         refuse_given(args, ('people_weights',), 'is for people that UniParser finds; leave it out, '
                      'or leave out --people')
@@ -286,7 +314,8 @@ def fuse(args: argparse.Namespace):
         check_classes(args.local_weights or args.weights, local, args.data, dataset)
     if args.people:
         same = os.path.realpath(args.people) == os.path.realpath(args.out)
-        if same and Path(args.people, 'global_tag').is_dir():
+        # NAME.json may hold the scores of these people.
+        if same and (args.photos or Path(args.people, 'global_tag').is_dir()):
             raise ValueError('--people would be replaced by the results; choose another --out')
         find_people = people_of_folder(args.people)
     else:
@@ -298,7 +327,9 @@ def fuse(args: argparse.Namespace):
         jobs = [PhotoJob(name, name) for name in dataset.ids]
     jobs = share_of_process(jobs)
     photos, videos = split_videos(jobs)
-    pipeline = FusePipeline(args.out, whole, local, find_people, args.min_score, dataset)
+    if videos:
+        refuse_given(args, ('cutouts',), 'is for photos; parse the videos without it')
+    pipeline = FusePipeline(whole, local, find_people, args, dataset)
     mark_unfinished(args.out)
     failed = 0
     with torch.inference_mode():
@@ -311,4 +342,4 @@ def fuse(args: argparse.Namespace):
     failed = sum_over_processes(failed)
     if not failed:
         mark_finished(args.out)
-    check_failures(failed, 'file' if videos else 'photo')
+    finish_run(args.out, failed, 'file' if videos else 'photo')

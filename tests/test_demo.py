@@ -398,6 +398,10 @@ def test_colors_and_numbers_are_chosen_without_an_answer(browser):
         find(browser, '.numbers input')[0].click()
         wait(browser, lambda: shown() == [False, True, False, True, False])
         assert find(browser, '.picture svg')[0] == picture                   # the same element
+        # The legend is as wide as the picture, also without the squares of the parts.
+        place = find(browser, '.picture')[0]
+        assert place.get_property('scrollWidth') <= place.get_property('clientWidth')
+        assert {span.size['height'] for span in find(browser, '.picture span')} == {find(browser, '.picture span')[0].size['height']}
 
 
 @needs_browser

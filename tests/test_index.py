@@ -50,13 +50,13 @@ class Page(HTMLParser):
         return {unquote(address) for address in self.addresses}
 
 
-def save(folder, name, labels, cutouts=False):
+def save(folder, name, labels, **options):
     """Results of a gray photo with one person per label map."""
     maps = np.array(labels, np.uint8)
     count, height, width = maps.shape
     photo = Image.new('RGB', (width, height), 'gray')
     found = Parsing(maps, np.linspace(0.9, 0.5, count), np.ones((count, 2)), NAMES, photo, f'in/{name}.jpg')
-    write_results(folder, name, found, cutouts)
+    write_results(folder, name, found, **options)
 
 
 def files_of(folder):
@@ -77,6 +77,24 @@ def test_links_lead_to_all_files_of_a_photo_of_any_name(tmp_path, name):
     palette = Image.open(tmp_path / f'{name}_parts.png').getpalette()
     assert page.colors == ['#%02x%02x%02x' % tuple(palette[3 * i:3 * i + 3]) for i in (1, 2)]
     assert NAMES[2] in page.lines and {'script', 'link', 'b', 'iframe'} & set(page.tags) == {'b'}
+
+
+def test_an_overlay_of_people_has_names_without_colors_of_parts(tmp_path):
+    """It is the photo, in its size, with each person in the color of NAME_people.png."""
+    maps = np.zeros((2, 90, 60), np.uint8)
+    maps[0, 30:80, :20] = 1
+    maps[1, 30:80, 40:] = 2
+    save(tmp_path, 'a', maps, people=True)
+    drawn = np.asarray(Image.open(tmp_path / 'a_overlay.jpg'), float)
+    ids = Image.open(tmp_path / 'a_people.png')
+    colors = np.array(ids.getpalette()).reshape(-1, 3)
+    assert drawn.shape == (90, 60, 3)
+    for n, x in ((1, 8), (2, 50)):
+        assert np.asarray(ids)[60, x] == n
+        assert np.abs(drawn[55:70, x - 4:x + 4] - 0.45 * 128 - 0.55 * colors[n]).max() < 9
+    write_index(tmp_path)
+    page = Page(tmp_path / 'index.html')
+    assert page.colors == [] and set(NAMES[1:]) <= set(page.lines)
 
 
 def test_a_run_adds_its_photos_to_those_of_earlier_runs(checkpoint, tmp_path):

@@ -189,6 +189,19 @@ def test_flags_that_would_do_nothing_are_refused(checkpoint, tmp_path, arguments
 def test_an_address_is_no_file_in_python_either():
     with pytest.raises(FileNotFoundError, match='https://example.com/a.jpg is an address'):
         tiny_model().predict('https://example.com/a.jpg')
+    with pytest.raises(FileNotFoundError, match='https://example.com/a.pt is an address'):
+        UniParser.from_pretrained('https://example.com/a.pt')
+
+
+def test_people_in_colors_are_those_of_python(checkpoint, tmp_path):
+    write_photo(tmp_path / 'a.png')
+    done = call(infer, tmp_path / 'a.png', '--weights', checkpoint, '--device', 'cpu', '--colors', 'people', '--out', tmp_path / 'out')
+    assert done.returncode == 0, done.stderr
+    found = UniParser.from_pretrained(checkpoint).fold().predict(tmp_path / 'a.png')[0]
+    found.save(tmp_path / 'people', people=True)
+    found.save(tmp_path / 'parts')
+    drawn, people, parts = ((tmp_path / kind / 'a_overlay.jpg').read_bytes() for kind in ('out', 'people', 'parts'))
+    assert len(found) and drawn == people != parts
 
 
 # ---- maps

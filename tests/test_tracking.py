@@ -201,6 +201,11 @@ def test_people_have_the_colors_of_their_ids_and_the_ids_above(ids=(3, 141 + 6))
     changed = (np.asarray(numbered) != picture).any(2)
     rows, columns = changed.nonzero()
     assert 10 < rows.min() and rows.max() < 34 and set(columns // 60) == {0, 1}
+    masks[1, 10:12, 2:4] = 1                                  # a stray piece moves the number by less than a pixel
+    moved = Image.new('RGB', photo.size)
+    add_ids(moved, masks[1:], ids[1:])
+    columns = (np.asarray(moved) > 0).any((0, 2)).nonzero()[0]
+    assert abs(columns.mean() - 89.5) < 1.5
     cut = Image.new('RGB', (40, 60))
     add_ids(cut, np.ones((1, 60, 40), np.uint8), [1])         # at the edge, and in sight
     assert np.asarray(cut)[:20].max() > 200

@@ -202,6 +202,8 @@ def test_sets_without_garments_get_a_sentence():
                 agnostic_mask(np.zeros((0, 4, 4), np.uint8), list(names), kind)
     with pytest.raises(ValueError, match="'hat' is unknown; choose one of upper, lower, overall"):
         check_garments(NAMES, 'hat')
+    with pytest.raises(ValueError, match="person 'best' is unknown; give an id, 'largest' or 'all'"):
+        agnostic_mask(np.zeros((1, 4, 4), np.uint8), NAMES, 'upper', 'best')
 
 
 def test_every_class_of_every_set_is_meant_to_be_there():

@@ -66,7 +66,7 @@ def choose_people(parsing: np.ndarray, person: int | str = 'largest') -> list[in
     """Indices of the chosen people in a parsing (N, H, W), best first.
 
     person: an id, which counts from 1; 'largest', by visible pixels; or 'all'. [] where the photo
-    has no such person.
+    has no such person. ValueError for another text.
     """
     if person == 'all':
         return list(range(len(parsing)))
@@ -74,6 +74,8 @@ def choose_people(parsing: np.ndarray, person: int | str = 'largest') -> list[in
         _, people = flatten_people(parsing)
         areas = np.bincount(people.ravel(), minlength=2)[1:]
         return [int(areas.argmax())] if areas.any() else []
+    if isinstance(person, str):
+        raise ValueError(f"the person {person!r} is unknown; give an id, 'largest' or 'all'")
     return [person - 1] if 1 <= person <= len(parsing) else []
 
 

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 import torch.nn as nn
 
-from util.files import replacing, short
+from util.files import no_file, replacing, short
 from util.pickles import KINDS, STAND_INS, check_pickle
 
 # Of damaged files, which are refused in a sentence.
@@ -66,9 +66,11 @@ def read_checkpoint(path: str | Path) -> dict:
     """The dictionary in a weights file, on the CPU, and sentences instead of tracebacks: torch.load
     with weights_only, or `read_safetensors`."""
     if not os.path.isfile(path):
-        reason = 'is a folder' if os.path.isdir(path) else 'does not exist'
-        raise FileNotFoundError(f'{path} {reason}; give the path of a weights file '
-                                '(docs/weights.md says where to get the released ones)')
+        advice = ('give the path of a weights file (docs/weights.md says where to get the released '
+                  'ones)')
+        if os.path.isdir(path):
+            raise FileNotFoundError(f'{path} is a folder; {advice}')
+        raise FileNotFoundError(no_file(str(path), advice))
     if Path(path).suffix == SAFE:
         return read_safetensors(path)
     with explaining(path):

@@ -19,9 +19,9 @@ from util.results import find_cutouts
 
 # The files of a photo NAME, of all commands that write NAME.json.
 OVERLAYS = '{}_overlay.jpg', 'overlays/{}.jpg'
-LABEL_MAPS = '{}_parts.png', '{}.png'
-FILES = (*OVERLAYS, *LABEL_MAPS, '{}_people.png', '{}_maps.png', '{}_mask.png',
-         '{}_agnostic.jpg', '{}.npy', '{}.json')
+LABEL_MAPS = '{}_parts.png', '{}.png', 'global_parsing/{}.png'
+FILES = (*OVERLAYS, *LABEL_MAPS, '{}_people.png', 'global_tag/{}.png', 'instance_parsing/{}.png',
+         '{}_maps.png', '{}_mask.png', '{}_agnostic.jpg', '{}.npy', '{}.json')
 VIDEO_FILES = '{}_overlay.mp4', '{}.jsonl'
 HEIGHT = 640                                      # pixels of a thumbnail, at most
 
@@ -103,9 +103,13 @@ def photo_entry(folder: Path, name: str, record: dict) -> str:
     """The figure of a photo: thumbnail, number of people, legend, links to its files."""
     files = existing(folder, FILES, name)
     image = ''
+    of_parts = True
     overlays = existing(folder, OVERLAYS, name)
     if overlays:
-        # Without the legend at its lower edge, which would be too small to read here.
+        # An overlay has a legend at its lower edge, one of people (--colors) has none.
+        with Image.open(folder / overlays[0]) as picture:
+            of_parts = picture.height > record['height']
+        # Without that legend, which would be too small to read here.
         width = record['width'] * HEIGHT / record['height']
         style = (f'width: min(100%, {width:.0f}px); '
                  f'aspect-ratio: {record["width"]} / {record["height"]}')
@@ -113,7 +117,7 @@ def photo_entry(folder: Path, name: str, record: dict) -> str:
                                   'loading="lazy" alt="">')
     return (f'<figure>{image}<figcaption><p><b>{text(record["photo"])}</b>: '
             f'{count(len(record["people"]), "person", "people")}</p>'
-            f'<p>{legend(folder, name, record["people"])}</p>'
+            f'<p>{legend(folder, name, record["people"], of_parts)}</p>'
             f'<p>{links(files)}</p>{cutout_list(folder / f"{name}_cutouts")}</figcaption></figure>')
 
 
@@ -125,13 +129,13 @@ def video_entry(folder: Path, name: str) -> str:
             f'<figcaption><p><b>{text(name)}</b></p><p>{links(files)}</p></figcaption></figure>')
 
 
-def legend(folder: Path, name: str, people: list[dict]) -> str:
-    """Colors and names of the parts of all people, by id."""
+def legend(folder: Path, name: str, people: list[dict], colored: bool = True) -> str:
+    """Names of the parts of all people, by id, and their colors."""
     names = {}
     for person in people:
         for part in person['parts']:
             names[part['id']] = part['name']
-    colors = colors_of(folder, name)
+    colors = colors_of(folder, name) if colored else b''
     words = []
     for i, part in sorted(names.items()):
         color = colors[3 * i:3 * i + 3].hex()

@@ -208,7 +208,11 @@ def end_run(folder: str | Path, failed: int, kind: str = 'photo'):
 
     failed: their number in this process
     """
-    failed = sum_over_processes(failed)
+    finish_run(folder, sum_over_processes(failed), kind)
+
+
+def finish_run(folder: str | Path, failed: int, kind: str = 'photo'):
+    """The same when the number of all processes is known."""
     if int(os.environ.get('RANK', 0)) == 0:
         write_index(folder)
     check_failures(failed, kind)

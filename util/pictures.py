@@ -150,14 +150,17 @@ def overlay_people(image, parsing: np.ndarray, ids: list[int]) -> Image.Image:
 
 
 def add_ids(image: Image.Image, parsing: np.ndarray, ids: list[int]):
-    """Writes the id of each person of parsing (N, H, W) at the top of the person, in place."""
-    font = ImageFont.load_default(max(11, image.width // 40))
+    """Writes the id of each person of parsing (N, H, W) above the head, in place."""
+    font = ImageFont.load_default(max(11, max(image.size) // 40))
     draw = ImageDraw.Draw(image)
     for labels, i in zip(parsing, ids):
-        if labels.any():
-            x, y, width, _ = box_of(labels)
-            # Below the top edge of the frame, where the box begins there.
-            place = x + width / 2, max(y, font.size + 4)
+        rows, columns = np.nonzero(labels)
+        if len(rows):
+            # The upper tenth of the pixels, without the first hundredth, which may be stray ones.
+            first = len(rows) // 100
+            x = np.median(columns[first:first + len(rows) // 10 + 1])
+            # Below the top edge of the frame, where the person begins there.
+            place = x, max(int(rows[first]), font.size + 4)
             draw.text(place, str(i), 'white', font, 'ms', stroke_width=2, stroke_fill='black')
 
 

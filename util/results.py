@@ -225,8 +225,14 @@ class Parsing:
         """
         return agnostic_mask(self.parsing, self.class_names or (), kind, person)
 
-    def overlay(self) -> Image.Image:
-        """The photo with colored parts, outlines and a legend."""
+    def overlay(self, people: bool = False) -> Image.Image:
+        """The photo with outlines, and colored parts and a legend, or colored people and their
+        ids."""
+        if people:
+            ids = list(range(1, len(self) + 1))
+            picture = pictures.overlay_people(self.photo, self.parsing, ids)
+            pictures.add_ids(picture, self.parsing, ids)
+            return picture
         return pictures.overlay(self.photo, self.parsing, self.class_names, colors=self.colors,
                                 unknown=False)
 
@@ -236,7 +242,8 @@ class Parsing:
         return {'software': MARK, 'photo': str(self.path or 'photo'), 'width': width,
                 'height': height, 'people': [person.to_dict() for person in self]}
 
-    def save(self, folder: str | Path, name: str | None = None, cutouts: bool = False):
+    def save(self, folder: str | Path, name: str | None = None, cutouts: bool = False,
+             people: bool = False):
         """Writes the files of infer.py to the folder, called after the photo or `name`.
 
         See `write_results`.
@@ -245,7 +252,7 @@ class Parsing:
             name = result_names([Path(self.path)])[0] if self.path else 'photo'
         check_name(name, 'the results have the name', 'give the folder first')
         found = self if self.path else replace(self, path=name)
-        write_results(Path(folder), name, found.visible(), cutouts)
+        write_results(Path(folder), name, found.visible(), cutouts, people)
 
 
 def as_one_person(labels: np.ndarray, probability: np.ndarray | None = None,
@@ -297,16 +304,17 @@ def keep_parts(parsing: np.ndarray, class_names: Sequence[str], only: str) -> np
     return table[parsing]
 
 
-def write_results(folder: Path, name: str, found: Parsing, cutouts: bool = False):
+def write_results(folder: Path, name: str, found: Parsing, cutouts: bool = False,
+                  people: bool = False):
     """Writes the files of one photo.
 
-    found: its visible people. Raises a ValueError instead of replacing a file that this program
-    did not write.
+    found: its visible people. people: see `Parsing.overlay`. Raises a ValueError instead of
+    replacing a file that this program did not write.
     """
     colors = palette(256) if found.colors is None else found.colors
     write_png(folder / f'{name}_parts.png', palette_image(found.labels, colors))
     write_png(folder / f'{name}_people.png', palette_image(found.flat[1], palette(256)))
-    write_jpeg(folder / f'{name}_overlay.jpg', found.overlay())
+    write_jpeg(folder / f'{name}_overlay.jpg', found.overlay(people))
     write_record(folder, name, found, cutouts)
 
 

@@ -40,7 +40,7 @@ ENDINGS = '_overlay.mp4', '.jsonl'                # of the results
 MOST_TICKS = 65535                                # per second, in MPEG-4
 # Seconds between two frames. An MP4 file cannot hold a gap of days, and no camera writes one.
 LONGEST_GAP = 3600
-VIDEO_FLAGS = 'fps', 'no_track', 'colors'
+VIDEO_FLAGS = 'fps', 'no_track'                   # they mean nothing for photos
 IN_WORK = 2                                       # frames at a time that threads parse or draw
 
 
@@ -218,13 +218,14 @@ class OverlayWriter:
 
 
 def add_video_flags(parser: argparse.ArgumentParser):
-    """The flags of every command that parses videos."""
+    """The flags of every command that parses videos; --colors is for photos, too."""
     parser.add_argument('--fps', type=Between(0.01, 1000, float), metavar='N',
                         help='parse N frames per second of videos (default: theirs)')
     parser.add_argument('--no-track', action='store_true',
                         help='number the people of each frame of a video anew, best first')
     parser.add_argument('--colors', choices=['parts', 'people'],
-                        help='what has a color in the overlay of a video (default: parts)')
+                        help='what has a color in overlays: parts, or people, with their ids '
+                             '(default: parts)')
 
 
 def check_video_flags(args: argparse.Namespace, paths: list[Path]):

@@ -359,7 +359,8 @@ def test_fuse_parses_a_split_as_its_photos(crowd, trained, tmp_path):
     photo = call(schp, 'fuse', crowd / 'Validation' / 'Images' / 'a.jpg', *common, tmp_path / 'photo')
     split = call(schp, 'fuse', '--data', 'CIHP', '--root', crowd, *common, tmp_path / 'split')
     assert photo.returncode == split.returncode == 0, photo.stderr + split.stderr
-    files = sorted(p.relative_to(tmp_path / 'photo') for p in (tmp_path / 'photo').rglob('*.*'))
+    assert (tmp_path / 'photo' / 'a.json').exists() and not (tmp_path / 'split' / 'a.json').exists()
+    files = sorted(p.relative_to(tmp_path / 'photo') for p in (tmp_path / 'photo').glob('*/*.*'))
     assert len(files) == 6
     assert all((tmp_path / 'split' / f).read_bytes() == (tmp_path / 'photo' / f).read_bytes() for f in files)
     again = call(schp, 'fuse', '--data', 'CIHP', '--root', crowd, *common, tmp_path / 'split')
@@ -374,6 +375,42 @@ def test_fuse_parses_a_split_as_its_photos(crowd, trained, tmp_path):
     other = call(schp, 'fuse', '--data', 'CIHP', '--root', crowd, '--weights', trained / 'best.pt', '--device', 'cpu')
     assert other.returncode == 2 and 'jumpsuits where CIHP has torso-skin; give --labels cihp' in other.stderr
     assert f'{crowd}/Validation/Images/a.jpg: 2 people' in photo.stdout and 'a: 2 people' in split.stdout
+
+
+def test_fused_people_have_json_cut_outs_and_another_label_set(crowd, trained, tmp_path):
+    photo = crowd / 'Validation' / 'Images' / 'a.jpg'
+    common = ['fuse', photo, '--weights', trained / 'best.pt', '--people', crowd / 'people', '--labels', 'cihp', '--device', 'cpu']
+    done = call(schp, *common, '--cutouts', '--out', tmp_path / 'own')
+    assert done.returncode == 0, done.stderr
+    out = tmp_path / 'own'
+    record = json.loads((out / 'a.json').read_text())
+    classes, owners = (np.asarray(Image.open(out / kind / 'a.png')) for kind in ('global_parsing', 'global_tag'))
+    assert [person['score'] for person in record['people']] == [0.9, 0.6]
+    parts = 0
+    for person in record['people']:
+        assert Image.open(out / 'a_cutouts' / f'person{person["id"]}.png').size == tuple(person['box'][2:])
+        for part in person['parts']:
+            assert part['area'] == ((classes == part['id']) & (owners == person['id'])).sum() > 0
+            assert part['name'] == LABEL_SETS['cihp'].names[part['id']]
+            parts += 1
+    assert parts and f'{len(list((out / "a_cutouts").iterdir()))} cut-outs' in (out / 'index.html').read_text()
+
+    # Another label set, in all but the folders of CIHP's form; no cut-outs of the run before.
+    done = call(schp, *common, '--to', 'merged', '--out', out)
+    assert done.returncode == 0 and not (out / 'a_cutouts').exists(), done.stderr
+    assert np.array_equal(classes, np.asarray(Image.open(out / 'global_parsing' / 'a.png')))
+    merged = convert(classes, 'cihp', 'merged')
+    found = {(p['id'], part['name']): part['area'] for p in json.loads((out / 'a.json').read_text())['people'] for part in p['parts']}
+    assert found == {(i, LABEL_SETS['merged'].names[c]): ((merged == c) & (owners == i)).sum() for i in (1, 2)
+                     for c in np.unique(merged[owners == i]) if c}
+
+    for flags, sentence in ((['--data', 'CIHP', '--cutouts'], '--cutouts is for photos, not for a data set'),
+                            ([photo, '--people', out, '--out', out], '--people would be replaced')):
+        done = call(schp, 'fuse', *flags, '--weights', trained / 'best.pt', '--device', 'cpu')
+        assert done.returncode == 2 and sentence in done.stderr, done.stderr
+    (out / 'a.json').write_text('{}')                         # a user's own file stays
+    done = call(schp, *common, '--out', out)
+    assert done.returncode == 2 and 'a.json' in done.stderr and (out / 'a.json').read_text() == '{}'
 
 
 def test_fuse_that_is_stopped_leaves_no_predictions(crowd, trained, tmp_path, monkeypatch):
