@@ -230,7 +230,8 @@ def open_points(args: argparse.Namespace, paths: list[Path]) -> list:
 
 
 def load_model(args: argparse.Namespace, device: str) -> UniParser:
-    """The model of --weights with the given settings, folded, on the device."""
+    """The model of --weights with the given settings, folded, on the device. ValueError for a
+    setting that these weights would ignore."""
     device = find_device(device)
     if device == 'cuda':
         # torchrun: one GPU per process.
@@ -239,7 +240,11 @@ def load_model(args: argparse.Namespace, device: str) -> UniParser:
         raise FileNotFoundError(f'{WEIGHTS} is missing; clone the repository again, or give others '
                                 'with --weights')
     changes = {name: getattr(args, name) for name in INFERENCE if hasattr(args, name)}
-    return UniParser.from_pretrained(args.weights, device, **changes).fold()
+    model = UniParser.from_pretrained(args.weights, device, **changes)
+    if changes.get('theta_score') and model.config.score != 'parsing':
+        raise ValueError('--theta-score is for --score parsing; give that, too, or use '
+                         '--theta-center')
+    return model.fold()
 
 
 # --------------------------------------------------------------------------------------------------

@@ -174,6 +174,7 @@ def test_mistakes_in_infer_get_one_sentence(checkpoint, tmp_path, monkeypatch, c
     (['--data', 'synthetic', '--only', 'head'], '--only is for photos, not for a data set'),
     (['--data', 'synthetic', '--max-size', '100'], '--max-size is for photos'),
     (['--data', 'synthetic', '--fps', '5'], '--fps is for photos'),
+    (['a.png', '--score', 'center', '--theta-score', '0.5'], '--theta-score is for --score parsing'),
     (['--list', '--cutouts'], '--cutouts is for parsing; leave out --list'),
     (['--list', '--out', 'x'], '--out is for parsing'),
     (['--list', '--split', 'val'], '--split is for parsing'),
