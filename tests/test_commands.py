@@ -23,7 +23,8 @@ from schp import SCHP, build
 from schp import __main__ as schp
 from schp.config import SCHPConfig
 from tests.helpers import HERE, call
-from tools import (ablate, benchmark, count_people, export, keypoints, mean, oracle,
+from tools.benchmark import __main__ as benchmark
+from tools import (ablate, count_people, export, keypoints, mean, oracle,
                    self_correction, tagged)
 from uniparser import Config
 from util import checkpoints, run

@@ -28,7 +28,8 @@ from tests.helpers import HERE, SHORT, call, run, write_photo, write_tiny_mhp, w
 from tests.robustness import attack
 from tests.test_layout import MODULES
 from uniparser import PRESETS, Config, UniParser, get_config
-from tools import (ablate, benchmark, count_people, export, keypoints, mean, onnx_parse, oracle, plot, self_correction,
+from tools.benchmark import __main__ as benchmark
+from tools import (ablate, count_people, export, keypoints, mean, onnx_parse, oracle, plot, self_correction,
                    tagged, tracking)
 from util import datasets
 from util.cli import CommandParser, given_settings

@@ -7,7 +7,10 @@ from torchvision.ops import deform_conv2d
 
 from data import network_input
 from tests.helpers import tiny_model
-from tools import benchmark
+from tools.benchmark import __main__ as benchmark
+from tools.benchmark import schp, training
+from tools.benchmark.clock import multiply_adds
+from tools.benchmark.planted import BANDS, plant_people
 from uniparser import decode
 
 
@@ -15,10 +18,10 @@ from uniparser import decode
 def test_planted_people_are_decoded(preset, people):
     model = tiny_model(preset, grid=40, channels=64, test_short_side=96, long_side=128).fold()
     photo = Image.new('RGB', (128, 96))
-    out = benchmark.plant_people(model.outputs(network_input(photo, model.config)), people, model.config)
+    out = plant_people(model.outputs(network_input(photo, model.config)), people, model.config)
     found = decode(out, 0, photo, model.config)
     assert len(found.scores) == people
-    assert all(len(np.unique(p)) == 1 + benchmark.BANDS for p in found.parsing)
+    assert all(len(np.unique(p)) == 1 + BANDS for p in found.parsing)
     left = [np.nonzero(p.any(0))[0].min() for p in found.parsing]
     assert left == sorted(left) and (found.parsing > 0).sum(0).max() == 1     # side by side, the first leftmost
 
@@ -35,7 +38,7 @@ def test_benchmark_of_inference_counts_and_measures(capsys):
 
 
 def test_benchmark_of_schp_counts_and_measures(capsys, monkeypatch):
-    monkeypatch.setattr(benchmark, 'schp_preset', lambda *_: dict(data='LIP', blocks=(1, 1, 1, 1), width=8))
+    monkeypatch.setattr(schp, 'schp_preset', lambda *_: dict(data='LIP', blocks=(1, 1, 1, 1), width=8))
     benchmark.main(['schp', '--labels', 'pascal', '--repeats', '1', '--device', 'cpu'])
     table = {line[:16].strip(): line[16:].split() for line in capsys.readouterr().out.splitlines()}
     assert {'plain ResNet-101', 'all heads', 'folded, fusion'} < set(table)
@@ -50,10 +53,10 @@ def test_impossible_counts_get_one_sentence(capsys):
 
 def test_multiply_adds_are_counted():
     conv = torch.nn.Conv2d(3, 5, 3, padding=1)
-    assert benchmark.multiply_adds(conv, torch.zeros(1, 3, 6, 7)) == 3 * 5 * 9 * 6 * 7
+    assert multiply_adds(conv, torch.zeros(1, 3, 6, 7)) == 3 * 5 * 9 * 6 * 7
     x, offset, weight = torch.zeros(1, 4, 6, 7), torch.zeros(1, 18, 6, 7), torch.zeros(5, 4, 3, 3)
-    assert benchmark.multiply_adds(deform_conv2d, x, offset, weight, None, 1, 1) == 5 * 4 * 9 * 6 * 7
-    assert benchmark.multiply_adds(torch.mm, torch.zeros(2, 3), torch.zeros(3, 4)) == 24
+    assert multiply_adds(deform_conv2d, x, offset, weight, None, 1, 1) == 5 * 4 * 9 * 6 * 7
+    assert multiply_adds(torch.mm, torch.zeros(2, 3), torch.zeros(3, 4)) == 24
 
 
 def test_benchmark_of_training_measures(capsys):
@@ -63,7 +66,7 @@ def test_benchmark_of_training_measures(capsys):
 
 
 def test_drawn_files_feed_the_benchmark_of_training(capsys, monkeypatch):
-    monkeypatch.setattr(benchmark, 'time_training', lambda task, run: print(
+    monkeypatch.setattr(training, 'time_training', lambda task, run: print(
         task.model.backbone.stages, task.config.pretrained, *next(iter(task.loader))['images'].shape))
     benchmark.main(['train', '--data', 'MHP', '--backbone', 'resnet18', '--workers', '0', '--batch-size', '2',
                     '--short-side', '64', '--device', 'cpu'])
