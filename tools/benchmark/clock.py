@@ -48,11 +48,5 @@ def multiply_adds(function, *arguments) -> int:
     return counter.get_total_flops() // 2
 
 
-def describe_machine(size, device: torch.device) -> str:
-    """The start of every table: size of the images, device, threads, version of torch."""
-    return (f'{"x".join(map(str, size))}, {device}, {torch.get_num_threads()} threads, '
-            f'torch {torch.__version__}')
-
-
 def count_weights(module: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())

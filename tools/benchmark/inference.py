@@ -9,8 +9,9 @@ from PIL import Image
 
 import data
 from infer import load_model
-from tools.benchmark.clock import Clock, count_weights, describe_machine, multiply_adds
+from tools.benchmark.clock import Clock, count_weights, multiply_adds
 from tools.benchmark.planted import plant_people
+from tools.benchmark.record import headline, write_record
 from uniparser import INFERENCE, UniParser, decode, find_centers, get_config
 from util.images import read_photo
 from util.pictures import overlay
@@ -112,18 +113,24 @@ def benchmark_inference(args):
     session = start_onnx(args.onnx) if args.onnx else None
     clock, images = time_steps(model, photo, args.decode, session)
     operations, parameters = count_operations(model, images)
-    print(f'{describe_machine(images.shape[2:], model.device)}; median of {REPEATS}')
+    print(f'{headline(images.shape[2:], model.device)}; median of {REPEATS}')
     print(f'{"":16} {"ms":>9} {"CPU ms":>9} {"ResNet-50":>10} {"params M":>9} {"MACs G":>9} '
           f'{"GFLOP/s":>9}')
+    rows = []
     for name in clock.wall:
         wall, process = clock.median(name)
         units = clock.cost(name) / clock.cost('plain ResNet-50')
-        row = f'{name:16} {wall:9.1f} {process:9.1f} {units:10.2f}'
+        line = f'{name:16} {wall:9.1f} {process:9.1f} {units:10.2f}'
+        row = dict(step=name, ms=round(wall, 1), cpu_ms=round(process, 1), units=round(units, 2))
         if name in operations:
-            row += f' {parameters[name] / 1e6:9.2f} {operations[name] / 1e9:9.1f}'
-            row += f' {2 * operations[name] / wall / 1e6:9.0f}'
-        print(row)
+            line += f' {parameters[name] / 1e6:9.2f} {operations[name] / 1e9:9.1f}'
+            line += f' {2 * operations[name] / wall / 1e6:9.0f}'
+            row.update(parameters=parameters[name], multiply_adds=operations[name])
+        print(line)
+        rows.append(row)
     print(f'peak memory {memory(model.device):.2f} GB')
+    size = list(images.shape[2:])
+    write_record(args.json, args.command, [dict(row, size=size) for row in rows], model.device)
 
 
 def benchmarked_model(args) -> UniParser:

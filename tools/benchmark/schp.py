@@ -7,7 +7,8 @@ import torchvision
 from schp import build
 from schp.config import SCHPConfig
 from schp.config import preset as schp_preset
-from tools.benchmark.clock import Clock, describe_machine, multiply_adds
+from tools.benchmark.clock import Clock, multiply_adds
+from tools.benchmark.record import headline, write_record
 from util.labels import LABEL_SETS
 from util.run import find_device
 
@@ -38,10 +39,14 @@ def benchmark_schp(args):
             clock = Clock(device)
         for name, step in steps.items():
             clock(name, step)
-    print(f'{describe_machine(labels.size, device)}; median of {args.repeats}')
+    print(f'{headline(labels.size, device)}; median of {args.repeats}')
     print(f'{"":16} {"ms":>9} {"CPU ms":>9} {"ResNet-101":>10} {"MACs G":>9}')
+    rows = []
     for name, step in steps.items():
         wall, process = clock.median(name)
         units = clock.cost(name) / clock.cost('plain ResNet-101')
-        print(f'{name:16} {wall:9.1f} {process:9.1f} {units:10.2f} '
-              f'{multiply_adds(step) / 1e9:9.1f}')
+        operations = multiply_adds(step)
+        print(f'{name:16} {wall:9.1f} {process:9.1f} {units:10.2f} {operations / 1e9:9.1f}')
+        rows.append(dict(step=name, ms=round(wall, 1), cpu_ms=round(process, 1),
+                         units=round(units, 2), multiply_adds=operations, size=list(labels.size)))
+    write_record(args.json, args.command, rows, device)

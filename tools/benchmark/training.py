@@ -9,6 +9,7 @@ import torch
 from PIL import Image, ImageDraw
 
 import data
+from tools.benchmark.record import write_record
 from train import UniParserTask, make_loader, open_sets, preset_of, train_step
 from uniparser import Config, UniParser, get_config
 from util.cli import given_settings
@@ -20,25 +21,30 @@ SECONDS = 30                                 # for each rate of training, at mos
 
 def benchmark_training(args):
     """Prints images/s of the data pipeline alone, of the steps alone, and of both."""
-    if args.data == 'MHP' and not args.root:
-        with tempfile.TemporaryDirectory() as root:
-            draw_mhp(Path(root), 'train', 64)
-            draw_mhp(Path(root), 'val', 1)
-            args.root = root
-            return benchmark_training(args)
     config = get_config(preset_of(args.data, args.recipe), **given_settings(args, Config))
     run = Run(args.device, args.amp)
-    train_set, val_set = open_sets(config, args.root, False)
+    rows = measure_training(config, args.root, run)
+    write_record(args.json, args.command, rows, run.device)
+
+
+def measure_training(config: Config, root: str | None, run: Run) -> list[dict]:
+    """The rows of `time_training`. MHP without a root: on drawn files."""
+    if config.data == 'MHP' and not root:
+        with tempfile.TemporaryDirectory() as folder:
+            draw_mhp(Path(folder), 'train', 64)
+            draw_mhp(Path(folder), 'val', 1)
+            return measure_training(config, folder, run)
+    train_set, val_set = open_sets(config, root, False)
     model = UniParser(config, train_set.class_names, train_set.flip_pairs)
     # Frozen as if ImageNet weights were loaded.
     model.backbone.freeze(4 if config.pretrained else 0)
     model.to(run.device, memory_format=torch.channels_last)
     loader = make_loader(data.Samples(train_set, config), config, run)
     with workers_of(loader):
-        time_training(UniParserTask(config, model, loader, val_set), run)
+        return time_training(UniParserTask(config, model, loader, val_set), run)
 
 
-def time_training(task: UniParserTask, run: Run, steps: int = 20):
+def time_training(task: UniParserTask, run: Run, steps: int = 20) -> list[dict]:
     """Prints the rates of a task: at most this many steps, and SECONDS, for each."""
     config = task.config
     optimizer = task.optimizer()
@@ -54,17 +60,26 @@ def time_training(task: UniParserTask, run: Run, steps: int = 20):
 
     task.model.train()
     batch = next(read_batches(task.loader))
-    print(f'batches of {"x".join(map(str, batch["images"].shape))}, {config.workers} workers, '
+    shape = list(batch['images'].shape)
+    print(f'batches of {"x".join(map(str, shape))}, {config.workers} workers, '
           f'{run.device}, {torch.get_num_threads()} threads, torch {torch.__version__}; '
           f'{steps} steps or {SECONDS} s')
-    print_rate('data alone', read_batches(task.loader), lambda batch: None, steps)
-    print_rate('steps alone, one batch', itertools.repeat(batch), step, steps)
-    print_rate('both', read_batches(task.loader), step, steps)
+    measured = [
+        ('data alone', read_batches(task.loader), lambda batch: None),
+        ('steps alone, one batch', itertools.repeat(batch), step),
+        ('both', read_batches(task.loader), step),
+    ]
+    rows = []
+    for name, batches, function in measured:
+        rate = measure_rate(batches, function, steps)
+        print(f'{name:28} {rate:8.2f} images/s', flush=True)
+        rows.append(dict(step=name, rate=round(rate, 1), batch=shape, workers=config.workers))
     print(f'peak memory {memory(run.device):.2f} GB')
+    return rows
 
 
-def print_rate(name: str, batches, function, steps: int):
-    """Prints the images/s of function(batch)."""
+def measure_rate(batches, function, steps: int) -> float:
+    """Images/s of function(batch)."""
     batches = iter(batches)
     # The first batch is not counted: workers start, and kernels are chosen.
     function(next(batches))
@@ -75,7 +90,7 @@ def print_rate(name: str, batches, function, steps: int):
         count += len(batch['images'])
         if time.perf_counter() - begin > SECONDS:
             break
-    print(f'{name:28} {count / (time.perf_counter() - begin):8.2f} images/s')
+    return count / (time.perf_counter() - begin)
 
 
 def draw_mhp(root: Path, split: str, num_images: int):
