@@ -177,8 +177,7 @@ SERIES = {
     'images': (scale_images, (100, 1000, 10000)),
     'processes': (scale_processes, (1, 2)),
 }
-TINY = {'people': (1, 2), 'megapixels': (0.01, 0.02), 'folder': (2, 4), 'images': (2, 4),
-        'processes': (1, 2)}
+TINY = {'people': (2,), 'megapixels': (0.02,), 'folder': (3,), 'images': (3,), 'processes': (2,)}
 
 
 def names_of_series(text: str) -> list[str]:
