@@ -243,7 +243,7 @@ def flags_of(program, *command):
 def test_every_flag_of_the_documents_exists(name):
     known = {'--nproc-per-node', '--headers', '--fuzz', '--soak', '--kills'}.union(
         *(flags_of(program) for program in PROGRAMS.values()),
-        *(flags_of(benchmark, kind) for kind in ('infer', 'schp', 'train')),
+        *(flags_of(benchmark, kind) for kind in ('infer', 'peers', 'scale', 'schp', 'train', 'gpu', 'report')),
         *(flags_of(oneshot, kind) for kind in ('train', 'evaluate', 'parse')),
         *(flags_of(schp, kind) for kind in ('train', 'evaluate', 'extract', 'fuse', 'prepare')))
     assert '--light' in known and '--onnx' in known

@@ -183,6 +183,8 @@ def start_pipeline(name: str, photo: str, people: int) -> Callable:
 
 def benchmark_peers(args):
     """Prints CPU seconds and peak memory per photo of each pipeline, by number of people."""
+    # A bad photo is reported before the processes start.
+    read_photo(args.photo)
     rows = []
     for people in sorted(set(args.decode)):
         names = [name for name in args.only or PIPELINES if name not in SEMANTIC or not rows]

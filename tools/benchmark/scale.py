@@ -191,6 +191,8 @@ def names_of_series(text: str) -> list[str]:
 
 def benchmark_scale(args):
     """Prints seconds and peak memory of every point."""
+    # A bad photo is reported before the processes start.
+    read_photo(args.photo)
     rows = []
     for name in args.only or SERIES:
         function, points = SERIES[name]
