@@ -81,6 +81,11 @@ def decimals(value: float) -> str:
     return f'{value:.2f}'
 
 
+def code(command: str, flags: str) -> str:
+    """A command of this program in Markdown."""
+    return f'`{f"{command} {flags}".strip()}`'
+
+
 def giga(value: float) -> str:
     return f'{value / 1e9:.1f} G'
 
@@ -94,7 +99,7 @@ def infer_table(content: dict) -> str:
         network = steps['network']
         decoded = [name for name in steps if name.startswith('decode ')]
         one, many = (steps[name] for name in (decoded[0], decoded[-1]))
-        lines.append([f'`infer {flags}`'.replace(' `', '`'), by(network['size']),
+        lines.append([code('infer', flags), by(network['size']),
                       giga(network['multiply_adds']), f'{network["cpu_ms"]:.0f} ms',
                       decimals(network['units']), f'{one["cpu_ms"]:.0f} ms',
                       f'{many["cpu_ms"]:.0f} ms'])
@@ -114,7 +119,7 @@ def onnx_table(content: dict) -> str:
         if 'ONNX Runtime' in steps:
             onnx = steps['ONNX Runtime']
             network = steps['network']
-            lines.append([f'`infer {flags}`', by(onnx['size']), decimals(onnx['units']),
+            lines.append([code('infer', flags), by(onnx['size']), decimals(onnx['units']),
                           decimals(network['units'])])
     return markdown(['command', 'input', 'ONNX Runtime, units', 'torch in the same run, units'],
                     lines)
@@ -166,7 +171,7 @@ def schp_table(content: dict) -> str:
     for flags, rows in sections(content, 'schp').items():
         steps = {row['step']: row for row in rows}
         every = steps['all heads']
-        lines.append([f'`schp {flags}`', by(every['size']), giga(every['multiply_adds']),
+        lines.append([code('schp', flags), by(every['size']), giga(every['multiply_adds']),
                       f'{steps["plain ResNet-101"]["cpu_ms"]:.0f} ms', decimals(every['units']),
                       decimals(steps['folded, fusion']['units'])])
     return markdown(['command', 'crop', 'multiply-adds', 'the unit, plain ResNet-101',
@@ -177,7 +182,7 @@ def train_table(content: dict) -> str:
     lines = []
     for flags, rows in sections(content, 'train').items():
         rates = [f'{row["rate"]:.1f}' for row in rows]
-        lines.append([f'`train {flags}`'.replace(' `', '`'), by(rows[0]['batch']), *rates])
+        lines.append([code('train', flags), by(rows[0]['batch']), *rates])
     return markdown(['command', 'batch', 'data alone, images/s', 'steps alone', 'both'], lines)
 
 
