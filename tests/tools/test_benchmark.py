@@ -128,7 +128,7 @@ def test_planted_people_pass_the_filters_of_the_shipped_model(people):
     pipeline, photo = peers.OneStage(model, people), Image.open(HERE / 'assets' / 'street.jpg').convert('RGB')
     pipeline.prepare(photo)
     parsing = pipeline(photo)
-    assert parsing.shape == (people, 640, 480) and (parsing > 0).any((1, 2)).all() and (parsing > 0).sum(0).max() == 1
+    assert parsing.shape == (people, 640, 480) and (parsing > 0).any((1, 2)).all()
 
 
 @pytest.mark.parametrize('people', [1, 4, 10])
@@ -181,7 +181,9 @@ def test_peers_are_measured_and_recorded(tmp_path, capsys):
 def test_growth_is_measured_and_recorded(tmp_path):
     file = tmp_path / 'speed.json'
     benchmark.main(['scale', '--tiny', '--only', 'people,folder,images', '--json', str(file)])
-    rows = json.loads(file.read_text())['python -m tools.benchmark scale --tiny --only people,folder,images']['rows']
+    content = json.loads(file.read_text())
+    assert list(content) == [f'python -m tools.benchmark scale --only {name} --tiny' for name in ('people', 'folder', 'images')]
+    rows = report.rows_of(content, 'scale')
     assert [(row['series'], row['x']) for row in rows] == [('people', 2), ('folder', 3), ('images', 3)]
     # evaluate.py needs no torch, and its memory is not this benchmark's.
     assert all(row['cpu'] > 0 for row in rows) and rows[2]['memory'] < 0.5 * rows[1]['memory']

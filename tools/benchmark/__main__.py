@@ -16,14 +16,13 @@ process time of all threads. The unit makes numbers of different machines compar
 FILE, the numbers are merged into a file, such as docs/speed.json, with date and machine.
 """
 import sys
-from pathlib import Path
 
 from infer import add_model_flags
 from schp import NETWORKS
 from tools.benchmark.gpu import BUDGET, benchmark_gpu
 from tools.benchmark.inference import benchmark_inference
 from tools.benchmark.peers import PIPELINES, benchmark_peers
-from tools.benchmark.record import command_of, open_record
+from tools.benchmark.record import PHOTO, command_of, open_record
 from tools.benchmark.report import write_report
 from tools.benchmark.scale import benchmark_scale, names_of_series
 from tools.benchmark.schp import benchmark_schp
@@ -35,8 +34,6 @@ from util.cli import (Between, CommandParser, Ending, add_command, add_settings,
 from util.datasets import DATASETS
 from util.files import user_errors
 from util.labels import LABEL_SETS
-
-PHOTO = Path(__file__).parents[2] / 'assets' / 'street.jpg'
 
 
 def parse_arguments(argv=None):

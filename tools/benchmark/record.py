@@ -11,6 +11,7 @@ import torch
 from util.files import printable, read_json, write_json
 
 PROGRAM = 'python -m tools.benchmark'
+PHOTO = Path(__file__).resolve().parents[2] / 'assets' / 'street.jpg'
 
 
 def describe_cpu() -> str:

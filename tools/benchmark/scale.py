@@ -16,7 +16,7 @@ from infer import WEIGHTS
 from tools.benchmark.child import Child, measure_program
 from tools.benchmark.clock import Clock
 from tools.benchmark.planted import BANDS, person_boxes, plant_people
-from tools.benchmark.record import write_record
+from tools.benchmark.record import PHOTO, command_of, write_record
 from uniparser import UniParser, decode
 from util.images import read_photo
 from util.pictures import overlay
@@ -193,8 +193,8 @@ def benchmark_scale(args):
     """Prints seconds and peak memory of every point."""
     # A bad photo is reported before the processes start.
     read_photo(args.photo)
-    rows = []
     for name in args.only or SERIES:
+        rows = []
         function, points = SERIES[name]
         if args.tiny:
             points = TINY[name]
@@ -204,4 +204,17 @@ def benchmark_scale(args):
             numbers = ' '.join(f'{key} {value:g}' for key, value in row.items()
                                if key not in ('series', 'x'))
             print(f'{name:12} {row["x"]:>8g}  {numbers}', flush=True)
-    write_record(args.json, args.command, rows)
+        # Each series is a section of the file, so that it can be measured again alone.
+        write_record(args.json, command_for(name, args), rows)
+
+
+def command_for(name: str, args) -> str:
+    """The command that measures this series alone."""
+    words = ['scale', '--only', name]
+    if args.photo != str(PHOTO):
+        words.insert(1, args.photo)
+    if name == 'processes':
+        words += ['--photos', str(args.photos)]
+    if args.tiny:
+        words.append('--tiny')
+    return command_of(words)
