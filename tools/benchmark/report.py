@@ -181,7 +181,7 @@ def schp_table(content: dict) -> str:
 def train_table(content: dict) -> str:
     lines = []
     for flags, rows in sections(content, 'train').items():
-        rates = [f'{row["rate"]:.1f}' for row in rows]
+        rates = [decimals(row['rate']) for row in rows]
         lines.append([code('train', flags), by(rows[0]['batch']), *rates])
     return markdown(['command', 'batch', 'data alone, images/s', 'steps alone', 'both'], lines)
 
@@ -221,7 +221,7 @@ def charts(content: dict) -> dict:
 
 def people_chart(rows: list[dict]):
     """Seconds and memory of each pipeline against people."""
-    figure = make_figure(9, 4)
+    figure = make_figure(8, 3.8)
     counts = sorted({row['people'] for row in rows if not semantic(row)})
     panels = figure.subplots(1, 2)
     for axes, key, title in zip(panels, ('cpu', 'memory'), ('CPU seconds a photo', 'peak GB')):
@@ -252,7 +252,7 @@ def peer_curves(rows: list[dict], key: str, counts: list[int]) -> dict:
 def scale_chart(rows: list[dict]):
     """Time above, memory below, one column for each series; both axes logarithmic."""
     names = [name for name in AXES if any(row['series'] == name for row in rows)]
-    figure = make_figure(2.6 * len(names), 4.6)
+    figure = make_figure(2.4 * len(names), 4.2)
     panels = figure.subplots(2, len(names), squeeze=False)
     for column, name in enumerate(names):
         mine = [row for row in rows if row['series'] == name]

@@ -73,7 +73,7 @@ def time_training(task: UniParserTask, run: Run, steps: int = 20) -> list[dict]:
     for name, batches, function in measured:
         rate = measure_rate(batches, function, steps)
         print(f'{name:28} {rate:8.2f} images/s', flush=True)
-        rows.append(dict(step=name, rate=round(rate, 1), batch=shape, workers=config.workers))
+        rows.append(dict(step=name, rate=round(rate, 3), batch=shape, workers=config.workers))
     print(f'peak memory {memory(run.device):.2f} GB')
     return rows
 
