@@ -164,7 +164,7 @@ def test_planted_boxes_give_as_many_people_each_in_the_own_box(people, monkeypat
 def test_peers_are_measured_and_recorded(tmp_path, capsys):
     names = [peers.IMPORTS, 'UniParser, shipped model']
     file = tmp_path / 'speed.json'
-    file.write_text(json.dumps({'another': dict(rows=[])}))
+    file.write_text(json.dumps({'another': dict(rows=[], date='2026-01-01', machine=dict(cpu='a', cores=1, threads=1, torch='2'))}))
     benchmark.main(['peers', '--decode', '4', '2', '--only', *names, '--repeats', '1', '--json', str(file)])
     content = json.loads(file.read_text())
     command, = set(content) - {'another'}
@@ -204,7 +204,7 @@ def test_drawn_predictions_are_read_as_drawn(tmp_path, monkeypatch):
     truths = [dataset.read(i)[1] for i in range(5)]
     assert all(truth.shape == (3, 64, 48) and len(np.unique(truth)) > 6 for truth in truths)
     assert (truths[0] == truths[4]).all() and not (truths[0] == truths[1]).all()
-    assert len(json.loads((tmp_path / 'found' / 'instances.json').read_text())['images']) == 5
+    assert len(json.loads((tmp_path / 'found' / 'instances.json').read_text())) == 5
 
 
 # ---- a GPU -----------------------------------------------------------------------------------------------------
@@ -257,6 +257,7 @@ def test_a_command_is_recorded_without_its_file():
     (['peers', 'no.jpg', '--only', 'SegFormer-B4, one crop'], 'no.jpg'),
     (['gpu', '--seconds', '0'], '--seconds is 0'),
     (['report', '--json', 'none.json'], 'none.json'),
+    (['report', '--json', 'other.json'], 'other.json is no file of measured numbers'),
 ])
 def test_bad_input_is_one_sentence_and_harms_no_file(words, sentence, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
@@ -283,10 +284,8 @@ def test_every_table_of_the_page_is_one_of_the_file():
 def test_a_changed_number_is_noticed():
     for command, section in NUMBERS.items():
         changed = json.loads(json.dumps(NUMBERS))
-        row = changed[command]['rows'][-1]
-        for name in ('cpu', 'cpu_ms', 'rate'):
-            if name in row:
-                row[name] = 2 * row[name] + 1
+        for row in changed[command]['rows']:
+            row.update({name: 2 * row[name] + 1 for name in ('cpu', 'units', 'rate') if name in row})
         assert report.tables(changed) != report.tables(NUMBERS), command
 
 

@@ -11,6 +11,7 @@ import torch
 from util.files import printable, read_json, write_json
 
 PROGRAM = 'python -m tools.benchmark'
+SECTION = {'date', 'machine', 'rows'}
 PHOTO = Path(__file__).resolve().parents[2] / 'assets' / 'street.jpg'
 
 
@@ -38,16 +39,20 @@ def headline(size, device: torch.device) -> str:
             f'torch {torch.__version__}')
 
 
-def open_record(path: str | None):
-    """Refuses, before long work, a file that cannot be merged or written."""
-    if not path:
-        return
-    content = read_json(path) if os.path.lexists(path) else {}
+def read_record(path: str) -> dict:
+    """The content of the file; ValueError for another JSON file, FileNotFoundError."""
+    content = read_json(path)
     for command, section in content.items():
-        if not isinstance(section, dict) or 'rows' not in section:
+        if not isinstance(section, dict) or not SECTION <= section.keys():
             raise ValueError(f'{printable(path)} is no file of measured numbers ({command!r} has '
                              'no rows); choose another --json')
-    write_json(path, content)
+    return content
+
+
+def open_record(path: str | None):
+    """Refuses, before long work, a file that cannot be merged or written."""
+    if path:
+        write_json(path, read_record(path) if os.path.lexists(path) else {})
 
 
 def write_record(path: str | None, command: str, rows: list[dict],
@@ -55,7 +60,7 @@ def write_record(path: str | None, command: str, rows: list[dict],
     """Merges the rows of a command into the file; those of an earlier run of it are replaced."""
     if not path:
         return
-    content = read_json(path) if os.path.lexists(path) else {}
+    content = read_record(path) if os.path.lexists(path) else {}
     content[command] = dict(date=date.today().isoformat(), machine=describe_machine(device),
                             rows=rows)
     write_json(path, content)

@@ -2,9 +2,9 @@
 from pathlib import Path
 
 from tools.benchmark.peers import IMPORTS, SEMANTIC
-from tools.benchmark.record import PROGRAM
+from tools.benchmark.record import PROGRAM, read_record
 from util.charts import draw_curves, make_figure, need_matplotlib, write_chart
-from util.files import make_folder, printable, read_json
+from util.files import make_folder, printable
 
 # Charts of docs/speed.md: {name of the file: what it needs, see `charts`}.
 PEOPLE_CHART = 'speed_people.png'
@@ -19,7 +19,7 @@ STEPS = 'network', 'decode', 'overlay', 'JSON'
 
 def write_report(args):
     """Prints the tables; with --charts, also draws the charts."""
-    content = read_json(args.json)
+    content = read_record(args.json)
     if args.charts:
         need_matplotlib()
     for name, text in tables(content).items():
