@@ -22,8 +22,12 @@ PROGRAMS = {
     'demo': 'demo',
     'schp': 'schp.__main__',
     'oneshot': 'oneshot.__main__',
-    **{f'tools.{path.stem}': f'tools.{path.stem}' for path in sorted(HERE.glob('tools/[a-z]*.py'))},
 }
+for path in sorted(HERE.glob('tools/[a-z]*.py')):
+    PROGRAMS[f'tools.{path.stem}'] = f'tools.{path.stem}'
+# A program of several files is a folder.
+for path in sorted(HERE.glob('tools/[a-z]*/__main__.py')):
+    PROGRAMS[f'tools.{path.parent.name}'] = f'tools.{path.parent.name}.__main__'
 
 
 def main():

@@ -23,7 +23,8 @@ from schp import SCHP, build
 from schp import __main__ as schp
 from schp.config import SCHPConfig
 from tests.helpers import HERE, call
-from tools import (ablate, benchmark, count_people, export, keypoints, mean, oracle,
+from tools.benchmark import __main__ as benchmark
+from tools import (ablate, count_people, export, keypoints, mean, oracle,
                    self_correction, tagged)
 from uniparser import Config
 from util import checkpoints, run
@@ -105,6 +106,9 @@ BASES = {
     'oneshot evaluate': (oneshot, ['evaluate', *NOWHERE, '--weights', 'no.pt']),
     'oneshot parse': (oneshot, ['parse', 'no.jpg', '--support', 'no.jpg', '--weights', 'no.pt']),
     'benchmark infer': (benchmark, ['infer', 'no.jpg', '--weights', 'no.pt']),
+    'benchmark peers': (benchmark, ['peers', 'no.jpg']),
+    'benchmark scale': (benchmark, ['scale', 'no.jpg']),
+    'benchmark gpu': (benchmark, ['gpu', 'no.jpg']),
     'benchmark train': (benchmark, ['train', '--data', 'CIHP', *NOWHERE]),
     'benchmark schp': (benchmark, ['schp']),
     'export': (export, ['--weights', 'no.pt', '--out', 'new.pt']),

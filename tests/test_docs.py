@@ -28,7 +28,8 @@ from tests.helpers import HERE, SHORT, call, run, write_photo, write_tiny_mhp, w
 from tests.robustness import attack
 from tests.test_layout import MODULES
 from uniparser import PRESETS, Config, UniParser, get_config
-from tools import (ablate, benchmark, count_people, export, keypoints, mean, onnx_parse, oracle, plot, self_correction,
+from tools.benchmark import __main__ as benchmark
+from tools import (ablate, count_people, export, keypoints, mean, onnx_parse, oracle, plot, self_correction,
                    tagged, tracking)
 from util import datasets
 from util.cli import CommandParser, given_settings
@@ -242,7 +243,7 @@ def flags_of(program, *command):
 def test_every_flag_of_the_documents_exists(name):
     known = {'--nproc-per-node', '--headers', '--fuzz', '--soak', '--kills'}.union(
         *(flags_of(program) for program in PROGRAMS.values()),
-        *(flags_of(benchmark, kind) for kind in ('infer', 'schp', 'train')),
+        *(flags_of(benchmark, kind) for kind in ('infer', 'peers', 'scale', 'schp', 'train', 'gpu', 'report')),
         *(flags_of(oneshot, kind) for kind in ('train', 'evaluate', 'parse')),
         *(flags_of(schp, kind) for kind in ('train', 'evaluate', 'extract', 'fuse', 'prepare')))
     assert '--light' in known and '--onnx' in known

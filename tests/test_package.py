@@ -67,7 +67,7 @@ def run_installed(installed, cwd, *command):
 
 def test_the_wheel_holds_every_module_the_weights_and_the_assets(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
-    folders = '', 'schp', 'oneshot', 'tools', 'util', 'util/datasets', 'assets', 'weights'
+    folders = '', 'schp', 'oneshot', 'tools', 'tools/benchmark', 'util', 'util/datasets', 'assets', 'weights'
     files = {path.relative_to(HERE) for folder in folders for path in (HERE / folder).iterdir()
              if path.suffix == '.py' or folder in ('assets', 'weights') and path.is_file()}
     left_out = {Path('setup.py'), Path('test_uniparser.py')}

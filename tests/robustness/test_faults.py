@@ -45,7 +45,8 @@ import uniparser
 from evaluate import ParsingMetrics
 from losses import uniparser_loss
 from tests.helpers import SHORT, call, run, tiny_config, tiny_model, weights, write_photo, write_tiny_mhp
-from tools import benchmark, export
+from tools import export
+from tools.benchmark import __main__ as benchmark
 from uniparser import UniParser
 from util import datasets
 from util.checkpoints import read_checkpoint

@@ -1,4 +1,9 @@
-"""The benchmarks run, and count what they say they count."""
+"""The benchmarks run, and count what they say they count. What stands in docs/speed.md was measured: it is in
+docs/speed.json. How long something takes is claimed nowhere."""
+import json
+import re
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -6,19 +11,27 @@ from PIL import Image
 from torchvision.ops import deform_conv2d
 
 from data import network_input
-from tests.helpers import tiny_model
-from tools import benchmark
-from uniparser import decode
+from infer import WEIGHTS
+from tests.helpers import HERE, tiny_model
+from tests.tools.held import make_dying, make_failing, make_holder
+from tools.benchmark import __main__ as benchmark
+from tools.benchmark import gpu, peers, report, scale, schp, training
+from tools.benchmark.child import Child, measure_program, peak_memory
+from tools.benchmark.clock import multiply_adds
+from tools.benchmark.planted import BANDS, plant_people
+from tools.benchmark.record import command_of
+from uniparser import UniParser, decode
+from util.datasets import MHP
 
 
-@pytest.mark.parametrize('preset, people', [('mhp', 1), ('mhp', 10), ('mhp_released', 7), ('ccp', 30)])
+@pytest.mark.parametrize('preset, people', [('mhp', 1), ('mhp', 10), ('mhp_released', 7), ('ccp', 25)])
 def test_planted_people_are_decoded(preset, people):
     model = tiny_model(preset, grid=40, channels=64, test_short_side=96, long_side=128).fold()
     photo = Image.new('RGB', (128, 96))
-    out = benchmark.plant_people(model.outputs(network_input(photo, model.config)), people, model.config)
+    out = plant_people(model.outputs(network_input(photo, model.config)), people, model.config)
     found = decode(out, 0, photo, model.config)
     assert len(found.scores) == people
-    assert all(len(np.unique(p)) == 1 + benchmark.BANDS for p in found.parsing)
+    assert all(len(np.unique(p)) == 1 + BANDS for p in found.parsing)
     left = [np.nonzero(p.any(0))[0].min() for p in found.parsing]
     assert left == sorted(left) and (found.parsing > 0).sum(0).max() == 1     # side by side, the first leftmost
 
@@ -35,7 +48,7 @@ def test_benchmark_of_inference_counts_and_measures(capsys):
 
 
 def test_benchmark_of_schp_counts_and_measures(capsys, monkeypatch):
-    monkeypatch.setattr(benchmark, 'schp_preset', lambda *_: dict(data='LIP', blocks=(1, 1, 1, 1), width=8))
+    monkeypatch.setattr(schp, 'schp_preset', lambda *_: dict(data='LIP', blocks=(1, 1, 1, 1), width=8))
     benchmark.main(['schp', '--labels', 'pascal', '--repeats', '1', '--device', 'cpu'])
     table = {line[:16].strip(): line[16:].split() for line in capsys.readouterr().out.splitlines()}
     assert {'plain ResNet-101', 'all heads', 'folded, fusion'} < set(table)
@@ -50,10 +63,10 @@ def test_impossible_counts_get_one_sentence(capsys):
 
 def test_multiply_adds_are_counted():
     conv = torch.nn.Conv2d(3, 5, 3, padding=1)
-    assert benchmark.multiply_adds(conv, torch.zeros(1, 3, 6, 7)) == 3 * 5 * 9 * 6 * 7
+    assert multiply_adds(conv, torch.zeros(1, 3, 6, 7)) == 3 * 5 * 9 * 6 * 7
     x, offset, weight = torch.zeros(1, 4, 6, 7), torch.zeros(1, 18, 6, 7), torch.zeros(5, 4, 3, 3)
-    assert benchmark.multiply_adds(deform_conv2d, x, offset, weight, None, 1, 1) == 5 * 4 * 9 * 6 * 7
-    assert benchmark.multiply_adds(torch.mm, torch.zeros(2, 3), torch.zeros(3, 4)) == 24
+    assert multiply_adds(deform_conv2d, x, offset, weight, None, 1, 1) == 5 * 4 * 9 * 6 * 7
+    assert multiply_adds(torch.mm, torch.zeros(2, 3), torch.zeros(3, 4)) == 24
 
 
 def test_benchmark_of_training_measures(capsys):
@@ -63,8 +76,236 @@ def test_benchmark_of_training_measures(capsys):
 
 
 def test_drawn_files_feed_the_benchmark_of_training(capsys, monkeypatch):
-    monkeypatch.setattr(benchmark, 'time_training', lambda task, run: print(
+    monkeypatch.setattr(training, 'time_training', lambda task, run: print(
         task.model.backbone.stages, task.config.pretrained, *next(iter(task.loader))['images'].shape))
     benchmark.main(['train', '--data', 'MHP', '--backbone', 'resnet18', '--workers', '0', '--batch-size', '2',
                     '--short-side', '64', '--device', 'cpu'])
     assert capsys.readouterr().out == '4 imagenet 2 3 64 96\n'
+
+
+# ---- memory of processes ---------------------------------------------------------------------------------------
+
+
+def test_the_memory_is_that_of_the_child():
+    """Not of this process, which holds more; and it grows with what the child holds."""
+    mine = b'x' * (700 * 2 ** 20)
+    assert peak_memory() > 0.68
+    with Child(make_holder, 0) as small, Child(make_holder, 200) as large:
+        first, second, more = small(), large(), large(100)
+    assert (first.result, second.result, more.result) == (0, 200, 300) and len(mine) == 700 * 2 ** 20
+    assert first.memory < 0.3
+    assert 190 / 1024 < second.memory - first.memory < 260 / 1024
+    assert 90 / 1024 <= more.memory - second.memory < 110 / 1024
+
+
+def test_the_memory_of_a_program_is_its_own(tmp_path):
+    """On Linux, ru_maxrss of a new process starts with that of its parent."""
+    mine = b'x' * (700 * 2 ** 20)
+    program = tmp_path / 'program.py'
+    program.write_text('import sys, time\nblock = b"x" * (int(sys.argv[1]) * 2 ** 20)\n'
+                       'begin = time.process_time()\nwhile time.process_time() < begin + 0.2: pass\n')
+    small, large = (measure_program(program, str(megabytes)) for megabytes in (1, 200))
+    assert small.memory < 0.1 and 190 / 1024 < large.memory - small.memory < 210 / 1024 and mine
+    assert small.cpu >= 0.2 and small.wall >= 0.2
+    program.write_text('raise SystemExit("error: photo.jpg is missing")')
+    with pytest.raises(ValueError, match='program.py failed: error: photo.jpg is missing'):
+        measure_program(program)
+
+
+def test_errors_of_a_child_are_those_of_its_parent():
+    with Child(make_failing) as child, pytest.raises(ValueError, match='no photo'):
+        child()
+    with Child(make_dying) as child, pytest.raises(ValueError, match='free memory'):
+        child()
+
+
+# ---- peers -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('people', [1, 3, 30, 60, 100])
+def test_planted_people_pass_the_filters_of_the_shipped_model(people):
+    model = UniParser.from_pretrained(WEIGHTS, test_short_side=448).fold()
+    pipeline, photo = peers.OneStage(model, people), Image.open(HERE / 'assets' / 'street.jpg').convert('RGB')
+    pipeline.prepare(photo)
+    parsing = pipeline(photo)
+    assert parsing.shape == (people, 640, 480) and (parsing > 0).any((1, 2)).all()
+
+
+@pytest.mark.parametrize('people', [1, 4, 10])
+def test_planted_boxes_give_as_many_people_each_in_the_own_box(people, monkeypatch):
+    """The network for one person is played by one that finds class 1 above and 2 below in every crop."""
+    def predict_maps(crops):
+        assert all(crop.dtype == np.uint8 and crop.shape[2] == 3 for crop in crops)
+        sizes.extend(crop.shape[:2] for crop in crops)
+        return [1 + (np.arange(len(crop)) >= len(crop) / 2)[:, None].repeat(crop.shape[1], 1) for crop in crops]
+
+    sizes = []
+    parser = SimpleNamespace(size=(8, 8), predict_maps=predict_maps)
+    monkeypatch.setattr(peers, 'single_person', lambda name: parser)
+    photo = Image.new('RGB', (300, 120))
+    torch.manual_seed(0)
+    pipeline = peers.TopDown('ace2p', people, min_size=120, max_size=300)
+    pipeline.prepare(photo)
+    with torch.inference_mode():
+        parsing = pipeline(photo)
+    assert pipeline.input(photo) == '120x300, crops 8x8' and len(sizes) == len(parsing) == people
+    # The masks of a box of whole pixels fill it, up to a pixel of resizing at its edges.
+    columns = 300 / people
+    for n, person in enumerate(parsing):
+        x = np.nonzero(person.any(0))[0]
+        assert abs(x[0] - (n + 0.1) * columns) <= 2.5 and abs(x[-1] + 1 - (n + 0.9) * columns) <= 2.5
+        y = np.nonzero(person.any(1))[0]
+        assert abs(y[0] - 15) <= 4 and abs(y[-1] + 1 - 105) <= 4
+        assert set(np.unique(person)) == {0, 1, 2} and person[20].max() == 1 and person[100].max() == 2
+        height, width = sizes[n]
+        assert height == pytest.approx(1.2 * 90, abs=6) and 0.8 * columns <= width <= min(300, 1.2 * 0.8 * columns + 6)
+
+
+def test_peers_are_measured_and_recorded(tmp_path, capsys):
+    names = [peers.IMPORTS, 'UniParser, shipped model']
+    file = tmp_path / 'speed.json'
+    file.write_text(json.dumps({'another': dict(rows=[], date='2026-01-01', machine=dict(cpu='a', cores=1, threads=1, torch='2'))}))
+    benchmark.main(['peers', '--decode', '4', '2', '--only', *names, '--repeats', '1', '--json', str(file)])
+    content = json.loads(file.read_text())
+    command, = set(content) - {'another'}
+    rows = content[command]['rows']
+    assert [(row['pipeline'], row['people']) for row in rows] == [(names[0], 0), (names[1], 2), (names[1], 4)]
+    assert rows[1]['input'] == '448x336' and rows[0]['cpu'] < rows[1]['cpu'] and rows[0]['memory'] < rows[1]['memory']
+    assert '--json' not in command and content[command]['machine'].keys() == {'cpu', 'cores', 'threads', 'torch'}
+    assert 'CPU s, 4 people' in report.tables(content)['peers'] and capsys.readouterr().out.count('CPU s') == 3
+
+
+# ---- growth ----------------------------------------------------------------------------------------------------
+
+
+def test_growth_is_measured_and_recorded(tmp_path):
+    file = tmp_path / 'speed.json'
+    benchmark.main(['scale', '--tiny', '--only', 'people,folder,images', '--json', str(file)])
+    content = json.loads(file.read_text())
+    assert list(content) == [f'python -m tools.benchmark scale --only {name} --tiny' for name in ('people', 'folder', 'images')]
+    rows = report.rows_of(content, 'scale')
+    assert [(row['series'], row['x']) for row in rows] == [('people', 2), ('folder', 3), ('images', 3)]
+    # evaluate.py needs no torch, and its memory is not this benchmark's.
+    assert all(row['cpu'] > 0 for row in rows) and rows[2]['memory'] < 0.5 * rows[1]['memory']
+    assert rows[0]['cpu'] == pytest.approx(sum(rows[0][step] for step in ('preprocess', *report.STEPS)), abs=1e-3)
+
+
+def test_processes_share_a_folder(capsys):
+    benchmark.main(['scale', '--tiny', '--only', 'processes', '--photos', '2'])
+    one, = re.findall(r'processes +(\d) +photos (\d) .* memory ([\d.]+)', capsys.readouterr().out)
+    assert one[:2] == ('2', '2') and float(one[2]) > 2 * 0.2
+
+
+def test_drawn_predictions_are_read_as_drawn(tmp_path, monkeypatch):
+    """Links repeat the first images; every image has a prediction."""
+    monkeypatch.setattr(scale, 'DRAWN', 2)
+    scale.draw_predictions(tmp_path, 5)
+    dataset = MHP(str(tmp_path), 'val')
+    truths = [dataset.read(i)[1] for i in range(5)]
+    assert all(truth.shape == (3, 64, 48) and len(np.unique(truth)) > 6 for truth in truths)
+    assert (truths[0] == truths[4]).all() and not (truths[0] == truths[1]).all()
+    assert len(json.loads((tmp_path / 'found' / 'instances.json').read_text())) == 5
+
+
+# ---- a GPU -----------------------------------------------------------------------------------------------------
+
+
+def test_the_script_for_gpus_runs_on_a_cpu(tmp_path, capsys):
+    file = tmp_path / 'speed.json'
+    benchmark.main(['gpu', '--tiny', '--device', 'cpu', '--json', str(file)])
+    printed = capsys.readouterr().out
+    rows = json.loads(file.read_text())['python -m tools.benchmark gpu --tiny --device cpu']['rows']
+    kinds = [row['kind'] for row in rows]
+    assert [kinds.count(kind) for kind in ('floor', 'labels', 'training', 'inference')] == [2, 2, 3, 8]
+    exact, half = (row for row in rows if row['kind'] == 'labels')
+    assert exact['same'] == 1 and exact['people'] == exact['expected_people'] == 3 and half['same'] > 0.99
+    assert all(row['mode'] == 'eager' and row['people'] == 3 for row in rows if row['kind'] == 'inference')
+    assert printed.count('CUDA graphs need a GPU') == printed.count('torch.compile takes a CPU minutes') == 8
+
+
+def test_the_script_for_gpus_plans_every_row_and_keeps_its_budget(capsys, monkeypatch):
+    cases = gpu.plan(False)
+    assert len(cases) == len(set(cases)) == 4 * 2 * 2 * 2 * 3
+    assert cases[0] == ('r50', (800, 1333), 1, 'tf32', 'eager') and {case.mode for case in cases[:64]} == {'eager', 'graph'}
+    assert not gpu.left_out(cases[-1], torch.device('cuda'), 10, 480)
+    assert '480 s' in gpu.left_out(cases[0], torch.device('cuda'), 481, 480)
+
+    def broken(*_):
+        raise RuntimeError('no kernel\nfor this')
+    monkeypatch.setattr(gpu, 'compare_labels', broken)
+    monkeypatch.setattr(gpu, 'train_rows', lambda *_: [])
+    monkeypatch.setattr(gpu.time, 'perf_counter', iter(range(0, 10 ** 6, 1000)).__next__)
+    benchmark.main(['gpu', '--tiny', '--device', 'cpu', '--seconds', '9'])
+    printed = capsys.readouterr().out
+    assert 'left out: labels: RuntimeError: no kernel\n' in printed and printed.count('the 9 s of --seconds are over') == 8
+
+
+# ---- the file and the page -------------------------------------------------------------------------------------
+
+
+def test_a_command_is_recorded_without_its_file():
+    assert command_of(['infer', '--json', 'a.json', '--size', '64', '64']) == 'python -m tools.benchmark infer --size 64 64'
+    assert command_of(['peers', 'my photo.jpg', '--json=a.json']) == "python -m tools.benchmark peers 'my photo.jpg'"
+
+
+@pytest.mark.parametrize('words, sentence', [
+    (['scale', '--only', 'people,dogs'], "has 'dogs'; give some of people,megapixels"),
+    (['scale', '--json', 'results.txt'], 'give a name that ends in .json'),
+    (['scale', '--json', 'list.json'], 'it holds no object'),
+    (['peers', '--json', 'other.json'], "other.json is no file of measured numbers ('a' has no rows)"),
+    (['peers', '--decode', '0'], '--decode is 0; give a value from 1 to 100'),
+    (['peers', 'no.jpg', '--only', 'SegFormer-B4, one crop'], 'no.jpg'),
+    (['gpu', '--seconds', '0'], '--seconds is 0'),
+    (['report', '--json', 'none.json'], 'none.json'),
+    (['report', '--json', 'other.json'], 'other.json is no file of measured numbers'),
+])
+def test_bad_input_is_one_sentence_and_harms_no_file(words, sentence, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    files = {'list.json': '[1]', 'other.json': '{"a": 1}'}
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(SystemExit) as stopped:
+        benchmark.main(words)
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and sentence in error and len(error.splitlines()) == 1
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == files
+
+
+PAGE = (HERE / 'docs' / 'speed.md').read_text()
+NUMBERS = json.loads((HERE / 'docs' / 'speed.json').read_text())
+
+
+def test_every_table_of_the_page_is_one_of_the_file():
+    """So every number in them is."""
+    tables = re.findall(r'^(\|.*\|(?:\n\|.*\|)*)$', PAGE, re.M)
+    assert sorted(tables) == sorted(report.tables(NUMBERS).values()) and len(tables) > 8
+
+
+def test_a_changed_number_is_noticed():
+    for command, section in NUMBERS.items():
+        changed = json.loads(json.dumps(NUMBERS))
+        for row in changed[command]['rows']:
+            row.update({name: 2 * row[name] + 1 for name in ('cpu', 'units', 'rate') if name in row})
+        assert report.tables(changed) != report.tables(NUMBERS), command
+
+
+def test_the_numbers_were_measured_by_commands_that_exist():
+    for command, section in NUMBERS.items():
+        args = benchmark.parse_arguments(command.removeprefix('python -m tools.benchmark ').split())
+        assert args.function and re.fullmatch(r'20\d\d-\d\d-\d\d', section['date']) and section['rows']
+        assert {'cpu', 'cores', 'threads', 'torch'} <= section['machine'].keys()
+
+
+def test_the_charts_are_drawn_from_the_file(tmp_path):
+    pytest.importorskip('matplotlib')
+    figures = report.charts(NUMBERS)
+    assert set(figures) == {report.PEOPLE_CHART, report.SCALE_CHART}
+    left = figures[report.PEOPLE_CHART].axes[0]
+    drawn = {line.get_label(): list(line.get_ydata()) for line in left.lines}
+    rows = report.rows_of(NUMBERS, 'peers')
+    for name in set(peers.PIPELINES) - {peers.IMPORTS}:
+        values = [row['cpu'] for row in rows if row['pipeline'] == name]
+        assert drawn[name] == (values if len(values) > 1 else values * 3)
+    for name in figures:
+        path = HERE / 'assets' / name
+        assert path.stat().st_size < 60_000 and re.search(rf'!\[[^\]]{{20,}}\]\(../assets/{name}\)', PAGE)

@@ -1,0 +1,158 @@
+"""Work in processes of their own, so that the peak memory of each is its own.
+
+    child = Child(make, *arguments)    # calls make(*arguments) in a new process
+    child(*more)                       # calls there what `make` returned -> Measured
+
+    measure_program('infer.py', 'photo.jpg')          # a whole command -> Measured
+
+As a program, `python -m tools.benchmark.child FILE PROGRAM ..` runs a program and writes what it
+took to FILE. This module needs the standard library alone: what it imports counts as memory of the
+program.
+"""
+import json
+import multiprocessing
+import os
+import re
+import resource
+import runpy
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).resolve().parents[2]
+ENDED = 'a process of this benchmark ended without a word; free memory and start again'
+
+
+class Measured(NamedTuple):
+    wall: float                         # seconds
+    cpu: float                          # seconds of all threads
+    memory: float                       # GB: the peak of the process so far
+    result: Any = None                  # what the function returned
+
+
+def peak_memory() -> float:
+    """GB, the most that this process held at a time.
+
+    `ru_maxrss` is not used where there is something better: on Linux a new process inherits it from
+    its parent, across exec.
+    """
+    try:
+        status = Path('/proc/self/status').read_text()
+        return int(re.search(r'VmHWM:\s+(\d+) kB', status)[1]) / 2 ** 20
+    except (OSError, TypeError):
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        # Bytes on macOS, kilobytes elsewhere.
+        return peak / (2 ** 30 if sys.platform == 'darwin' else 2 ** 20)
+
+
+# --------------------------------------------------------------------------------------------------
+# Functions
+
+
+class Child:
+    """A process that calls one function for its parent, again and again.
+
+    make: a function at the top of a module; what it returns for the arguments is called
+    """
+
+    def __init__(self, make: Callable, *arguments):
+        context = multiprocessing.get_context('spawn')
+        self.pipe, other = context.Pipe()
+        self.process = context.Process(target=serve, args=(other, make, arguments), daemon=True)
+        self.process.start()
+        other.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.pipe.close()
+        self.process.join()
+
+    def __call__(self, *arguments) -> Measured:
+        try:
+            self.pipe.send(arguments)
+            answer = self.pipe.recv()
+        except (EOFError, OSError):
+            raise ValueError(ENDED) from None
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+def serve(pipe, make: Callable, arguments: tuple):
+    """The life of a Child: answers each call with a Measured or with the error."""
+    # Ctrl-C reaches all processes of a terminal; the parent reports it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    function = None
+    while True:
+        try:
+            given = pipe.recv()
+        except EOFError:
+            return
+        try:
+            if function is None:
+                function = make(*arguments)
+            pipe.send(measure(function, *given))
+        except Exception as error:
+            pipe.send(error)
+
+
+def measure(function: Callable, *arguments) -> Measured:
+    wall = time.perf_counter()
+    cpu = time.process_time()
+    result = function(*arguments)
+    cpu = time.process_time() - cpu
+    wall = time.perf_counter() - wall
+    return Measured(wall, cpu, peak_memory(), result)
+
+
+# --------------------------------------------------------------------------------------------------
+# Programs
+
+
+def measure_program(program: str, *arguments, processes: int = 1) -> Measured:
+    """A command of this repository, from its start to its end.
+
+    program: its file, such as infer.py. processes: more than one are started by torchrun; then
+    memory is the sum of their peaks. ValueError with the last line of its errors if it fails.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, 'measured')
+        launcher = ['-m', 'torch.distributed.run', '--standalone',
+                    '--nproc-per-node', str(processes)]
+        command = [sys.executable, *(launcher if processes > 1 else []), '-m',
+                   'tools.benchmark.child', file, ROOT / program, *arguments]
+        environment = {**os.environ, 'PYTHONPATH': str(ROOT)}
+        begin = time.perf_counter()
+        done = subprocess.run(list(map(str, command)), env=environment, text=True,
+                              stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        wall = time.perf_counter() - begin
+        if done.returncode:
+            last = [line for line in done.stderr.splitlines() if line.strip()] or [ENDED]
+            raise ValueError(f'{program} failed: {last[-1]}')
+        parts = [json.loads(path.read_text()) for path in Path(folder).iterdir()]
+    return Measured(wall, sum(part['cpu'] for part in parts),
+                    sum(part['memory'] for part in parts))
+
+
+def run_program(file: str, program: str, *arguments: str):
+    """Runs a program in this process and writes {'cpu': seconds, 'memory': GB} to a file, whose
+    name gets the rank of the process."""
+    sys.argv = [program, *arguments]
+    try:
+        runpy.run_path(program, run_name='__main__')
+    finally:
+        used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+        cpu = sum(usage.ru_utime + usage.ru_stime for usage in used)
+        rank = os.environ.get('RANK', '0')
+        Path(f'{file}.{rank}').write_text(json.dumps(dict(cpu=cpu, memory=peak_memory())))
+
+
+if __name__ == '__main__':
+    run_program(*sys.argv[1:])
