@@ -81,7 +81,7 @@ def add_peer_flags(parser):
 def add_scale_flags(parser):
     add_photo(parser)
     parser.add_argument('--only', type=names_of_series, metavar='NAMES',
-                        help='some of people,megapixels,folder,images,processes')
+                        help='some of people,megapixels,crowd,folder,images,processes')
     parser.add_argument('--photos', type=Between(1, 10 ** 6), default=40,
                         help='photos of the folder for one and two processes '
                              '(default: %(default)s)')

@@ -76,7 +76,8 @@ def time_steps(model: UniParser, photo: Image.Image, people: int, session=None) 
             clock('overlay', overlay, photo, found.parsing, model.class_names)
             found = replace(found, class_names=model.class_names, photo=photo, path=file)
             clock('JSON', found.to_dict)
-            clock('save', write_results, Path(folder), 'photo', found)
+            # A new object does not know what the first one computed.
+            clock('save', write_results, Path(folder), 'photo', replace(found))
     return clock, images
 
 

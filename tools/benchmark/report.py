@@ -12,9 +12,10 @@ SCALE_CHART = 'speed_scale.png'
 
 # {series of `scale`: name of its axis}
 AXES = {'people': 'people in a photo', 'megapixels': 'megapixels of a photo',
+        'crowd': 'megapixels, 13 people',
         'folder': 'photos in a folder', 'images': 'images in evaluate.py',
         'processes': 'processes'}
-STEPS = 'network', 'decode', 'overlay', 'JSON'
+STEPS = 'network', 'load', 'preprocess', 'decode', 'overlay', 'JSON', 'save'
 
 
 def write_report(args):
@@ -154,9 +155,9 @@ def scale_table(rows: list[dict], series: str) -> str:
         return ''
     if 'network' in rows[0]:
         lines = [[f'{row["x"]:g}', *(f'{row[step]:.3f}' for step in STEPS), f'{row["cpu"]:.3f}',
-                  decimals(row['memory'])] for row in rows]
+                  around(row), decimals(row['memory'])] for row in rows]
         return markdown([AXES[series], *(f'{step}, s' for step in STEPS), 'all, CPU s',
-                         'peak GB'], lines)
+                         'around the network', 'peak GB'], lines)
     lines = []
     for row in rows:
         count = row.get('photos', row['x'])
@@ -164,6 +165,11 @@ def scale_table(rows: list[dict], series: str) -> str:
                       decimals(count / row['wall']), decimals(row['memory'])])
     unit = 'images' if series == 'images' else 'photos'
     return markdown([AXES[series], 'seconds', 'CPU s', f'{unit}/s', 'peak GB'], lines)
+
+
+def around(row: dict) -> str:
+    """The time of all other steps in percent of the network's."""
+    return f'{100 * (row["cpu"] / row["network"] - 1):.0f} %'
 
 
 def schp_table(content: dict) -> str:
