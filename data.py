@@ -22,7 +22,7 @@ from util.beyond import degrade
 from util.config import Config
 from util.cli import CommandParser, add_shared, filled, start
 from util.datasets import DATASETS, open_dataset, swap_sides
-from util.files import check_target, user_errors, write_png
+from util.files import check_target, counted, user_errors, write_png
 from util.images import read_photo, to_rgb, upright
 from util.pictures import add_legend, overlay, palette
 from util.workers import BadSample
@@ -343,7 +343,7 @@ def check(dataset, out) -> int:
     parts = sum((found[i].parts for i in good), np.zeros(256, int))
     by_number = ', '.join(f'{n}: {count}' for n, count in enumerate(counts) if count)
     by_part = ', '.join(f'{name} {n}' for name, n in zip(dataset.class_names[1:], parts[1:]))
-    print(f'{len(good)} good images, {sum(people)} people')
+    print(f'{counted(len(good), "readable image")}, {counted(sum(people), "person", "people")}')
     print('images by people:', by_number)
     print('people by part:', by_part)
     if good:
@@ -386,7 +386,7 @@ def main(argv=None):
         check_target(args.out)
         dataset = open_dataset(args.data, args.root, args.split)
         if bad := check(dataset, args.out):
-            raise ValueError(f'{bad} of {len(dataset)} images are bad')
+            raise ValueError(f'{bad} of {counted(len(dataset), "image")} cannot be read')
 
 
 if __name__ == '__main__':

@@ -27,7 +27,7 @@ import hubconf
 from infer import WEIGHTS, ParsingPipeline, load_model
 from util.checkpoints import find_system, read_checkpoint
 from util.cli import Between, CommandParser, add_shared, filled, start
-from util.files import USER_ERRORS, explain, user_errors
+from util.files import USER_ERRORS, counted, explain, user_errors
 from util.labels import LABEL_SETS, TARGETS, find_set
 from util.photos import PhotoJob
 from util.pictures import overlay, palette
@@ -153,7 +153,8 @@ class OnePersonPipeline(ParsingPipeline):
     def message(self, found):
         if not len(found.scores):
             return 'found no person'
-        return f'{len(np.unique(found.parsing[found.parsing > 0]))} classes'
+        number = len(np.unique(found.parsing[found.parsing > 0]))
+        return counted(number, 'class', 'classes')
 
 
 def choose_pipeline(network: Network, options, support: str | None = None,

@@ -39,7 +39,7 @@ from util.cli import (Between, CommandParser, add_settings, add_shared, filled, 
 from util.coco_export import NAME as ANNOTATIONS
 from util.coco_export import Result, check_unchanged, write_annotations
 from util.datasets import DATASETS, open_dataset
-from util.files import find_photos, printable, user_errors, write_png
+from util.files import counted, find_photos, printable, user_errors, write_png
 from util.images import read_photo
 from util.labels import TARGETS, find_set, names_of
 from util.photos import PhotoJob, PhotoPipeline, end_run, name_jobs, share_of_process
@@ -214,8 +214,8 @@ def write_coco(pipeline: 'ParsingPipeline', polygons: bool):
     if not results:
         return
     counts = write_annotations(pipeline.folder, results, pipeline.class_names, polygons)
-    print(f'{counts.photos} photos, {counts.people} people, {counts.parts} annotations -> '
-          f'{pipeline.folder / ANNOTATIONS}')
+    print(f'{counted(counts.photos, "photo")}, {counted(counts.people, "person", "people")}, '
+          f'{counted(counts.parts, "annotation")} -> {pipeline.folder / ANNOTATIONS}')
 
 
 def open_points(args: argparse.Namespace, paths: list[Path]) -> list:
@@ -284,7 +284,8 @@ class ParsingPipeline(PhotoPipeline):
         counts = super().run(jobs)
         self.parsed = [job for job, number in zip(jobs, counts) if number is not None]
         good = [number for number in counts if number is not None]
-        print(f'{len(good)} of {len(jobs)} photos, {sum(good)} people -> {self.folder}/')
+        print(f'{len(good):,} of {counted(len(jobs), "photo")}, '
+              f'{counted(sum(good), "person", "people")} -> {self.folder}/')
         return len(jobs) - len(good)
 
     def check_targets(self, name: str):
@@ -340,7 +341,7 @@ class ParsingPipeline(PhotoPipeline):
         number = len(found)
         if number:
             missing = self.tryon.message(found)
-            return f'{number} {"person" if number == 1 else "people"}{missing}'
+            return f'{counted(number, "person", "people")}{missing}'
         if self.args.only:
             return f'found no person with {" or ".join(self.args.only.split(","))}'
         return 'found no person'
@@ -438,8 +439,8 @@ def predict_split(args: argparse.Namespace, dataset, predict: Callable):
     arrays of `dataset.read`."""
     with PredictionWriter(args.out, args.format) as writer:
         for i in tqdm(range(len(dataset)), unit='photo', disable=None):
-            writer.add(dataset.ids[i], predict(*dataset.read(i)).labelled())
-    print(f'{len(dataset)} images -> {args.out}/; next: {next_step(args, dataset)}')
+            writer.add(dataset.ids[i], predict(*dataset.read(i)).labeled())
+    print(f'{counted(len(dataset), "image")} -> {args.out}/; next: {next_step(args, dataset)}')
 
 
 def next_step(args: argparse.Namespace, dataset) -> str:

@@ -33,12 +33,12 @@ from schp.single_person import SinglePersonNetwork
 from uniparser import UniParser
 from util.cli import Between, add_shared, filled, refuse_given
 from util.datasets import DATASETS, Photos, open_dataset
-from util.files import (check_pair, find_photos, naming, printable, read_rows, read_score,
-                        write_jpeg, write_pair, write_png)
+from util.files import (check_failures, check_pair, counted, find_photos, naming, printable,
+                        read_rows, read_score, write_jpeg, write_pair, write_png)
 from util.images import read_prediction
 from util.labels import voc_palette
 from util.masks import CroppedMap, as_label_maps
-from util.photos import PhotoJob, PhotoPipeline, check_failures, name_jobs, share_of_process
+from util.photos import PhotoJob, PhotoPipeline, name_jobs, share_of_process
 from util.pictures import overlay, palette_image
 from util.results import Parsing
 from util.run import sum_over_processes
@@ -174,7 +174,8 @@ class FusePipeline(PhotoPipeline):
         maps = self.label_maps(found, len(chosen))
         picture = overlay(job.photo, maps, self.local.class_names, colors=self.colors)
         write_jpeg(paths[3], picture)
-        return f'{printable(job.path)}: {len(chosen)} people', len(chosen)
+        number = counted(len(chosen), 'person', 'people')
+        return f'{printable(job.path)}: {number}', len(chosen)
 
 
 # ---- people ------------------------------------------------------------------------------------
@@ -194,7 +195,7 @@ def people_of_folder(folder: str) -> FindPeople:
     """The masks of --people; see the top of this file for their forms."""
     folder = Path(folder)
     if not folder.is_dir():
-        raise FileNotFoundError(f'{folder} is no folder; --people is the folder of the instance '
+        raise FileNotFoundError(f'{folder} is not a folder; --people is the folder of the instance '
                                 'masks')
     signs = 'instances.json', 'results.txt', 'global_parsing'
     if not any((folder / sign).exists() for sign in signs):
@@ -305,7 +306,8 @@ def fuse(args: argparse.Namespace):
         if photos or not videos:
             counts = pipeline.run(photos)
             good = [number for number in counts if number is not None]
-            print(f'{len(good)} of {len(counts)} photos, {sum(good)} people -> {args.out}/')
+            print(f'{len(good):,} of {counted(len(counts), "photo")}, '
+                  f'{counted(sum(good), "person", "people")} -> {args.out}/')
             failed = len(counts) - len(good)
         failed += parse_videos(pipeline, jobs, args)
     failed = sum_over_processes(failed)

@@ -115,7 +115,7 @@ def test_results_among_the_photos_are_not_photos(checkpoint, tmp_path):
     write_photo(tmp_path / 'a.png')
     for _ in range(2):
         done = call(infer, tmp_path, '--weights', checkpoint, '--out', tmp_path / 'results')
-        assert done.returncode == 0 and '1 of 1 photos' in done.stdout
+        assert done.returncode == 0 and '1 of 1 photo,' in done.stdout
 
 
 def test_only_keeps_the_named_parts(checkpoint, tmp_path):
@@ -339,7 +339,7 @@ def test_the_test_split_of_cihp_has_no_labels(tmp_path):
 
 
 def write_cihp(root):
-    """Three photos of up to two people, with pixels that are labelled but nobody's: bystanders."""
+    """Three photos of up to two people, with pixels that are labeled but nobody's: bystanders."""
     folder = root / 'instance-level_human_parsing' / 'Validation'
     rng = np.random.default_rng(0)
     for name in ('1', '2', '3'):
@@ -355,7 +355,7 @@ def write_cihp(root):
 
 
 def test_cihp_validation_equals_evaluate(tmp_path):
-    """Unlabelled bystanders and official class maps: the run's validation and evaluate.py give the
+    """Unlabeled bystanders and official class maps: the run's validation and evaluate.py give the
     same numbers."""
     write_cihp(tmp_path)
     model = tiny_model('cihp', theta_center=0.0, theta_part=0.0, theta_mask=0.1, theta_same=1.0,

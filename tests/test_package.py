@@ -97,7 +97,7 @@ def test_the_metadata_names_version_requirements_and_extras(wheel):
 def test_the_command_parses_a_photo_beside_files_of_other_names(installed, project, command):
     start = [sys.executable, *command[1:]] if command[1:] else [installed / 'bin' / 'uniparser']
     out = run_installed(installed, project, *start, 'street.jpg', '--device', 'cpu')
-    assert out.splitlines() == ['street.jpg: 3 people', '1 of 1 photos, 3 people -> results/']
+    assert out.splitlines() == ['street.jpg: 3 people', '1 of 1 photo, 3 people -> results/']
     assert len(json.loads((project / 'results' / 'street.json').read_text())['people']) == 3
 
 

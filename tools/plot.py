@@ -12,7 +12,7 @@ from pathlib import Path
 
 from util.charts import check_chart, draw_curves, make_figure, plain, write_chart
 from util.cli import CommandParser, filled, start
-from util.files import check_target, naming, printable, user_errors
+from util.files import check_target, counted, naming, printable, user_errors
 
 COLUMNS = 4                                       # panels in a row
 # What a record of the log holds besides losses, rate and metrics.
@@ -94,7 +94,7 @@ def main(argv: list[str] | None = None):
         check_target(args.out)
         figure = draw_runs({run: read_log(run) for run in args.runs})
         write_chart(args.out, figure)
-        print(f'{len(args.runs)} run{"s" if len(args.runs) > 1 else ""} -> {printable(args.out)}')
+        print(f'{counted(len(args.runs), "run")} -> {printable(args.out)}')
 
 
 if __name__ == '__main__':

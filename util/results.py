@@ -24,8 +24,8 @@ from PIL import Image
 
 from util import pictures
 from util.agnostic import agnostic_mask
-from util.files import (MARK, UNKNOWN, by_number, check_name, check_target, is_ours, printable,
-                        result_names, unique_names, write_jpeg, write_png, write_result)
+from util.files import (MARK, UNKNOWN, by_number, check_name, check_target, counted, is_ours,
+                        printable, result_names, unique_names, write_jpeg, write_png, write_result)
 from util.labels import convert, find_set, names_of, voc_palette
 from util.masks import box_of, flatten_people, without_unknown
 from util.pictures import cutout, palette, palette_image
@@ -163,7 +163,7 @@ class Parsing:
         if not number:
             return 'no people'
         names = {part.id: part.name for person in self for part in person.part_list}
-        text = f'{number} {"person" if number == 1 else "people"}'
+        text = counted(number, 'person', 'people')
         return f'{text}: {", ".join(names[i] for i in sorted(names))}' if names else text
 
     def __repr__(self) -> str:
@@ -193,7 +193,7 @@ class Parsing:
         return replace(self, parsing=self.parsing[kept], scores=self.scores[kept],
                        centers=self.centers[kept])
 
-    def labelled(self) -> 'Parsing':
+    def labeled(self) -> 'Parsing':
         """The people for an evaluator: without pixels of unknown parts (255), and without people
         that consist of such pixels alone."""
         if not (self.parsing == UNKNOWN).any():
@@ -331,7 +331,7 @@ def check_cutouts(folder: Path, inputs: set[str] = frozenset()):
     """Raises a ValueError if cut-outs in this folder could replace files of the user's. inputs: see
     `check_target`."""
     if os.path.lexists(folder) and not folder.is_dir():
-        raise ValueError(f'{printable(folder)} exists and is no folder; choose another --out')
+        raise ValueError(f'{printable(folder)} exists and is not a folder; choose another --out')
     for path in find_cutouts(folder):
         check_target(path, inputs)
 

@@ -138,7 +138,7 @@ def test_one_broken_photo_does_not_stop_the_others(shipped, tmp_path):
     (tmp_path / 'out').mkdir(), write_photo(tmp_path / 'out' / 'c_parts.png')
     done = call(onnx_parse, 'a.png', 'b.png', 'c.png', '--weights', shipped, '--out', 'out', cwd=tmp_path)
     lines = done.stderr.splitlines()
-    assert done.returncode == 2 and len(lines) == 3 and lines[2] == 'error: 2 of 3 photos could not be parsed'
+    assert done.returncode == 2 and len(lines) == 3 and lines[2] == 'error: 2 photos were not parsed'
     assert 'b.png cannot be read' in lines[0] and 'c_parts.png exists and this program did not write it' in lines[1]
     assert 'a.png: ' in done.stdout and '1 of 3 photos' in done.stdout and (tmp_path / 'out' / 'a.json').is_file()
 
