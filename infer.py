@@ -69,7 +69,7 @@ def add_model_flags(parser: argparse.ArgumentParser, **own):
     own: settings whose default is the command's own
     """
     parser.add_argument('--weights', type=filled, default=str(WEIGHTS),
-                        help='a checkpoint of train.py or of the released code '
+                        help='a weights file of train.py or of the released code '
                              '(default: weights/uniparser_ccp.pt)')
     add_shared(parser, 'device')
     add_settings(parser, Config, only=INFERENCE,

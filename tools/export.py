@@ -210,8 +210,8 @@ def export(args):
 def parse_arguments(argv=None):
     parser = CommandParser(__doc__)
     parser.add_argument('--weights', type=filled, default=str(WEIGHTS),
-                        help='a checkpoint of train.py, schp train, oneshot train or the released '
-                             'code (default: weights/uniparser_ccp.pt)')
+                        help='a weights file of train.py, schp train, oneshot train or the '
+                             'released code (default: weights/uniparser_ccp.pt)')
     parser.add_argument('--preset', choices=list(PRESETS),
                         help='an untrained network instead of weights')
     parser.add_argument('--labels', choices=list(LABEL_SETS),

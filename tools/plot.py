@@ -20,8 +20,9 @@ LEFT_OUT = 'epoch', 'iter', 'cycle', 'images_per_second', 'memory'
 
 
 def read_log(folder: str | Path) -> dict:
-    """log.jsonl of a run -> {quantity: (steps, values)}, losses first; steps count from the first
-    epoch on. ValueError or FileNotFoundError where there is no such log."""
+    """log.jsonl of a run -> {quantity: (steps, values)}, losses first, without losses that are 0 in
+    every step; steps count from the first epoch on. ValueError or FileNotFoundError where there is
+    no such log."""
     path = Path(folder) / 'log.jsonl'
     with naming(path, 'give the folders of runs'), open(path) as file:
         # The last line may still be written.
@@ -40,7 +41,9 @@ def read_log(folder: str | Path) -> dict:
                     values.append(float(value))
     if not curves:
         raise ValueError(f'{printable(path)} holds no step; wait until the run has logged one')
-    return curves
+    # A loss that is switched off is 0. A metric may be, too, and stays.
+    measured = {name for record in records if 'iter' not in record for name in record}
+    return {name: curve for name, curve in curves.items() if name in measured or any(curve[1])}
 
 
 def keep_last_run(records: list[dict]) -> list[dict]:
