@@ -22,7 +22,7 @@ from util.beyond import degrade
 from util.config import Config
 from util.cli import CommandParser, add_shared, filled, start
 from util.datasets import DATASETS, open_dataset, swap_sides
-from util.files import check_target, counted, user_errors, write_png
+from util.files import check_target, counted, printable, user_errors, write_png
 from util.images import read_photo, to_rgb, upright
 from util.pictures import add_legend, overlay, palette
 from util.workers import BadSample
@@ -197,6 +197,8 @@ def path_of(photo) -> str | os.PathLike | None:
 def to_photo(photo) -> Image.Image:
     """Path, PIL image, array or tensor -> upright RGB PIL image."""
     if path_of(photo) is not None:
+        if os.path.isdir(photo):
+            raise ValueError(f'{printable(photo)} is a folder; give its photos one by one')
         return read_photo(photo)
     if isinstance(photo, Image.Image):
         return to_rgb(upright(photo))

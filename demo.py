@@ -325,7 +325,7 @@ def draw_picture(photo: Image.Image, parsing: np.ndarray, people: list, class_na
         legend.append(f'<p>{swatch(color, "people")}<b>{title(person)}</b> '
                       f'(score {person["score"]:.2f})')
         for part in person['parts']:
-            share = f'{part["area"] / (photo.width * photo.height):.1%}'
+            share = show_share(part['area'], photo.width * photo.height)
             paths.append(draw_part(title(person, part), part, share, labels))
             legend.append(f'<span>{swatch(colors[part["id"]], "parts")}'
                           f'{html.escape(part["name"])} {share}</span>')
@@ -337,6 +337,12 @@ def draw_picture(photo: Image.Image, parsing: np.ndarray, people: list, class_na
     return (f'<div class="picture"><p class="about">{html.escape(message)}</p>'
             f'<svg viewBox="0 0 {width} {height}" shape-rendering="crispEdges">'
             f'{"".join(images + paths + numbers)}</svg>{"".join(legend)}</div>')
+
+
+def show_share(area: int, whole: int) -> str:
+    """Pixels of a part among those of the photo, in percent, for HTML."""
+    share = f'{area / whole:.1%}'
+    return '&lt;0.1%' if share == '0.0%' else share
 
 
 def draw_part(name: str, part: dict, share: str, labels: np.ndarray) -> str:

@@ -34,8 +34,8 @@ from uniparser import (INFERENCE, Config, UniParser, decode, find_centers, find_
 from util.beyond import map_quality, mixture, parsing_quality
 from util.charts import need_matplotlib
 from util.classes import list_classes
-from util.cli import (Between, CommandParser, add_settings, add_shared, filled, flag, refuse_given,
-                      start)
+from util.cli import (Between, CommandParser, add_settings, add_shared, check_source, filled, flag,
+                      refuse_given, start)
 from util.coco_export import NAME as ANNOTATIONS
 from util.coco_export import Result, check_unchanged, write_annotations
 from util.datasets import DATASETS, open_dataset
@@ -122,8 +122,7 @@ def check_flags(args: argparse.Namespace):
         given = 'out', 'format', 'polygons', *FOR_PHOTOS, *FOR_DATA
         refuse_given(args, given, 'is for parsing; leave out --list')
         return
-    if bool(args.photos) == bool(args.data):
-        raise ValueError('give photos, or --data with a data set (python infer.py --help)')
+    check_source(args.photos, args.data, '--data', 'a data set', 'python infer.py')
     if args.photos:
         refuse_given(args, FOR_DATA, 'is for a data set; name it with --data, or leave this out')
     else:

@@ -22,7 +22,7 @@ from PIL import Image
 from schp.crops import crop, crop_matrix, invert, label_map, warp
 from schp.network import load_model
 from schp.single_person import SinglePersonNetwork
-from util.cli import Between, add_shared, filled, refuse_given
+from util.cli import Between, add_shared, check_source, filled, refuse_given
 from util.files import (check_failures, counted, find_photos, printable, read_list, write_array,
                         write_jpeg, write_png)
 from util.labels import TARGETS, find_set, names_of, voc_palette
@@ -162,9 +162,8 @@ def renderings(folder: str) -> list[PhotoJob]:
 
 def extract(args: argparse.Namespace):
     """`python -m schp extract`."""
-    if bool(args.photos) == bool(args.integratedpifu):
-        raise ValueError('give photos, or --integratedpifu with a folder (python -m schp extract '
-                         '--help)')
+    check_source(args.photos, args.integratedpifu, '--integratedpifu', 'a folder',
+                 'python -m schp extract')
     if args.integratedpifu:
         extract_renderings(args)
         return

@@ -31,7 +31,7 @@ from schp.data import check_classes
 from schp.network import load_model
 from schp.single_person import SinglePersonNetwork
 from uniparser import UniParser
-from util.cli import Between, add_shared, filled, refuse_given
+from util.cli import Between, add_shared, check_source, filled, refuse_given
 from util.datasets import DATASETS, Photos, open_dataset
 from util.files import (check_failures, check_pair, counted, find_photos, naming, printable,
                         read_rows, read_score, write_jpeg, write_pair, write_png)
@@ -267,8 +267,7 @@ def load_networks(args: argparse.Namespace) -> tuple:
 
 def fuse(args: argparse.Namespace):
     """`python -m schp fuse`."""
-    if bool(args.photos) == bool(args.data):
-        raise ValueError('give photos, or --data with a data set (python -m schp fuse --help)')
+    check_source(args.photos, args.data, '--data', 'a data set', 'python -m schp fuse')
     if args.photos:
         refuse_given(args, ('root', 'split'), 'is for a data set; name it with --data, or leave '
                      'this out')

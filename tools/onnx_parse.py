@@ -69,9 +69,11 @@ def open_model(path: str | Path) -> Model:
         metadata = session.get_modelmeta().custom_metadata_map
         settings = {name: json.loads(value) for name, value in metadata.items()}
     except Exception as error:                    # onnxruntime raises a dozen types
+        if Path(path).suffix != '.onnx':
+            raise ValueError(f'{path} is not an ONNX file; {ADVICE}') from None
         raise ValueError(f'{path} cannot be read ({short(error, 200)}); {ADVICE}') from None
     if settings.get('system') != 'uniparser':
-        raise ValueError(f'{path} is no UniParser of this version; {ADVICE}')
+        raise ValueError(f'{path} is not a UniParser file of this version; {ADVICE}')
     return Model(session, SimpleNamespace(**settings))
 
 

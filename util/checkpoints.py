@@ -69,6 +69,9 @@ def read_checkpoint(path: str | Path) -> dict:
         reason = 'is a folder' if os.path.isdir(path) else 'does not exist'
         raise FileNotFoundError(f'{path} {reason}; give the path of a weights file '
                                 '(docs/weights.md says where to get the released ones)')
+    if Path(path).suffix == '.onnx':
+        raise ValueError(f'{path} is an ONNX file; parse photos with it by python -m '
+                         'tools.onnx_parse, or give a weights file')
     if Path(path).suffix == SAFE:
         return read_safetensors(path)
     with explaining(path):

@@ -90,6 +90,17 @@ def refuse_given(args: argparse.Namespace, names: Iterable[str], reason: str):
             raise ValueError(f'{flag(name)} {reason}')
 
 
+def check_source(photos: list, other: str | None, name: str, content: str, command: str):
+    """ValueError where photos and another source, the flag `name`, are both given, or neither.
+
+    content: what the flag names. command: whose --help says more.
+    """
+    if photos and other:
+        raise ValueError(f'give photos or {name}, not both')
+    if not photos and not other:
+        raise ValueError(f'give photos, or {name} with {content} ({command} --help)')
+
+
 def outside(name: str, value, low, high) -> str:
     """The sentence about a value out of range."""
     # Python refuses to print integers of thousands of digits.

@@ -11,6 +11,7 @@
 
 docs/python.md describes all of it, and the JSON file.
 """
+import difflib
 import json
 import os
 import re
@@ -31,6 +32,7 @@ from util.masks import box_of, flatten_people, without_unknown
 from util.pictures import cutout, palette, palette_image
 from util.rle import Runs, encode_runs
 
+PART_UNKNOWN = 'part unknown'                     # name of a person's pixels without a class
 MOST_BYTES = 150                                  # of a part in the name of a file
 CUTOUT = re.compile(r'person\d+(_.+)?\.png', re.DOTALL)           # names of cut-outs
 
@@ -102,7 +104,7 @@ class Person:
         found = self.runs.split()
         parts = []
         for (c, runs), rle in zip(found.items(), encode_runs(list(found.values()))):
-            name = self.class_names[c] if c < len(self.class_names) else 'part unknown'
+            name = self.class_names[c] if c < len(self.class_names) else PART_UNKNOWN
             parts.append(Part(c, name, runs.area, runs.box, rle, self.labels))
         return parts
 
@@ -266,13 +268,30 @@ def as_one_person(labels: np.ndarray, probability: np.ndarray | None = None,
 
 
 def part_ids(names: Sequence[str], class_names: Sequence[str]) -> list[int]:
-    """The ids of parts with these names, in any case. Raises a ValueError for unknown names."""
-    known = {name.lower(): c for c, name in enumerate(class_names) if c and name}
-    unknown = [name for name in names if name.lower() not in known]
+    """The ids of parts with these names, in any case, with spaces or hyphens; PART_UNKNOWN is one
+    of them. Raises a ValueError for unknown names."""
+    known = {plain(PART_UNKNOWN): UNKNOWN}
+    known |= {plain(name): c for c, name in enumerate(class_names) if c and name}
+    unknown = [name for name in names if plain(name) not in known]
     if unknown:
-        parts = ', '.join(name for name in class_names[1:] if name)
-        raise ValueError(f'unknown part {unknown[0]!r}; the parts are {parts}')
-    return [known[name.lower()] for name in names]
+        parts = [name for name in class_names[1:] if name]
+        similar = ', '.join(similar_names(unknown[0], parts))
+        hint = f' (did you mean {similar}?)' if similar else ''
+        raise ValueError(f'unknown part {unknown[0]!r}{hint}; the parts are {", ".join(parts)}')
+    return [known[plain(name)] for name in names]
+
+
+def plain(name: str) -> str:
+    """What the spellings of a part share: 'Upper clothes' and 'upper-clothes'."""
+    return name.lower().replace(' ', '-')
+
+
+def similar_names(name: str, parts: list[str]) -> list[str]:
+    """The parts that a user may have meant: left-shoe and right-shoe for 'shoes'; hair for
+    'hairs'."""
+    word = plain(name).removesuffix('s')
+    longer = [part for part in parts if word and word in plain(part)]
+    return longer or difflib.get_close_matches(plain(name), parts)
 
 
 # ---- files -------------------------------------------------------------------------------------
