@@ -121,7 +121,7 @@ def test_results_among_the_photos_are_not_photos(checkpoint, tmp_path):
 def test_only_keeps_the_named_parts(checkpoint, tmp_path):
     write_photo(tmp_path / 'a.png')
     start = tmp_path / 'a.png', '--weights', checkpoint, '--out', tmp_path, '--only'
-    done = call(infer, *start, 'head, left-arm')
+    done = call(infer, *start, 'head, Left arm')
     assert done.returncode == 0, done.stderr
     assert set(np.unique(np.asarray(Image.open(tmp_path / 'a_parts.png')))) <= {0, 1, 3}
     done = call(infer, *start, 'hat')
@@ -148,7 +148,10 @@ def test_names_of_results_are_unique():
     ([], 'give photos'),
     (['nothing.jpg'], 'nothing.jpg does not exist'),
     (['no*.jpg'], 'no*.jpg does not exist'),
-    (['.'], 'a folder without photos'),
+    (['.'], 'a folder without photos, or without read permission; name videos one by one'),
+    (['a.jpg', '--data', 'synthetic'], 'give photos or --data, not both'),
+    (['a.jpg', '--only', 'arms'], "unknown part 'arms' (did you mean left-arm, right-arm?); the parts are head"),
+    (['a.jpg', '--weights', 'a.onnx'], 'a.onnx is an ONNX file; parse photos with it by python -m tools.onnx_parse'),
     (['a.jpg', '--weights', 'no.pt'], 'no.pt does not exist'),
     (['--data', 'MHP', '--root', '.'], 'other classes')])
 def test_mistakes_in_infer_get_one_sentence(checkpoint, tmp_path, monkeypatch, capsys, arguments,
@@ -159,6 +162,7 @@ def test_mistakes_in_infer_get_one_sentence(checkpoint, tmp_path, monkeypatch, c
         (tmp_path / 'list' / 'val.txt').write_text('1')
         write_photo(tmp_path / 'val' / 'images' / '1.jpg')
         write_photo(tmp_path / 'val' / 'parsing_annos' / '1_01_01.png')
+    (tmp_path / 'a.onnx').touch()
     if '--weights' not in arguments:
         arguments = ['--weights', str(checkpoint), *arguments]
     with pytest.raises(SystemExit) as stop:
