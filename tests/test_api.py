@@ -299,7 +299,7 @@ def test_hub_loads_the_neighbors(tmp_path, monkeypatch):
     assert model.predict(Image.new('RGB', (40, 60)))[0].labels.shape == (60, 40)
     model = torch.hub.load(str(HERE), 'oneshot', source='local')
     gray = Image.new('RGB', (40, 60), 'gray')
-    found = model.predict(gray, gray, np.ones((60, 40), np.uint8), ['background', 'shirt'])
+    found = model.predict(gray, gray, np.ones((60, 40), np.uint8), class_names=['background', 'shirt'])
     assert found.labels.shape == (60, 40) and found.class_names[1] == 'shirt'
     with pytest.raises(FileNotFoundError, match='no.pt does not exist'):
         torch.hub.load(str(HERE), 'oneshot', 'no.pt', source='local')
