@@ -43,8 +43,11 @@ def main():
     # The files of this folder import each other by short names, such as `data`. First on the path,
     # they are found before files of the working directory.
     sys.path.insert(0, str(HERE))
-    start = importlib.import_module('util.cli').start
-    start(importlib.import_module(PROGRAMS[name]).main)
+    cli = importlib.import_module('util.cli')
+    word = sys.argv[1] if name == 'infer' and len(sys.argv) > 1 else ''
+    if word.isalnum() and not Path(word).exists():
+        cli.fail(f'{word} is neither a program nor a file; see uniparser --help')
+    cli.start(importlib.import_module(PROGRAMS[name]).main)
 
 
 if __name__ == '__main__':

@@ -22,7 +22,7 @@ from util.beyond import degrade
 from util.config import Config
 from util.cli import CommandParser, add_shared, filled, start
 from util.datasets import DATASETS, open_dataset, swap_sides
-from util.files import check_target, user_errors, write_png
+from util.files import check_target, counted, printable, user_errors, write_png
 from util.images import read_photo, to_rgb, upright
 from util.pictures import add_legend, overlay, palette
 from util.workers import BadSample
@@ -197,6 +197,8 @@ def path_of(photo) -> str | os.PathLike | None:
 def to_photo(photo) -> Image.Image:
     """Path, PIL image, array or tensor -> upright RGB PIL image."""
     if path_of(photo) is not None:
+        if os.path.isdir(photo):
+            raise ValueError(f'{printable(photo)} is a folder; give its photos one by one')
         return read_photo(photo)
     if isinstance(photo, Image.Image):
         return to_rgb(upright(photo))
@@ -343,7 +345,7 @@ def check(dataset, out) -> int:
     parts = sum((found[i].parts for i in good), np.zeros(256, int))
     by_number = ', '.join(f'{n}: {count}' for n, count in enumerate(counts) if count)
     by_part = ', '.join(f'{name} {n}' for name, n in zip(dataset.class_names[1:], parts[1:]))
-    print(f'{len(good)} good images, {sum(people)} people')
+    print(f'{counted(len(good), "readable image")}, {counted(sum(people), "person", "people")}')
     print('images by people:', by_number)
     print('people by part:', by_part)
     if good:
@@ -386,7 +388,7 @@ def main(argv=None):
         check_target(args.out)
         dataset = open_dataset(args.data, args.root, args.split)
         if bad := check(dataset, args.out):
-            raise ValueError(f'{bad} of {len(dataset)} images are bad')
+            raise ValueError(f'{bad} of {counted(len(dataset), "image")} cannot be read')
 
 
 if __name__ == '__main__':

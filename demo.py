@@ -27,7 +27,7 @@ import hubconf
 from infer import WEIGHTS, ParsingPipeline, load_model
 from util.checkpoints import find_system, read_checkpoint
 from util.cli import Between, CommandParser, add_shared, filled, start
-from util.files import USER_ERRORS, explain, user_errors
+from util.files import USER_ERRORS, counted, explain, user_errors
 from util.labels import LABEL_SETS, TARGETS, find_set
 from util.photos import PhotoJob
 from util.pictures import overlay, palette
@@ -155,7 +155,8 @@ class OnePersonPipeline(ParsingPipeline):
     def message(self, found):
         if not len(found.scores):
             return 'found no person'
-        return f'{len(np.unique(found.parsing[found.parsing > 0]))} classes'
+        number = len(np.unique(found.parsing[found.parsing > 0]))
+        return counted(number, 'class', 'classes')
 
 
 def choose_pipeline(network: Network, options, support: str | None = None,
@@ -326,7 +327,7 @@ def draw_picture(photo: Image.Image, parsing: np.ndarray, people: list, class_na
         legend.append(f'<p>{swatch(color, "people")}<b>{title(person)}</b> '
                       f'(score {person["score"]:.2f})')
         for part in person['parts']:
-            share = f'{part["area"] / (photo.width * photo.height):.1%}'
+            share = show_share(part['area'], photo.width * photo.height)
             paths.append(draw_part(title(person, part), part, share, labels))
             # The space lets the line break here.
             legend.append(f' <span>{swatch(colors[part["id"]], "parts")}'
@@ -339,6 +340,12 @@ def draw_picture(photo: Image.Image, parsing: np.ndarray, people: list, class_na
     return (f'<div class="picture"><p class="about">{html.escape(message)}</p>'
             f'<svg viewBox="0 0 {width} {height}" shape-rendering="crispEdges">'
             f'{"".join(images + paths + numbers)}</svg>{"".join(legend)}</div>')
+
+
+def show_share(area: int, whole: int) -> str:
+    """Pixels of a part among those of the photo, in percent, for HTML."""
+    share = f'{area / whole:.1%}'
+    return '&lt;0.1%' if share == '0.0%' else share
 
 
 def draw_part(name: str, part: dict, share: str, labels: np.ndarray) -> str:

@@ -52,7 +52,7 @@ from util.labels import SOURCES, TARGETS
 from util.masks import CroppedMap, as_label_maps
 from util.reports import per_image, plot, table
 from util.submissions import (FORMS, ConvertedPredictions, ConvertedSet, Prediction, as_pair,
-                              open_predictions)
+                              check_recorded, open_predictions, predicted_set)
 
 THRESHOLDS = [i / 10 for i in range(1, 10)]       # not np.arange: its third is 0.30000000000000004
 HUMAN_THRESHOLDS = [i / 100 for i in range(50, 100, 5)]
@@ -553,8 +553,10 @@ def run(args):
     predictions = open_predictions(args.predictions, args.format, dataset.ids)
     if args.labels:
         dataset = ConvertedSet(dataset, args.labels)
-        source = args.predicted_labels or args.labels
+        source = predicted_set(predictions, args.labels, args.predicted_labels)
         predictions = ConvertedPredictions(predictions, source, args.labels)
+    else:
+        check_recorded(predictions, dataset.class_names, args.data)
 
     # Images of the split without predictions, and predictions of other images.
     listed = set(dataset.ids)
@@ -610,8 +612,8 @@ def parse_arguments(argv: list[str] | None = None):
     parser.add_argument('--labels', choices=TARGETS,
                         help='compare in this label set, see docs/labels.md')
     parser.add_argument('--predicted-labels', choices=SOURCES,
-                        help='with --labels: the set of the predictions (default: --labels, as '
-                             'infer.py writes them)')
+                        help='with --labels: the set of the predictions (default: the one that '
+                             'infer.py recorded with them, or else --labels)')
     parser.add_argument('--score-threshold', type=Between(-math.inf, math.inf, float),
                         default=-math.inf, help='leave out people below this score (default: none)')
     parser.add_argument('--workers', type=Between(1, 1000), default=min(8, os.cpu_count()),

@@ -35,12 +35,12 @@ from uniparser import (INFERENCE, Config, UniParser, decode, find_centers, find_
 from util.beyond import map_quality, mixture, parsing_quality
 from util.charts import need_matplotlib
 from util.classes import list_classes
-from util.cli import (Between, CommandParser, add_settings, add_shared, filled, flag, refuse_given,
-                      start)
+from util.cli import (Between, CommandParser, add_settings, add_shared, check_source, filled, flag,
+                      refuse_given, start)
 from util.coco_export import NAME as ANNOTATIONS
 from util.coco_export import Result, check_unchanged, write_annotations
 from util.datasets import DATASETS, open_dataset
-from util.files import find_photos, printable, user_errors, write_png
+from util.files import counted, find_photos, printable, user_errors, write_png
 from util.images import read_photo
 from util.labels import TARGETS, find_set, names_of
 from util.photos import PhotoJob, PhotoPipeline, end_run, name_jobs, share_of_process
@@ -70,7 +70,7 @@ def add_model_flags(parser: argparse.ArgumentParser, **own):
     own: settings whose default is the command's own
     """
     parser.add_argument('--weights', type=filled, default=str(WEIGHTS),
-                        help='a checkpoint of train.py or of the released code '
+                        help='a weights file of train.py or of the released code '
                              '(default: weights/uniparser_ccp.pt)')
     add_shared(parser, 'device')
     add_settings(parser, Config, only=INFERENCE,
@@ -123,8 +123,7 @@ def check_flags(args: argparse.Namespace):
         given = 'out', 'format', 'polygons', *FOR_PHOTOS, *FOR_DATA
         refuse_given(args, given, 'is for parsing; leave out --list')
         return
-    if bool(args.photos) == bool(args.data):
-        raise ValueError('give photos, or --data with a data set (python infer.py --help)')
+    check_source(args.photos, args.data, '--data', 'a data set', 'python infer.py')
     if args.photos:
         refuse_given(args, FOR_DATA, 'is for a data set; name it with --data, or leave this out')
     else:
@@ -215,8 +214,8 @@ def write_coco(pipeline: 'ParsingPipeline', polygons: bool):
     if not results:
         return
     counts = write_annotations(pipeline.folder, results, pipeline.class_names, polygons)
-    print(f'{counts.photos} photos, {counts.people} people, {counts.parts} annotations -> '
-          f'{pipeline.folder / ANNOTATIONS}')
+    print(f'{counted(counts.photos, "photo")}, {counted(counts.people, "person", "people")}, '
+          f'{counted(counts.parts, "annotation")} -> {pipeline.folder / ANNOTATIONS}')
 
 
 def open_points(args: argparse.Namespace, paths: list[Path]) -> list:
@@ -290,7 +289,8 @@ class ParsingPipeline(PhotoPipeline):
         counts = super().run(jobs)
         self.parsed = [job for job, number in zip(jobs, counts) if number is not None]
         good = [number for number in counts if number is not None]
-        print(f'{len(good)} of {len(jobs)} photos, {sum(good)} people -> {self.folder}/')
+        print(f'{len(good):,} of {counted(len(jobs), "photo")}, '
+              f'{counted(sum(good), "person", "people")} -> {self.folder}/')
         return len(jobs) - len(good)
 
     def check_targets(self, name: str):
@@ -347,7 +347,7 @@ class ParsingPipeline(PhotoPipeline):
         number = len(found)
         if number:
             missing = self.tryon.message(found)
-            return f'{number} {"person" if number == 1 else "people"}{missing}'
+            return f'{counted(number, "person", "people")}{missing}'
         if self.args.only:
             return f'found no person with {" or ".join(self.args.only.split(","))}'
         return 'found no person'
@@ -445,8 +445,8 @@ def predict_split(args: argparse.Namespace, dataset, predict: Callable):
     arrays of `dataset.read`."""
     with PredictionWriter(args.out, args.format) as writer:
         for i in tqdm(range(len(dataset)), unit='photo', disable=None):
-            writer.add(dataset.ids[i], predict(*dataset.read(i)).labelled())
-    print(f'{len(dataset)} images -> {args.out}/; next: {next_step(args, dataset)}')
+            writer.add(dataset.ids[i], predict(*dataset.read(i)).labeled())
+    print(f'{counted(len(dataset), "image")} -> {args.out}/; next: {next_step(args, dataset)}')
 
 
 def next_step(args: argparse.Namespace, dataset) -> str:

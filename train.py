@@ -574,7 +574,7 @@ class UniParserTask(Task):
                     raise
                 tqdm.write(f'skipped: {error}', file=sys.stderr)
                 continue
-            found = self.model.predict(image)[0].labelled()
+            found = self.model.predict(image)[0].labeled()
             metrics.add(i, found, dataset.truth(i, parsing, ignore))
             if run.folder and i < PICTURES:
                 path = run.folder / 'val' / f'{i:02d}_{dataset.ids[i]}.png'

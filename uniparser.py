@@ -349,7 +349,7 @@ class UniParser(nn.Module):
         return {**out, 'flip_pairs': torch.tensor(self.flip_pairs).reshape(-1, 2)}
 
     @torch.no_grad()
-    def predict(self, photos, batch_size: int = 8) -> list[Parsing]:
+    def predict(self, photos, *, batch_size: int = 8) -> list[Parsing]:
         """People of one photo or of a list of photos -> list of Parsing, each at its photo's own
         size and with the photo and the class names attached (util/results.py).
 

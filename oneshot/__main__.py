@@ -17,7 +17,8 @@ COMMANDS = dict(train=train, evaluate=evaluate, parse=parse)
 
 def parse_arguments(argv=None) -> argparse.Namespace:
     parser = CommandParser(oneshot.__doc__)
-    commands = parser.add_subparsers(dest='command', required=True)
+    commands = parser.add_subparsers(dest='command', required=True,
+                                     metavar='parse | train | evaluate')
     add_train_flags(add_command(
         commands, 'train', 'train on ATR-OS, LIP-OS, CIHP-OS or CCP-OS'))
     add_evaluate_flags(add_command(
@@ -85,9 +86,9 @@ def add_model_flags(command):
 
 
 def add_way(command, default):
-    command.add_argument('--way', type=full_way, choices=('kway', '1way'), default=default,
+    command.add_argument('--way', type=full_way, metavar='{k,1}', default=default,
                          help='all classes at once (k), or one class against the rest (1) '
-                              '(default: kway)')
+                              '(default: k)')
 
 
 def number_or_all(text: str) -> int | str:
@@ -95,8 +96,11 @@ def number_or_all(text: str) -> int | str:
 
 
 def full_way(text: str) -> str:
-    """k and 1 stand for kway and 1way."""
-    return text if text.endswith('way') else text + 'way'
+    """argparse type: k and 1 stand for kway and 1way."""
+    way = text if text.endswith('way') else text + 'way'
+    if way not in ('kway', '1way'):
+        raise argparse.ArgumentTypeError(f' is {text}; choose k or 1')
+    return way
 
 
 def main(argv=None):

@@ -52,7 +52,8 @@ class UniParserByExample:
 
     # ---- photos ---------------------------------------------------------------------------------
 
-    def predict(self, query, supports, masks, class_names: Sequence[str] | None = None) -> Parsing:
+    def predict(self, query, supports, masks, *,
+                class_names: Sequence[str] | None = None) -> Parsing:
         """The people of a photo, in the classes that the label maps of one or several supports
         name. The arguments are those of `ExampleNetwork.predict`."""
         supports, masks = check_supports(supports, masks)

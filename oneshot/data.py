@@ -163,7 +163,7 @@ def open_photos(name: str, root: str, split: str, fold: int) -> OneShotPhotos:
         raise ValueError(f'{name} is read from files; give the folder of the unpacked download '
                          'with --root')
     if not os.path.isdir(root):
-        raise FileNotFoundError(f'{root} is no folder; --root is the folder of the unpacked '
+        raise FileNotFoundError(f'{root} is not a folder; --root is the folder of the unpacked '
                                 'download')
     if (name.lower(), fold) not in FOLDS:
         raise ValueError(f'--fold is {fold}; the folds are 1 and 2')

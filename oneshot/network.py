@@ -194,7 +194,7 @@ class ExampleNetwork(FineHeads):
 
     # ---- photos ---------------------------------------------------------------------------------
 
-    def predict(self, query, supports, masks, stored: bool = False,
+    def predict(self, query, supports, masks, *, stored: bool = False,
                 long_side: int = LONG_SIDE,
                 class_names: Sequence[str] | None = None) -> Parsing:
         """Parses a photo into the classes that the label maps of one or several supports name.

@@ -3,7 +3,7 @@ differences from it."""
 from dataclasses import dataclass
 
 from schp.data import DATASETS
-from util.cli import flag
+from util.cli import as_text, flag
 from util.config import check_ranges, setting
 
 MANY = 10 ** 6
@@ -60,7 +60,7 @@ class SCHPConfig:
         for name, count in (('size', 2), ('blocks', 4)):
             value = getattr(self, name)
             if len(value) != count:
-                raise ValueError(f'{flag(name)} is {value}; give {count} numbers')
+                raise ValueError(f'{flag(name)} is {as_text(value)}; give {count} numbers')
         if self.phase and self.network != 'segformer':
             raise ValueError(f'--phase is {self.phase}; it is 0, and of the network segformer 0, 1 '
                              'or 2')

@@ -123,7 +123,7 @@ def network_predictions(args: argparse.Namespace, dataset: Photos) -> Predict:
 def stored_predictions(folder: Path, dataset: Photos) -> Predict:
     """The label maps of --predictions."""
     if not folder.is_dir():
-        raise FileNotFoundError(f'{folder} is no folder; --predictions is the folder of the label '
-                                'maps ID.png')
+        raise FileNotFoundError(f'{folder} is not a folder; --predictions is the folder of the '
+                                'label maps ID.png')
     most = len(dataset.class_names) - 1
     return lambda name, image, size: read_prediction(folder / f'{name}.png', size, most)

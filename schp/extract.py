@@ -22,11 +22,11 @@ from PIL import Image
 from schp.crops import crop, crop_matrix, invert, label_map, warp
 from schp.network import load_model
 from schp.single_person import SinglePersonNetwork
-from util.cli import Between, add_shared, filled, refuse_given
-from util.files import find_photos, printable, read_list, write_array, write_jpeg, write_png
+from util.cli import Between, add_shared, check_source, filled, refuse_given
+from util.files import (check_failures, counted, find_photos, printable, read_list, write_array,
+                        write_jpeg, write_png)
 from util.labels import TARGETS, find_set, names_of, voc_palette
-from util.photos import (PhotoJob, PhotoPipeline, check_failures, end_run, name_jobs,
-                         share_of_process)
+from util.photos import PhotoJob, PhotoPipeline, end_run, name_jobs, share_of_process
 from util.pictures import palette_image
 from util.results import Parsing, as_one_person, check_cutouts, write_record
 from util.run import sum_over_processes
@@ -123,7 +123,7 @@ class ExtractPipeline(PhotoPipeline):
                 logits = warp(crop_logits, matrix, size).permute(1, 2, 0).cpu().numpy()
         self.write_files(job.name, found, logits)
         count = len(np.unique(found.labels[found.labels > 0]))
-        return f'{printable(job.path)}: {count} class{"" if count == 1 else "es"}', 1
+        return f'{printable(job.path)}: {counted(count, "class", "classes")}', 1
 
     def write_files(self, name: str, found: Parsing, logits: np.ndarray | None):
         if logits is not None:
@@ -163,9 +163,8 @@ def renderings(folder: str) -> list[PhotoJob]:
 
 def extract(args: argparse.Namespace):
     """`python -m schp extract`."""
-    if bool(args.photos) == bool(args.integratedpifu):
-        raise ValueError('give photos, or --integratedpifu with a folder (python -m schp extract '
-                         '--help)')
+    check_source(args.photos, args.integratedpifu, '--integratedpifu', 'a folder',
+                 'python -m schp extract')
     if args.integratedpifu:
         extract_renderings(args)
         return
@@ -205,5 +204,5 @@ def run(pipeline: ExtractPipeline, jobs: list[PhotoJob], batch_size: int) -> int
     """Parses photos -> the number of those that failed."""
     counts = pipeline.run(jobs, batch_size)
     failed = counts.count(None)
-    print(f'{len(counts) - failed} of {len(counts)} photos -> {pipeline.folder}/')
+    print(f'{len(counts) - failed:,} of {counted(len(counts), "photo")} -> {pipeline.folder}/')
     return failed

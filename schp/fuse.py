@@ -35,10 +35,10 @@ from schp.data import check_classes
 from schp.network import load_model
 from schp.single_person import SinglePersonNetwork
 from uniparser import UniParser
-from util.cli import Between, add_shared, filled, refuse_given
+from util.cli import Between, add_shared, check_source, filled, refuse_given
 from util.datasets import DATASETS, Photos, open_dataset
-from util.files import (check_pair, find_photos, naming, printable, read_rows, read_score,
-                        write_jpeg, write_pair, write_png)
+from util.files import (check_pair, counted, find_photos, naming, printable,
+                        read_rows, read_score, write_jpeg, write_pair, write_png)
 from util.images import read_prediction
 from util.labels import TARGETS, find_set, names_of, voc_palette
 from util.masks import CroppedMap, as_label_maps
@@ -184,8 +184,8 @@ class FusePipeline(PhotoPipeline):
         write_jpeg(self.folder / 'overlays' / f'{job.name}.jpg', picture)
         if self.dataset is None:
             write_record(self.folder, job.name, people, self.args.cutouts)
-        noun = 'person' if len(chosen) == 1 else 'people'
-        return f'{printable(job.path)}: {len(chosen)} {noun}', len(chosen)
+        number = counted(len(chosen), 'person', 'people')
+        return f'{printable(job.path)}: {number}', len(chosen)
 
     def write_maps(self, name: str, found: CrowdParsing, chosen: list[Person]):
         """Writes the files of CIHP's form."""
@@ -220,7 +220,7 @@ def people_of_folder(folder: str) -> FindPeople:
     """The masks of --people; see the top of this file for their forms."""
     folder = Path(folder)
     if not folder.is_dir():
-        raise FileNotFoundError(f'{folder} is no folder; --people is the folder of the instance '
+        raise FileNotFoundError(f'{folder} is not a folder; --people is the folder of the instance '
                                 'masks')
     signs = 'instances.json', 'results.txt', 'global_parsing'
     if not any((folder / sign).exists() for sign in signs):
@@ -292,8 +292,7 @@ def load_networks(args: argparse.Namespace) -> tuple:
 
 def fuse(args: argparse.Namespace):
     """`python -m schp fuse`."""
-    if bool(args.photos) == bool(args.data):
-        raise ValueError('give photos, or --data with a data set (python -m schp fuse --help)')
+    check_source(args.photos, args.data, '--data', 'a data set', 'python -m schp fuse')
     if args.photos:
         refuse_given(args, ('root', 'split'), 'is for a data set; name it with --data, or leave '
                      'this out')
@@ -336,7 +335,8 @@ def fuse(args: argparse.Namespace):
         if photos or not videos:
             counts = pipeline.run(photos)
             good = [number for number in counts if number is not None]
-            print(f'{len(good)} of {len(counts)} photos, {sum(good)} people -> {args.out}/')
+            print(f'{len(good):,} of {counted(len(counts), "photo")}, '
+                  f'{counted(sum(good), "person", "people")} -> {args.out}/')
             failed = len(counts) - len(good)
         failed += parse_videos(pipeline, jobs, args)
     failed = sum_over_processes(failed)

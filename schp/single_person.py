@@ -83,7 +83,7 @@ class SinglePersonNetwork(nn.Module):
             total = total + resize_map(logits, size)
         return total / len(scales)
 
-    def predict(self, photos, batch_size: int = 8, **options) -> list[Parsing]:
+    def predict(self, photos, *, batch_size: int = 8, **options) -> list[Parsing]:
         """One photo or a list of photos, as `data.to_photo` takes each -> list of Parsing
         (util/results.py), each with one person, or none, and the score 1: people are not separated.
         `.labels` is the label map, uint8 (H, W).

@@ -39,6 +39,13 @@ def result(model, tmp_path):
     return model.predict(tmp_path / 'a b.png')[0]
 
 
+def test_photos_are_one_argument_and_no_folder(model, tmp_path):
+    with pytest.raises(ValueError, match='is a folder; give its photos one by one'):
+        model.predict(tmp_path)
+    with pytest.raises(TypeError, match='positional argument'):
+        model.predict('a.jpg', 'b.jpg')
+
+
 # ---- people and parts ------------------------------------------------------------------------------------------
 
 
@@ -73,6 +80,17 @@ def test_a_result_prints_its_people_and_parts():
     assert found.labels.tolist() == [[2] * 6] * 2 + [[1] * 6] + [[0] * 6]
 
 
+def test_pixels_of_an_unknown_part_have_a_name(result):
+    labels = result.parsing.copy()
+    labels[0][labels[0] == 6] = 255
+    person = replace(result, parsing=labels)[0]
+    assert (labels[0] == 255).any() and str(replace(result, parsing=labels)).endswith('part unknown')
+    for name in 'part unknown', 'Part-Unknown':
+        assert np.array_equal(person.select(name), labels[0] == 255)
+    assert np.array_equal(person.parts['part unknown'].mask, labels[0] == 255)
+    assert 'part unknown' not in [part['name'] for part in person.to_dict()['parts']]
+
+
 def test_parts_are_selected_and_cut_out(result):
     absent = result.class_names[6]
     person = replace(result, parsing=np.where(result.parsing == 6, 0, result.parsing))[0]
@@ -84,6 +102,9 @@ def test_parts_are_selected_and_cut_out(result):
     for name in 'nose', 'background', '':
         with pytest.raises(ValueError, match=f"unknown part '{name}'; the parts are head, torso"):
             person.select(first, name)
+    for word, similar in ('arms', 'left-arm, right-arm'), ('haed', 'head'):
+        with pytest.raises(ValueError, match=rf"unknown part '{word}' \(did you mean {similar}\?\); the parts are head"):
+            person.select(word)
     for names, mask in (((), person.mask), ((first,), parts[first].mask)):
         cut = person.crop(*names)
         rows, columns = np.nonzero(mask)
@@ -278,7 +299,7 @@ def test_hub_loads_the_neighbors(tmp_path, monkeypatch):
     assert model.predict(Image.new('RGB', (40, 60)))[0].labels.shape == (60, 40)
     model = torch.hub.load(str(HERE), 'oneshot', source='local')
     gray = Image.new('RGB', (40, 60), 'gray')
-    found = model.predict(gray, gray, np.ones((60, 40), np.uint8), ['background', 'shirt'])
+    found = model.predict(gray, gray, np.ones((60, 40), np.uint8), class_names=['background', 'shirt'])
     assert found.labels.shape == (60, 40) and found.class_names[1] == 'shirt'
     with pytest.raises(FileNotFoundError, match='no.pt does not exist'):
         torch.hub.load(str(HERE), 'oneshot', 'no.pt', source='local')

@@ -1,5 +1,5 @@
 """COCO's people are read from the official folders: outlines of all three kinds, crowds, splits,
-licences, windows, and label maps of parts; what is broken is named. python -m pytest"""
+licenses, windows, and label maps of parts; what is broken is named. python -m pytest"""
 
 import json
 

@@ -24,7 +24,7 @@ from schp import __main__ as schp
 from schp.config import SCHPConfig
 from tests.helpers import HERE, call
 from tools.benchmark import __main__ as benchmark
-from tools import (ablate, count_people, export, keypoints, mean, oracle,
+from tools import (ablate, count_people, export, keypoints, mean, oracle, plot,
                    self_correction, tagged)
 from uniparser import Config
 from util import checkpoints, run
@@ -282,6 +282,18 @@ def test_too_many_values_and_unknown_flags_are_one_sentence(tmp_path, name):
         assert not os.listdir(tmp_path)
 
 
+@pytest.mark.parametrize('file, program, arguments, sentence', [
+    ('schp/__main__.py', schp, ['extract', '--bogus'], 'unrecognized arguments: --bogus; see python -m schp extract --help'),
+    ('schp/__main__.py', schp, [], ' | prepare; see python -m schp --help'),
+    ('oneshot/__main__.py', oneshot, [], ': parse | train | evaluate; see python -m oneshot --help'),
+    ('oneshot/__main__.py', oneshot, ['train', '--way', '3'], 'error: --way is 3; choose k or 1'),
+    ('tools/plot.py', plot, [], ': RUN; see python -m tools.plot --help')])
+def test_a_mistake_points_to_the_help_of_its_command(monkeypatch, file, program, arguments, sentence):
+    monkeypatch.setattr(sys, 'argv', [str(HERE / file)])
+    done = call(program, *arguments)
+    assert done.returncode == 2 and done.stderr.endswith(sentence + '\n'), done.stderr
+
+
 # ---- settings
 
 
@@ -290,9 +302,9 @@ def test_too_many_values_and_unknown_flags_are_one_sentence(tmp_path, name):
     (['--workers', '-1'], '--workers is -1; give a value'),
     (['--seed', '-1'], '--seed is -1'),
     (['--clip', 'nan'], '--clip is nan'),
-    (['--size', '48'], '--size is (48,); give 2 numbers'),
-    (['--size'], '--size is (); give 2'),
-    (['--blocks', '1', '1', '1', '1', '1'], '--blocks is (1, 1, 1, 1, 1); give 4 numbers'),
+    (['--size', '48'], '--size is 48; give 2 numbers'),
+    (['--size'], '--size is none; give 2'),
+    (['--blocks', '1', '1', '1', '1', '1'], '--blocks is 1 1 1 1 1; give 4 numbers'),
     (['--phase', '1'], '--phase is 1; it is 0, and of the network segformer'),
     (['--network', 'vgg'], "argument --network: invalid choice: 'vgg'"),
     (['--lr', '1', '2'], 'unrecognized arguments: 2')])

@@ -326,10 +326,10 @@ def test_check_counts_draws_and_names_bad_files(tmp_path):
     out = str(tmp_path / 's.png')
     command = [sys.executable, 'data.py', '--data', 'MHP', '--root', str(tmp_path), '--out', out]
     run = subprocess.run(command, cwd=HERE, capture_output=True, text=True)
-    assert run.returncode == 0 and '3 good images, 6 people' in run.stdout and Image.open(out).width
+    assert run.returncode == 0 and '3 readable images, 6 people' in run.stdout and Image.open(out).width
     break_map(tmp_path)
     run = subprocess.run(command, cwd=HERE, capture_output=True, text=True)
-    assert run.returncode == 2 and '12_03_02.png' in run.stderr and '1 of 3 images are bad' in run.stderr
+    assert run.returncode == 2 and '12_03_02.png' in run.stderr and '1 of 3 images cannot be read' in run.stderr
     run = subprocess.run([*command[:5], 'nowhere'], cwd=HERE, capture_output=True, text=True)
     assert run.returncode == 2 and run.stderr.startswith('error: nowhere') and 'Traceback' not in run.stderr
 
@@ -556,7 +556,7 @@ def test_scenes_stand_in_other_photos(tmp_path, monkeypatch):
         [train.background(np.random.default_rng(i)) for i in range(50)]
 
 
-def test_hidden_people_are_ignored_not_labelled():
+def test_hidden_people_are_ignored_not_labeled():
     def layer(x, value, size=20):
         label = np.full((size, size), value, np.uint8)
         return scenes.Layer(label, Image.new('L', (size, size), 255), None, x, 0, 0, True)

@@ -181,6 +181,10 @@ def test_examples_that_cannot_be_are_refused(files, tmp_path, name, example, mes
         parse(files, tmp_path, name, *example)
 
 
+def test_a_small_share_is_not_nothing():
+    assert [demo.show_share(area, 10000) for area in (4, 6, 1234)] == ['&lt;0.1%', '0.1%', '12.3%']
+
+
 def test_names_of_strangers_are_text_and_nothing_else():
     people = [dict(id=1, score=1, center=(1, 1), parts=[dict(id=1, name='<b onclick="x">&', area=4)])]
     text = demo.draw_picture(Image.new('RGB', (4, 3)), np.ones((1, 3, 4), np.uint8), people, ['background', 'x'], '<i>')

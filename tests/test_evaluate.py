@@ -283,7 +283,7 @@ def slow_masks(predicted, truth, t):
 
 
 def random_scene(rng, n, unknown=False, empty=True):
-    """People of rectangles; predictions shifted, relabelled, doubled, missing, invented or empty."""
+    """People of rectangles; predictions shifted, relabeled, doubled, missing, invented or empty."""
     h, w = rng.integers(14, 34, 2)
 
     def person(count):

@@ -13,7 +13,7 @@ from PIL import Image
 
 import infer
 from tests.helpers import call, write_photo, write_video
-from util.files import MARK
+from util.files import MARK, counted
 from util.index import write_index
 from util.results import Parsing, write_results
 
@@ -134,6 +134,11 @@ def test_photos_come_in_the_order_of_their_numbers_and_other_files_are_none(tmp_
     page = Page(tmp_path / 'index.html')
     assert [line for line in page.lines if line.startswith('in/')] == [f'in/f_{k}.jpg' for k in (1, 2, 10)]
     assert '3 photos, 3 people, 1 video' in page.lines and 'labels.json' not in page.files()
+
+
+def test_nouns_follow_their_numbers():
+    assert counted(1, 'photo') == '1 photo' and counted(0, 'photo') == '0 photos'
+    assert counted(1, 'person', 'people') == '1 person' and counted(12345, 'person', 'people') == '12,345 people'
 
 
 def test_a_folder_without_results_gets_no_page(tmp_path):

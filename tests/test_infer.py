@@ -115,13 +115,13 @@ def test_results_among_the_photos_are_not_photos(checkpoint, tmp_path):
     write_photo(tmp_path / 'a.png')
     for _ in range(2):
         done = call(infer, tmp_path, '--weights', checkpoint, '--out', tmp_path / 'results')
-        assert done.returncode == 0 and '1 of 1 photos' in done.stdout
+        assert done.returncode == 0 and '1 of 1 photo,' in done.stdout
 
 
 def test_only_keeps_the_named_parts(checkpoint, tmp_path):
     write_photo(tmp_path / 'a.png')
     start = tmp_path / 'a.png', '--weights', checkpoint, '--out', tmp_path, '--only'
-    done = call(infer, *start, 'head, left-arm')
+    done = call(infer, *start, 'head, Left arm')
     assert done.returncode == 0, done.stderr
     assert set(np.unique(np.asarray(Image.open(tmp_path / 'a_parts.png')))) <= {0, 1, 3}
     done = call(infer, *start, 'hat')
@@ -148,7 +148,10 @@ def test_names_of_results_are_unique():
     ([], 'give photos'),
     (['nothing.jpg'], 'nothing.jpg does not exist'),
     (['no*.jpg'], 'no*.jpg does not exist'),
-    (['.'], 'a folder without photos'),
+    (['.'], 'a folder without photos, or without read permission; name videos one by one'),
+    (['a.jpg', '--data', 'synthetic'], 'give photos or --data, not both'),
+    (['a.jpg', '--only', 'arms'], "unknown part 'arms' (did you mean left-arm, right-arm?); the parts are head"),
+    (['a.jpg', '--weights', 'a.onnx'], 'a.onnx is an ONNX file; parse photos with it by python -m tools.onnx_parse'),
     (['a.jpg', '--weights', 'no.pt'], 'no.pt does not exist'),
     (['--data', 'MHP', '--root', '.'], 'other classes')])
 def test_mistakes_in_infer_get_one_sentence(checkpoint, tmp_path, monkeypatch, capsys, arguments,
@@ -159,6 +162,7 @@ def test_mistakes_in_infer_get_one_sentence(checkpoint, tmp_path, monkeypatch, c
         (tmp_path / 'list' / 'val.txt').write_text('1')
         write_photo(tmp_path / 'val' / 'images' / '1.jpg')
         write_photo(tmp_path / 'val' / 'parsing_annos' / '1_01_01.png')
+    (tmp_path / 'a.onnx').touch()
     if '--weights' not in arguments:
         arguments = ['--weights', str(checkpoint), *arguments]
     with pytest.raises(SystemExit) as stop:
@@ -353,7 +357,7 @@ def test_the_test_split_of_cihp_has_no_labels(tmp_path):
 
 
 def write_cihp(root):
-    """Three photos of up to two people, with pixels that are labelled but nobody's: bystanders."""
+    """Three photos of up to two people, with pixels that are labeled but nobody's: bystanders."""
     folder = root / 'instance-level_human_parsing' / 'Validation'
     rng = np.random.default_rng(0)
     for name in ('1', '2', '3'):
@@ -369,7 +373,7 @@ def write_cihp(root):
 
 
 def test_cihp_validation_equals_evaluate(tmp_path):
-    """Unlabelled bystanders and official class maps: the run's validation and evaluate.py give the
+    """Unlabeled bystanders and official class maps: the run's validation and evaluate.py give the
     same numbers."""
     write_cihp(tmp_path)
     model = tiny_model('cihp', theta_center=0.0, theta_part=0.0, theta_mask=0.1, theta_same=1.0,

@@ -25,6 +25,7 @@ from util.datasets import CIHP, MHP, Synthetic, open_dataset
 from util.labels import (ATR, KINDS, LIP, SETS, SOURCES, TARGETS, convert, find_set, find_tables, names_of,
                          voc_palette)
 from util.masks import CroppedMap
+from util.results import Parsing
 from util.submissions import ConvertedPredictions, ConvertedSet, PredictionWriter, open_predictions
 
 PAGE = (HERE / 'docs' / 'labels.md').read_text()
@@ -256,6 +257,49 @@ def test_converted_predictions_score_as_if_written_in_that_set(tmp_path, monkeyp
     assert 0 < expected['APvol'] < 1
 
 
+def test_recorded_class_names_decide_how_predictions_are_read(tmp_path, monkeypatch):
+    """Predictions in CIHP's classes that are compared in those of LIP: with their names as with --predicted-labels cihp. Any
+    other set is refused, and a later run leaves no names behind."""
+    monkeypatch.setitem(evaluate.open_dataset.__globals__['DATASETS'], 'Drawn', Drawn)
+    dataset = Drawn()
+
+    def write(form, class_names):
+        with PredictionWriter(tmp_path / 'p', form) as writer:
+            for name, maps in zip(dataset.ids, dataset.maps):
+                scores = np.array([0.9, 0.5, 0.7])
+                writer.add(name, Parsing(noisy(maps), scores, np.zeros((3, 2)), class_names))
+
+    def score(*flags):
+        return call(evaluate, '--data', 'Drawn', '--root', tmp_path, '--predictions', tmp_path / 'p', '--workers', '1', *flags)
+
+    write('instances', ())
+    assert not (tmp_path / 'p' / 'classes.json').exists()
+    misread = score('--labels', 'lip').stdout
+    expected = score('--labels', 'lip', '--predicted-labels', 'cihp').stdout
+    assert misread and expected and misread != expected
+
+    write('instances', CIHP.class_names)
+    assert score('--labels', 'lip').stdout == expected
+    assert score('--labels', 'lip', '--predicted-labels', 'cihp').stdout == expected
+    assert score().returncode == 0
+    refused = score('--labels', 'lip', '--predicted-labels', 'atr')
+    assert refused.returncode == 2 and 'in the classes of cihp, not of atr; leave out' in refused.stderr
+    write('instances', names_of('pascal'))
+    refused = score('--labels', 'lip')
+    assert refused.returncode == 2 and 'p/instances.json: no table leads from the classes Head' in refused.stderr
+    refused = score()
+    assert refused.returncode == 2 and 'in the classes of pascal, Drawn has those of cihp' in refused.stderr
+    (tmp_path / 'p' / 'classes.json').write_text('{"software": "UniParser in pure PyTorch"}')
+    refused = score()
+    assert refused.returncode == 2 and 'classes.json cannot be read' in refused.stderr
+
+    write('coco-results', names_of('pascal'))
+    assert score().returncode == 0 and not (tmp_path / 'p' / 'classes.json').exists()
+    (tmp_path / 'p' / 'classes.json').write_text('mine')
+    with pytest.raises(ValueError, match='did not write it'):
+        PredictionWriter(tmp_path / 'p', 'instances')
+
+
 def test_the_truth_against_itself_is_perfect_in_any_set(tmp_path):
     dataset = Drawn()
     with PredictionWriter(tmp_path, 'instances') as writer:
@@ -302,6 +346,8 @@ def test_a_split_is_predicted_in_another_set_and_evaluated(cihp, tmp_path):
     assert words[words.index('--labels') + 1] == 'lip'
     done = call(evaluate, *words, '--workers', '1', '--per-class')
     assert done.returncode == 0 and 'Jumpsuits' in done.stdout, done.stderr
+    refused = call(evaluate, *words[:words.index('--labels')], '--predictions', tmp_path / 'p')
+    assert refused.returncode == 2 and 'in the classes of lip, MHP has those of mhp; compare both in one' in refused.stderr
     done = call(evaluate, '--data', 'synthetic', '--labels', 'lip', '--predictions', tmp_path / 'p')
     assert done.returncode == 2 and 'no table leads from the classes head' in done.stderr
     done = call(evaluate, *words[:words.index('--labels')], '--predicted-labels', 'lip', '--predictions', tmp_path / 'p')

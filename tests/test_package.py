@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers import HERE, SHORT
+from tests.helpers import HERE, SHORT, run
 
 MISSING = [name for name in ('pip', 'setuptools') if not importlib.util.find_spec(name)]
 if MISSING or int(importlib.metadata.version('setuptools').split('.')[0]) < 77:
@@ -97,8 +97,13 @@ def test_the_metadata_names_version_requirements_and_extras(wheel):
 def test_the_command_parses_a_photo_beside_files_of_other_names(installed, project, command):
     start = [sys.executable, *command[1:]] if command[1:] else [installed / 'bin' / 'uniparser']
     out = run_installed(installed, project, *start, 'street.jpg', '--device', 'cpu')
-    assert out.splitlines() == ['street.jpg: 3 people', '1 of 1 photos, 3 people -> results/']
+    assert out.splitlines() == ['street.jpg: 3 people', '1 of 1 photo, 3 people -> results/']
     assert len(json.loads((project / 'results' / 'street.json').read_text())['people']) == 3
+
+
+def test_a_mistyped_program_is_no_photo(tmp_path):
+    done = run('python', HERE / '__main__.py', 'traine', cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr == 'error: traine is neither a program nor a file; see uniparser --help\n'
 
 
 def test_every_program_is_reached(installed, project):

@@ -346,7 +346,7 @@ def test_a_cell_of_two_people_counts_for_both():
 @pytest.mark.parametrize('scale', [(160, 96), (96, 64), (133, 80)])
 @pytest.mark.parametrize('dataset', ['mhp', 'chip'])
 def test_pipeline(dataset, scale, flip):
-    """Photo (within a grey level: other libraries round differently), labels, flip and sides (all the same)."""
+    """Photo (within a gray level: other libraries round differently), labels, flip and sides (all the same)."""
     fixture = load('pipeline')
     theirs = fixture[f'{dataset}_{scale[0]}x{scale[1]}_{"flip" if flip else "noflip"}']
     image, parsing = (fixture[f'{dataset}_input'][k].numpy() for k in ('img_bgr', 'parsing'))

@@ -64,7 +64,7 @@ def test_each_frame_is_parsed_as_a_photo_of_it_is(checkpoint, tmp_path):
     write_video(tmp_path / 'a.mp4')
     done = parse(checkpoint, tmp_path, 'a.mp4', '--no-track')
     assert done.returncode == 0 and done.stdout.startswith('a.mp4: 8 frames, at most '), done.stderr
-    assert done.stdout.endswith('1 of 1 videos -> out/\n') and names_in(tmp_path / 'out') == ['a.jsonl', 'a_overlay.mp4']
+    assert done.stdout.endswith('1 of 1 video -> out/\n') and names_in(tmp_path / 'out') == ['a.jsonl', 'a_overlay.mp4']
     lines, (_, _, frames) = read_lines(tmp_path / 'out' / 'a.jsonl'), read_video(tmp_path / 'a.mp4')
     for k, (_, frame) in enumerate(frames):
         frame.save(tmp_path / f'{k}.png')
@@ -178,7 +178,7 @@ def test_odd_sides_and_builds_without_h264_get_a_video_too(checkpoint, tmp_path,
 def test_videos_and_photos_are_parsed_in_one_call(checkpoint, tmp_path):
     write_photo(tmp_path / 'a.png'), write_video(tmp_path / 'a.mp4', ticks=range(3)), (tmp_path / 'b.mov').write_text('no')
     done = parse(checkpoint, tmp_path, 'a.png', 'a.mp4', 'b.mov')
-    assert done.returncode == 2 and '1 of 1 photos' in done.stdout and '1 of 2 videos' in done.stdout
+    assert done.returncode == 2 and '1 of 1 photo,' in done.stdout and '1 of 2 videos' in done.stdout
     assert 'b.mov cannot be read as a video' in done.stderr and done.stderr.endswith('error: 1 file was not parsed\n')
     assert len(list((tmp_path / 'out').glob('*.json'))) == len(list((tmp_path / 'out').glob('*.jsonl'))) == 1
 
@@ -313,7 +313,7 @@ def test_damaged_frames_are_left_out_and_the_others_kept(checkpoint, tmp_path):
     path.write_bytes(content)
     done = parse(checkpoint, tmp_path, 'a.mov')
     assert len(starts) == 8 and done.returncode == 2
-    assert 'a.mov is damaged in 1 place; the 7 frames that can be read are in out/a_overlay.mp4' in done.stderr
+    assert 'a.mov is damaged in 1 place; what can be read, 7 frames, is in out/a_overlay.mp4' in done.stderr
     lines, (_, _, frames) = read_lines(tmp_path / 'out' / 'a.jsonl'), read_video(tmp_path / 'out' / 'a_overlay.mp4')
     assert len(lines) == len(frames) == 7 and abs(frames[3][0] - 4 * 1001 / 30000) < 1e-3          # the times stay
 
@@ -334,7 +334,7 @@ def test_a_gap_of_months_in_the_time_stamps_is_damage(checkpoint, tmp_path):
     write_gap(tmp_path / 'a.mkv'), write_video(tmp_path / 'b.mp4', ticks=range(3))
     done = parse(checkpoint, tmp_path, 'a.mkv', 'b.mp4')
     assert done.returncode == 2 and 'Traceback' not in done.stderr and '1 of 2 videos' in done.stdout
-    assert 'a.mkv is damaged in 1 place; the 3 frames that can be read are in out/a_overlay.mp4' in done.stderr
+    assert 'a.mkv is damaged in 1 place; what can be read, 3 frames, is in out/a_overlay.mp4' in done.stderr
     assert len(read_video(tmp_path / 'out' / 'a_overlay.mp4')[2]) == len(read_lines(tmp_path / 'out' / 'b.jsonl')) == 3
     write_gap(tmp_path / 'c.mkv', 30 * 600)                   # ten minutes are none
     assert parse(checkpoint, tmp_path, 'c.mkv').returncode == 0

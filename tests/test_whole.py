@@ -48,7 +48,7 @@ def test_decode_keeps_people_whole_and_leaves_their_parts_alone():
     for center, labels in zip(whole.centers.tolist(), whole.parsing):
         alone = by_center.get(tuple(center), np.zeros_like(labels))
         assert (without_unknown(labels) == alone).all()
-    assert (whole.labelled().parsing == parts.parsing).all()
+    assert (whole.labeled().parsing == parts.parsing).all()
 
 
 def test_a_side_needs_a_lead():
@@ -76,9 +76,9 @@ def test_decode_leaves_out_unsure_sides_and_nothing_else():
 def test_evaluators_see_no_unknown_pixels_and_no_people_without_parts():
     maps = np.array([[[255, 1]], [[255, 0]]], np.uint8)
     found = Parsing(maps, np.array([0.9, 0.8]), np.zeros((2, 2)))
-    assert found.labelled().parsing.tolist() == [[[0, 1]]] and found.labelled().scores.tolist() == [0.9]
+    assert found.labeled().parsing.tolist() == [[[0, 1]]] and found.labeled().scores.tolist() == [0.9]
     plain = Parsing(maps[:, :, 1:] * 0, found.scores, found.centers)
-    assert plain.labelled() is plain
+    assert plain.labeled() is plain
 
 
 def test_the_filter_of_people_looks_at_center_and_map():

@@ -182,8 +182,8 @@ class SuppressingUniParser(UniParser):
     """UniParser with Matrix NMS (`kernel`). People whose score falls below theta_center are left
     out."""
 
-    def predict(self, photos, batch_size=8):
-        return [self.suppress(found) for found in super().predict(photos, batch_size)]
+    def predict(self, photos, **options):
+        return [self.suppress(found) for found in super().predict(photos, **options)]
 
     def suppress(self, found):
         found = replace(found, scores=matrix_nms(found.parsing > 0, found.scores, self.kernel))

@@ -50,8 +50,8 @@ from schp import HEADS, SCHP, SinglePersonNetwork, crops
 from uniparser import INFERENCE, PRESETS, UniParser, get_config, keep_peaks
 from util.beyond import averaged
 from util.checkpoints import SAFE, find_system, read_checkpoint
-from util.cli import CommandParser, describe, filled, start
-from util.files import MARK, user_errors, write_file
+from util.cli import CommandParser, filled, start
+from util.files import MARK, counted, user_errors, write_file
 from util.labels import LABEL_SETS
 from util.run import NAMES, is_of_a_run
 
@@ -204,14 +204,32 @@ def export(args):
     else:
         raise ValueError(f'{args.weights} is of one-shot parsing, whose network also reads an '
                          f'example, so it has no ONNX file; --out FILE{SAFE} writes its weights')
-    print(f'{args.out}: {os.path.getsize(args.out) / 1e6:.1f} MB, {describe(model.config)}')
+    text = f'{args.out}: {os.path.getsize(args.out) / 1e6:.1f} MB'
+    if hasattr(model, 'class_names'):             # one-shot parsing has none of its own
+        number = len([name for name in model.class_names[1:] if name])
+        text += f', {counted(number, "class", "classes")}'
+    print(f'{text}; next: {next_step(model, args.out)}')
+
+
+def next_step(model: nn.Module, out: str) -> str:
+    """What the file of a model is for: the command that parses photos with it."""
+    is_onnx = out.endswith('.onnx')
+    if isinstance(model, UniParser):
+        command = 'python -m tools.onnx_parse PHOTO' if is_onnx else 'python infer.py PHOTO'
+    elif isinstance(model, SinglePersonNetwork):
+        if is_onnx:
+            return 'give it to IDM-VTON or OOTDiffusion (schp/README.md)'
+        command = 'python -m schp extract PHOTO'
+    else:
+        command = 'python -m oneshot parse PHOTO --support EXAMPLE --support-mask MASK'
+    return f'{command} --weights {out}'
 
 
 def parse_arguments(argv=None):
     parser = CommandParser(__doc__)
     parser.add_argument('--weights', type=filled, default=str(WEIGHTS),
-                        help='a checkpoint of train.py, schp train, oneshot train or the released '
-                             'code (default: weights/uniparser_ccp.pt)')
+                        help='a weights file of train.py, schp train, oneshot train or the '
+                             'released code (default: weights/uniparser_ccp.pt)')
     parser.add_argument('--preset', choices=list(PRESETS),
                         help='an untrained network instead of weights')
     parser.add_argument('--labels', choices=list(LABEL_SETS),

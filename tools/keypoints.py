@@ -30,7 +30,7 @@ from util.cli import Between, CommandParser, Ending, add_shared, filled, start
 from util.datasets import COCO, open_dataset
 from util.datasets.coco import Person
 from util.datasets.coco_file import KEYPOINTS
-from util.files import check_target, index_folder, user_errors, write_png
+from util.files import check_target, counted, index_folder, user_errors, write_png
 from util.masks import box_of
 from util.person_counts import percent
 from util.pictures import add_legend, overlay, palette, palette_image
@@ -222,7 +222,7 @@ class Tally:
     pixels: int = 0
     known: int = 0                                # pixels with a label
     visible: int = 0                              # keypoints
-    labelled: int = 0                             # visible keypoints with a label
+    labeled: int = 0                             # visible keypoints with a label
     right: int = 0                                # of these: with one that can be there
 
     def add(self, labels: np.ndarray, person: Person):
@@ -231,13 +231,14 @@ class Tally:
         self.pixels += np.count_nonzero(person.mask)
         self.known += np.count_nonzero(labels)
         self.visible += np.count_nonzero(person.keypoints[:, 2] >= VISIBLE)
-        self.labelled += len(checks)
+        self.labeled += len(checks)
         self.right += sum(fits for _, _, fits in checks)
 
     def summary(self) -> str:
-        return (f'{self.people} people: {percent(self.known, self.pixels)} of their pixels have a '
-                f'label; {self.labelled} of {self.visible} visible keypoints have one, and '
-                f'{percent(self.right, self.labelled)} of these can be there')
+        people = counted(self.people, 'person', 'people')
+        return (f'{people}: {percent(self.known, self.pixels)} of the pixels have a label; '
+                f'{self.labeled} of {self.visible} visible keypoints have one, and '
+                f'{percent(self.right, self.labeled)} of these can be there')
 
 
 def label_split(model, dataset: COCO, args: Namespace):
@@ -254,7 +255,7 @@ def label_split(model, dataset: COCO, args: Namespace):
 
 
 def pick_people(dataset: COCO, count: int) -> list[tuple[int, Person]]:
-    """`count` labelled people, each with the number of the photo, spread over the data set and over
+    """`count` labeled people, each with the number of the photo, spread over the data set and over
     the larger half of their sizes."""
     found = []
     photos = np.linspace(0, len(dataset) - 1, min(6 * count, len(dataset))).astype(int)

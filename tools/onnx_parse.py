@@ -30,8 +30,8 @@ import numpy as np
 from PIL import Image
 
 from util.cli import CommandParser, filled, start
-from util.files import (UNKNOWN, check_target, find_photos, make_folder, printable, result_names,
-                        short, user_errors)
+from util.files import (UNKNOWN, check_failures, check_target, counted, find_photos, make_folder,
+                        printable, result_names, short, user_errors)
 from util.images import read_photo
 from util.index import write_index
 from util.results import Parsing, check_cutouts
@@ -69,9 +69,11 @@ def open_model(path: str | Path) -> Model:
         metadata = session.get_modelmeta().custom_metadata_map
         settings = {name: json.loads(value) for name, value in metadata.items()}
     except Exception as error:                    # onnxruntime raises a dozen types
+        if Path(path).suffix != '.onnx':
+            raise ValueError(f'{path} is not an ONNX file; {ADVICE}') from None
         raise ValueError(f'{path} cannot be read ({short(error, 200)}); {ADVICE}') from None
     if settings.get('system') != 'uniparser':
-        raise ValueError(f'{path} is no UniParser of this version; {ADVICE}')
+        raise ValueError(f'{path} is not a UniParser file of this version; {ADVICE}')
     return Model(session, SimpleNamespace(**settings))
 
 
@@ -341,10 +343,10 @@ def parse_files(args):
         except (OSError, ValueError) as error:
             print(f'error: {error}', file=sys.stderr)
             failed += 1
-    print(f'{len(paths) - failed} of {len(paths)} photos, {people} people -> {args.out}/')
+    print(f'{len(paths) - failed:,} of {counted(len(paths), "photo")}, '
+          f'{counted(people, "person", "people")} -> {args.out}/')
     write_index(args.out)
-    if failed:
-        raise ValueError(f'{failed} of {len(paths)} photos could not be parsed')
+    check_failures(failed)
 
 
 def parse_file(model: Model, path: Path, name: str, folder: Path, inputs: set[str],
@@ -356,7 +358,7 @@ def parse_file(model: Model, path: Path, name: str, folder: Path, inputs: set[st
     found = parse(model, read_photo(path), path)
     found.save(folder, name, cutouts)
     number = len(found.scores)
-    message = f'{number} {"person" if number == 1 else "people"}' if number else 'found no person'
+    message = counted(number, 'person', 'people') if number else 'found no person'
     print(f'{printable(path)}: {message}')
     return number
 

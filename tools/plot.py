@@ -12,7 +12,7 @@ from pathlib import Path
 
 from util.charts import check_chart, draw_curves, make_figure, plain, write_chart
 from util.cli import CommandParser, filled, start
-from util.files import check_target, naming, printable, user_errors
+from util.files import check_target, counted, naming, printable, user_errors
 
 COLUMNS = 4                                       # panels in a row
 # What a record of the log holds besides losses, rate and metrics.
@@ -20,8 +20,9 @@ LEFT_OUT = 'epoch', 'iter', 'cycle', 'images_per_second', 'memory'
 
 
 def read_log(folder: str | Path) -> dict:
-    """log.jsonl of a run -> {quantity: (steps, values)}, losses first; steps count from the first
-    epoch on. ValueError or FileNotFoundError where there is no such log."""
+    """log.jsonl of a run -> {quantity: (steps, values)}, losses first, without losses that are 0 in
+    every step; steps count from the first epoch on. ValueError or FileNotFoundError where there is
+    no such log."""
     path = Path(folder) / 'log.jsonl'
     with naming(path, 'give the folders of runs'), open(path) as file:
         # The last line may still be written.
@@ -40,7 +41,9 @@ def read_log(folder: str | Path) -> dict:
                     values.append(float(value))
     if not curves:
         raise ValueError(f'{printable(path)} holds no step; wait until the run has logged one')
-    return curves
+    # A loss that is switched off is 0. A metric may be, too, and stays.
+    measured = {name for record in records if 'iter' not in record for name in record}
+    return {name: curve for name, curve in curves.items() if name in measured or any(curve[1])}
 
 
 def keep_last_run(records: list[dict]) -> list[dict]:
@@ -94,7 +97,7 @@ def main(argv: list[str] | None = None):
         check_target(args.out)
         figure = draw_runs({run: read_log(run) for run in args.runs})
         write_chart(args.out, figure)
-        print(f'{len(args.runs)} run{"s" if len(args.runs) > 1 else ""} -> {printable(args.out)}')
+        print(f'{counted(len(args.runs), "run")} -> {printable(args.out)}')
 
 
 if __name__ == '__main__':

@@ -26,10 +26,10 @@ from uniparser import decode
 from util.cli import Between, CommandParser, filled, start
 from util.datasets import CIHP, read_layers
 from util.datasets.ccp import mat_shape, read_mat
-from util.files import (UNKNOWN, index_folder, inside, naming, pick_files, printable, user_errors,
-                        write_png)
+from util.files import (UNKNOWN, check_failures, counted, index_folder, inside, naming, pick_files,
+                        printable, user_errors, write_png)
 from util.images import read_stored
-from util.photos import PhotoJob, PhotoPipeline, check_failures, share_of_process
+from util.photos import PhotoJob, PhotoPipeline, share_of_process
 from util.pictures import palette, palette_image
 from util.run import sum_over_processes
 
@@ -180,7 +180,7 @@ def label_photos(args):
     counts = LabelPipeline(model, args, tags).run(share_of_process(jobs))
     kept = sum_over_processes(sum(count for count in counts if count))
     if int(os.environ.get('RANK', 0)) == 0:
-        print(f'{kept} of {len(tags)} photos labeled -> {os.path.join(args.out, "")}')
+        print(f'{kept} of {counted(len(tags), "photo")} labeled -> {os.path.join(args.out, "")}')
     check_failures(counts.count(None))
 
 

@@ -71,6 +71,9 @@ def read_checkpoint(path: str | Path) -> dict:
         if os.path.isdir(path):
             raise FileNotFoundError(f'{path} is a folder; {advice}')
         raise FileNotFoundError(no_file(str(path), advice))
+    if Path(path).suffix == '.onnx':
+        raise ValueError(f'{path} is an ONNX file; parse photos with it by python -m '
+                         'tools.onnx_parse, or give a weights file')
     if Path(path).suffix == SAFE:
         return read_safetensors(path)
     with explaining(path):

@@ -90,6 +90,17 @@ def refuse_given(args: argparse.Namespace, names: Iterable[str], reason: str):
             raise ValueError(f'{flag(name)} {reason}')
 
 
+def check_source(photos: list, other: str | None, name: str, content: str, command: str):
+    """ValueError where photos and another source, the flag `name`, are both given, or neither.
+
+    content: what the flag names. command: whose --help says more.
+    """
+    if photos and other:
+        raise ValueError(f'give photos or {name}, not both')
+    if not photos and not other:
+        raise ValueError(f'give photos, or {name} with {content} ({command} --help)')
+
+
 def outside(name: str, value, low, high) -> str:
     """The sentence about a value out of range."""
     # Python refuses to print integers of thousands of digits.
@@ -146,6 +157,9 @@ class CommandParser(argparse.ArgumentParser):
         if path.name == '__main__.py':
             # argparse would call each of the packages by this name.
             options.setdefault('prog', f'python -m {path.parent.name}')
+        elif path.parent.name == 'tools':
+            options.setdefault('prog', f'python -m tools.{path.stem}')
+        self.is_command = False
         super().__init__(description=description,
                          formatter_class=argparse.RawDescriptionHelpFormatter, **options)
 
@@ -154,7 +168,11 @@ class CommandParser(argparse.ArgumentParser):
             # Python 3.11 takes it for an empty list.
             if word.startswith('--') and word.endswith('=--'):
                 self.error(f'argument {word[:-3]}: -- is no value')
-        return super().parse_known_args(args, namespace)
+        found, rest = super().parse_known_args(args, namespace)
+        if rest and self.is_command:
+            # Otherwise the parser of all commands would report them, and point to its own help.
+            self.error(f'unrecognized arguments: {" ".join(rest)}')
+        return found, rest
 
     def error(self, message):
         name, _, reason = message.removeprefix('argument ').partition(': ')
@@ -171,7 +189,9 @@ def add_command(commands, name: str, help: str, description: str = '') -> Comman
     description: the text above its own flags; by default the same
     """
     sentence = f'{help[0].upper()}{help[1:]}.'
-    return commands.add_parser(name, help=help, description=description or sentence)
+    parser = commands.add_parser(name, help=help, description=description or sentence)
+    parser.is_command = True
+    return parser
 
 
 # The flags that many commands share.

@@ -169,7 +169,7 @@ class Config:
         choices=('correlation', 'mixture'))
     theta_side: float = setting(
         0.0, "lead in correlation that a left part's class must have over the right one's; smaller "
-             'leads are unlabelled; 0 = any',
+             'leads are unlabeled; 0 = any',
         low=0, high=2)
     whole: bool = setting(
         False, "keep pixels of a person that no class claims, as 255")

@@ -97,6 +97,21 @@ def short(text, length: int = 80) -> str:
     return printable(text)[:length]
 
 
+def counted(number: int, one: str, several: str = '') -> str:
+    """'1 photo' or '2 photos'; several: of a noun whose plural does not end in s."""
+    return f'{number:,} {one if number == 1 else several or one + "s"}'
+
+
+def check_failures(failed: int, kind: str = 'photo'):
+    """Raises a ValueError if photos, or files of another kind, were not parsed.
+
+    Called when all others are done.
+    """
+    if failed:
+        verb = 'was' if failed == 1 else 'were'
+        raise ValueError(f'{counted(failed, kind)} {verb} not parsed')
+
+
 def no_file(name: str, advice: str) -> str:
     """The sentence about a file that does not exist."""
     if ADDRESS.match(name):

@@ -22,7 +22,8 @@ def open_image(path: str | Path) -> Iterator[Image.Image]:
     """Pillow image whose pixels are not yet decoded."""
     if os.path.exists(path) and not os.path.isfile(path):     # opening a pipe would block
         if os.path.isdir(path):
-            raise OSError(EINVAL, 'it is a folder without photos, or without read permission')
+            raise OSError(EINVAL, 'it is a folder without photos, or without read permission; '
+                                  'name videos one by one')
         raise OSError(EINVAL, 'it is not a regular file')
     with Image.open(path, formats=FORMATS) as image:
         yield image

@@ -14,7 +14,7 @@ from urllib.parse import quote
 from PIL import Image
 
 from util.coco_export import NAME as ANNOTATIONS
-from util.files import MARK, by_number, check_target, is_ours, printable, write_file
+from util.files import MARK, by_number, check_target, counted, is_ours, printable, write_file
 from util.results import find_cutouts
 
 # The files of a photo NAME, of all commands that write NAME.json.
@@ -69,9 +69,9 @@ def write_index(folder: str | Path):
     except ValueError:
         print(f'{printable(path)} is not of this program and stays as it is', file=sys.stderr)
         return
-    counts = count(len(photos), 'photo', 'photos'), count(people, 'person', 'people')
+    counts = counted(len(photos), 'photo'), counted(people, 'person', 'people')
     if videos:
-        counts += count(len(videos), 'video', 'videos'),
+        counts += counted(len(videos), 'video'),
     page = PAGE.format(mark=MARK, title=text(folder.resolve().name), summary=', '.join(counts),
                        entries='\n'.join(photos + videos))
     write_file(path, page)
@@ -116,7 +116,7 @@ def photo_entry(folder: Path, name: str, record: dict) -> str:
         image = link(overlays[0], f'<img src="{address(overlays[0])}" style="{style}" '
                                   'loading="lazy" alt="">')
     return (f'<figure>{image}<figcaption><p><b>{text(record["photo"])}</b>: '
-            f'{count(len(record["people"]), "person", "people")}</p>'
+            f'{counted(len(record["people"]), "person", "people")}</p>'
             f'<p>{legend(folder, name, record["people"], of_parts)}</p>'
             f'<p>{links(files)}</p>{cutout_list(folder / f"{name}_cutouts")}</figcaption></figure>')
 
@@ -164,7 +164,7 @@ def cutout_list(folder: Path) -> str:
                                    f'title="{title}">'))
     if not pictures:
         return ''
-    number = count(len(pictures), 'cut-out', 'cut-outs')
+    number = counted(len(pictures), 'cut-out')
     return f'<details><summary>{number}</summary>{"".join(pictures)}</details>'
 
 
@@ -190,7 +190,3 @@ def address(file: str) -> str:
 def text(words) -> str:
     """Any text, harmless in HTML."""
     return html.escape(printable(words))
-
-
-def count(number: int, one: str, several: str) -> str:
-    return f'{number:,} {one if number == 1 else several}'

@@ -3,6 +3,7 @@
 docs/labels.md shows the tables. Needs no torch.
 """
 import reprlib
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -165,6 +166,15 @@ KINDS = (
 def names_of(name: str) -> tuple[str, ...]:
     """The class names of one of SETS, the background first."""
     return MHP.class_names if name == 'mhp' else LABEL_SETS[name].names
+
+
+def name_of(class_names: Sequence[str]) -> str:
+    """The name of the label set with these names, in any case; of others the first classes."""
+    wanted = [name.lower() for name in class_names]
+    for name in dict.fromkeys((*SETS, *LABEL_SETS)):
+        if [other.lower() for other in names_of(name)] == wanted:
+            return name
+    return f'{", ".join(class_names[1:4])}, ..'
 
 
 def find_set(class_names: list[str], labels: str) -> str:

@@ -75,7 +75,7 @@ class CroppedMap:
     y0, y1, x0, x1  the box in the image; box: its slices
     labels, mask    in the box: label map; bool, where it is not 0
     counts          pixels of each label 0..n - 1; 0 for label 0
-    area            labelled pixels; unknown: those of labels from n on
+    area            labeled pixels; unknown: those of labels from n on
 
     The arguments y0 and x0 are the start of the given map, if it is itself a crop of the image.
     """

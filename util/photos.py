@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from util.files import check_target, make_folder, printable, result_names
+from util.files import check_failures, check_target, make_folder, printable, result_names
 from util.images import read_photo
 from util.results import Parsing
 from util.index import write_index
@@ -216,13 +216,3 @@ def finish_run(folder: str | Path, failed: int, kind: str = 'photo'):
     if int(os.environ.get('RANK', 0)) == 0:
         write_index(folder)
     check_failures(failed, kind)
-
-
-def check_failures(failed: int, kind: str = 'photo'):
-    """Raises a ValueError if photos, or files of another kind, were not parsed.
-
-    Called when all others are done.
-    """
-    if failed:
-        verb = 's were' if failed > 1 else ' was'
-        raise ValueError(f'{failed} {kind}{verb} not parsed')

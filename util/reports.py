@@ -6,6 +6,7 @@ import math
 import numpy as np
 
 from util.charts import draw_curves, make_figure
+from util.files import counted
 
 NAMES = {                                         # keys of a result, and their names in the table
     'AP50': 'AP^p_50',
@@ -30,8 +31,9 @@ def table(metrics, result: dict, class_names: tuple[str, ...] = (), cihp: bool =
                  for key, name in names.items()]
         return [head, *lines, '']
 
-    lines = [f'{result["images"]} images, {result["people"]} people, {result["detections"]} '
-             'detections', '']
+    counts = (counted(result['images'], 'image'), counted(result['people'], 'person', 'people'),
+              counted(result['detections'], 'detection'))
+    lines = [', '.join(counts), '']
     names = {'AP': 'AP^p', 'PCP': 'PCP'}
     if cihp:
         names['APr'] = 'AP^r'

@@ -11,6 +11,7 @@
 
 docs/python.md describes all of it, and the JSON file.
 """
+import difflib
 import json
 import os
 import re
@@ -24,13 +25,14 @@ from PIL import Image
 
 from util import pictures
 from util.agnostic import agnostic_mask
-from util.files import (MARK, UNKNOWN, by_number, check_name, check_target, is_ours, printable,
-                        result_names, unique_names, write_jpeg, write_png, write_result)
+from util.files import (MARK, UNKNOWN, by_number, check_name, check_target, counted, is_ours,
+                        printable, result_names, unique_names, write_jpeg, write_png, write_result)
 from util.labels import convert, find_set, names_of, voc_palette
 from util.masks import box_of, flatten_people, without_unknown
 from util.pictures import cutout, palette, palette_image
 from util.rle import Runs, encode_runs
 
+PART_UNKNOWN = 'part unknown'                     # name of a person's pixels without a class
 MOST_BYTES = 150                                  # of a part in the name of a file
 CUTOUT = re.compile(r'person\d+(_.+)?\.png', re.DOTALL)           # names of cut-outs
 
@@ -102,7 +104,7 @@ class Person:
         found = self.runs.split()
         parts = []
         for (c, runs), rle in zip(found.items(), encode_runs(list(found.values()))):
-            name = self.class_names[c] if c < len(self.class_names) else 'part unknown'
+            name = self.class_names[c] if c < len(self.class_names) else PART_UNKNOWN
             parts.append(Part(c, name, runs.area, runs.box, rle, self.labels))
         return parts
 
@@ -163,7 +165,7 @@ class Parsing:
         if not number:
             return 'no people'
         names = {part.id: part.name for person in self for part in person.part_list}
-        text = f'{number} {"person" if number == 1 else "people"}'
+        text = counted(number, 'person', 'people')
         return f'{text}: {", ".join(names[i] for i in sorted(names))}' if names else text
 
     def __repr__(self) -> str:
@@ -193,7 +195,7 @@ class Parsing:
         return replace(self, parsing=self.parsing[kept], scores=self.scores[kept],
                        centers=self.centers[kept])
 
-    def labelled(self) -> 'Parsing':
+    def labeled(self) -> 'Parsing':
         """The people for an evaluator: without pixels of unknown parts (255), and without people
         that consist of such pixels alone."""
         if not (self.parsing == UNKNOWN).any():
@@ -273,13 +275,30 @@ def as_one_person(labels: np.ndarray, probability: np.ndarray | None = None,
 
 
 def part_ids(names: Sequence[str], class_names: Sequence[str]) -> list[int]:
-    """The ids of parts with these names, in any case. Raises a ValueError for unknown names."""
-    known = {name.lower(): c for c, name in enumerate(class_names) if c and name}
-    unknown = [name for name in names if name.lower() not in known]
+    """The ids of parts with these names, in any case, with spaces or hyphens; PART_UNKNOWN is one
+    of them. Raises a ValueError for unknown names."""
+    known = {plain(PART_UNKNOWN): UNKNOWN}
+    known |= {plain(name): c for c, name in enumerate(class_names) if c and name}
+    unknown = [name for name in names if plain(name) not in known]
     if unknown:
-        parts = ', '.join(name for name in class_names[1:] if name)
-        raise ValueError(f'unknown part {unknown[0]!r}; the parts are {parts}')
-    return [known[name.lower()] for name in names]
+        parts = [name for name in class_names[1:] if name]
+        similar = ', '.join(similar_names(unknown[0], parts))
+        hint = f' (did you mean {similar}?)' if similar else ''
+        raise ValueError(f'unknown part {unknown[0]!r}{hint}; the parts are {", ".join(parts)}')
+    return [known[plain(name)] for name in names]
+
+
+def plain(name: str) -> str:
+    """What the spellings of a part share: 'Upper clothes' and 'upper-clothes'."""
+    return name.lower().replace(' ', '-')
+
+
+def similar_names(name: str, parts: list[str]) -> list[str]:
+    """The parts that a user may have meant: left-shoe and right-shoe for 'shoes'; hair for
+    'hairs'."""
+    word = plain(name).removesuffix('s')
+    longer = [part for part in parts if word and word in plain(part)]
+    return longer or difflib.get_close_matches(plain(name), parts)
 
 
 # ---- files -------------------------------------------------------------------------------------
@@ -339,7 +358,7 @@ def check_cutouts(folder: Path, inputs: set[str] = frozenset()):
     """Raises a ValueError if cut-outs in this folder could replace files of the user's. inputs: see
     `check_target`."""
     if os.path.lexists(folder) and not folder.is_dir():
-        raise ValueError(f'{printable(folder)} exists and is no folder; choose another --out')
+        raise ValueError(f'{printable(folder)} exists and is not a folder; choose another --out')
     for path in find_cutouts(folder):
         check_target(path, inputs)
 

@@ -1,7 +1,7 @@
 """Folders of predictions, read and written in four forms. Needs no torch.
 
     instances     instances.json = {image: [{file, score}]} and instances/*.png, one full-size label
-                  map per person
+                  map per person; infer.py adds classes.json, the names of their classes
     mhp           the MHP challenge: global_seg, global_tag, results.txt
     cihp          the CIHP challenge: global_parsing, instance_parsing, instance_segmentation or
                   global_tag
@@ -9,7 +9,7 @@
 """
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,11 +17,11 @@ import numpy as np
 from PIL import Image
 
 from util.datasets.base import GroundTruth, Photos
-from util.files import (MARK, check_name, check_target, is_ours, printable, read_rows,
+from util.files import (MARK, check_name, check_target, is_ours, naming, printable, read_rows,
                         read_score, short, write_file, write_pair, write_png, write_result,
                         writing)
 from util.images import read_prediction
-from util.labels import convert, find_set, names_of
+from util.labels import convert, find_set, name_of, names_of
 from util.masks import CroppedMap, as_label_maps, split_map
 
 SIGNS = {                                         # files that show the form of a folder
@@ -37,6 +37,7 @@ INDICES = {                                       # files without a mark, and th
     'coco-results': ('parsing.json', 'instances'),
     'mhp': ('results.txt', 'global_seg'),
 }
+CLASSES = 'classes.json'                          # class names, beside instances.json
 UNFINISHED = 'unfinished.txt'                     # is in a folder of cihp while it is written
 Shape = tuple[int, int]                           # (H, W) in pixels
 
@@ -87,6 +88,7 @@ class InstanceMaps:
         folders = [folder / 'instances', folder, *sorted(folder.iterdir())]
         self.folder = next((f for f in folders if os.path.isfile(f / first)), folders[0])
         self.semantic = folder / 'semantic'
+        self.class_names = read_class_names(folder / CLASSES)
 
     def read_index(self, ids: list[str]) -> dict[str, list[tuple[str, float]]]:
         try:
@@ -124,6 +126,15 @@ class InstanceMaps:
         return Prediction(maps, [score for _, score in people], semantic)
 
 
+def read_class_names(path: Path) -> list[str]:
+    """The names that PredictionWriter recorded; none where another program, or an earlier version
+    of this one, wrote the predictions."""
+    if not is_ours(path):
+        return []
+    with naming(path):
+        return [str(name) for name in json.loads(path.read_text())['class_names']]
+
+
 class MHPSubmission:
     """mhp: the MHP challenge.
 
@@ -131,6 +142,7 @@ class MHPSubmission:
     `ID person score person score ...` per image.
     """
     unknown_metrics = ()
+    class_names = ()                              # not recorded in this form
 
     def __init__(self, path: Path, ids: list[str] = ()):
         self.folder = path
@@ -169,6 +181,7 @@ class CIHPSubmission:
     of ID.txt, `class score`; and, for AP^p and AP^h, instance_segmentation or global_tag with a
     line per person, `score y1 x1 y2 x2`, or CIHP_PGN's `1, area`, where the area serves as score.
     """
+    class_names = ()                              # not recorded in this form
 
     def __init__(self, path: Path, ids: list[str] = ()):
         def find(*names):
@@ -238,7 +251,8 @@ READERS = {
 def open_predictions(path: str | Path, form: str | None = None, ids: list[str] = ()):
     """A folder of predictions, or a list in COCO's form (.json).
 
-    Returns an object with `ids`, its images, and read(image, (H, W), num_classes) -> Prediction.
+    Returns an object with `ids`, its images, `class_names`, empty where they are not recorded, and
+    read(image, (H, W), num_classes) -> Prediction.
     ids: the images of the data set in their order. form: one of FORMS; None: guessed from the
     files.
     """
@@ -263,6 +277,39 @@ def open_predictions(path: str | Path, form: str | None = None, ids: list[str] =
 
 
 # ---- in another label set ----------------------------------------------------------------------
+
+
+def same_names(names: Sequence[str], others: Sequence[str]) -> bool:
+    """Whether two lists of class names are equal, in any case."""
+    return [name.lower() for name in names] == [name.lower() for name in others]
+
+
+def check_recorded(predictions, class_names: Sequence[str], data: str):
+    """ValueError where the recorded classes of predictions are not those of the data set."""
+    recorded = predictions.class_names
+    if recorded and not same_names(recorded, class_names):
+        raise ValueError(f'{printable(predictions.source)} holds predictions in the classes of '
+                         f'{name_of(recorded)}, {data} has those of {name_of(class_names)}; '
+                         'compare both in one label set, with --labels')
+
+
+def predicted_set(predictions, labels: str, given: str | None = None) -> str:
+    """The label set of predictions that are to be compared in the set `labels`: the recorded one,
+    or else the given one, or else `labels`. ValueError where the given set is not the recorded one,
+    or where no table leads from that to `labels`."""
+    recorded = predictions.class_names
+    source = printable(predictions.source)
+    if not recorded:
+        return given or labels
+    if given and not same_names(recorded, names_of(given)):
+        raise ValueError(f'{source} holds predictions in the classes of {name_of(recorded)}, not '
+                         f'of {given}; leave out --predicted-labels')
+    if same_names(recorded, names_of(labels)):
+        return labels
+    try:
+        return find_set(recorded, labels)
+    except ValueError as error:
+        raise ValueError(f'{source}: {error}') from None
 
 
 def convert_any(label_map: np.ndarray | CroppedMap, source: str, target: str):
@@ -359,7 +406,8 @@ class PredictionWriter:
 
     The challenge forms, mhp and cihp, have one class per pixel: where people overlap the higher
     score wins, and people without visible pixels are left out. Files have no palette: other
-    evaluators read palette images wrongly.
+    evaluators read palette images wrongly. The form instances records the class names of
+    predictions that have some.
     """
 
     def __init__(self, folder: str | Path, form: str = 'instances'):
@@ -369,7 +417,10 @@ class PredictionWriter:
         self.folder = Path(folder)
         self.form = form
         self.index = {}                           # {image: its entry in the index}
+        self.class_names = []                     # of the predictions, where they have some
         self.begun = False
+        if form == 'instances':
+            check_target(self.folder / CLASSES)
         if form in INDICES:
             index, pictures = INDICES[form]
             ours = any(map(is_ours, (self.folder / pictures).glob('*.png')))
@@ -388,6 +439,7 @@ class PredictionWriter:
         """prediction: (parsing uint8 (N, H, W), scores (N,)), or an object with the two."""
         check_name(str(image), 'the predictions are of the image', 'give its id')
         self.begin(image)
+        self.class_names = list(getattr(prediction, 'class_names', ()))
         parsing, scores = as_pair(prediction)
         parsing = as_label_maps(parsing, np.shape(parsing)[1:])
         scores = [float(score) for score in scores]
@@ -419,6 +471,8 @@ class PredictionWriter:
                 if pictures == INDICES[self.form][1]:
                     with writing(self.folder / index):
                         (self.folder / index).unlink(missing_ok=True)
+            if is_ours(self.folder / CLASSES):
+                (self.folder / CLASSES).unlink()
         self.begun = True
 
     def add_instances(self, image: str, parsing: np.ndarray, scores: list[float]):
@@ -459,6 +513,9 @@ class PredictionWriter:
         """Writes the index, without which a folder holds no predictions. That of cihp has none: the
         sign of incomplete ones goes."""
         if self.form == 'instances':
+            if self.class_names:
+                record = dict(software=MARK, class_names=self.class_names)
+                write_result(self.folder / CLASSES, json.dumps(record, indent=0))
             write_file(self.folder / 'instances.json', json.dumps(self.index, indent=0))
         elif self.form == 'coco-results':
             rows = [dict(image_id=image, category_id=1, score=p['score'], parsing=p['file'])

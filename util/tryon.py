@@ -89,7 +89,7 @@ class TryOn:
         """What to add to the message about a photo with people: that the chosen one is missing."""
         if not self.endings or choose_people(found.parsing, self.person):
             return ''
-        return f', none of them with the id {self.person}'
+        return f', but none has the id {self.person}'
 
 
 def write_agnostic(folder: Path, name: str, photo: Image.Image, mask: np.ndarray):

@@ -24,7 +24,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from util.cli import Between, refuse_given
-from util.files import MARK, check_target, make_folder, naming, printable, replacing, writing
+from util.files import (MARK, check_target, counted, make_folder, naming, printable, replacing,
+                        writing)
 from util.photos import PhotoJob, PhotoPipeline, ahead
 from util.pictures import add_ids, add_legend, overlay, overlay_people, palette
 from util.run import catching_signals
@@ -332,11 +333,10 @@ def parse_video(pipeline: PhotoPipeline, path: str | Path, name: str,
     if seen:
         raise KeyboardInterrupt
     if video.damaged:
-        places = f'{video.damaged} place{"s" if video.damaged > 1 else ""}'
-        raise ValueError(f'{printable(path)} is damaged in {places}; the {count} frames that can '
-                         f'be read are in {targets[0]}')
-    noun = 'person' if most == 1 else 'people'
-    return f'{printable(path)}: {count} frames, at most {most} {noun}'
+        raise ValueError(f'{printable(path)} is damaged in {counted(video.damaged, "place")}; what '
+                         f'can be read, {counted(count, "frame")}, is in {targets[0]}')
+    people = counted(most, 'person', 'people')
+    return f'{printable(path)}: {counted(count, "frame")}, at most {people}'
 
 
 def parse_videos(pipeline: PhotoPipeline, jobs: list[PhotoJob], args: argparse.Namespace) -> int:
@@ -353,5 +353,5 @@ def parse_videos(pipeline: PhotoPipeline, jobs: list[PhotoJob], args: argparse.N
             print(f'error: {error}', file=sys.stderr)
             failed += 1
     if videos:
-        print(f'{len(videos) - failed} of {len(videos)} videos -> {pipeline.folder}/')
+        print(f'{len(videos) - failed} of {counted(len(videos), "video")} -> {pipeline.folder}/')
     return failed

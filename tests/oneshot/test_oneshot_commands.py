@@ -487,7 +487,7 @@ def test_videos_are_parsed_as_the_photos_of_their_frames(photos, eop, checkpoint
         assert done.returncode == 0, done.stderr
         given = ('parse', 'a.mov', *start('--weights', file, '--no-track')[2:])
         done = call(commands, *given, cwd=photos)
-        assert done.returncode == 0 and '1 of 1 videos' in done.stdout, done.stderr
+        assert done.returncode == 0 and '1 of 1 video' in done.stdout, done.stderr
         lines = (photos / 'out' / 'a.jsonl').read_text().splitlines()
         for k, line in enumerate(lines):
             record = json.loads((photos / 'out' / f'f{k}.json').read_text())
@@ -699,7 +699,7 @@ def test_weights_that_do_not_fit_the_episodes_are_one_sentence(atr, checkpoint, 
 
 
 @pytest.mark.parametrize('change, sentence', [
-    (('--root', 'nowhere'), 'nowhere is no folder'),
+    (('--root', 'nowhere'), 'nowhere is not a folder'),
     ((), 'give the folder of the unpacked download with --root'),
     (('--root', '.'), 'meta_train_id.txt does not exist'),
     (('--root', 'ATR', '--fold', '3'), '--fold is 3'),

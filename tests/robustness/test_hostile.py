@@ -744,7 +744,7 @@ def test_cutouts_replace_no_file_of_the_users(checkpoint, tmp_path):
     done = parse(checkpoint, tmp_path, 'a.png', 'b.png', '--out', 'out', '--cutouts')
     assert done.returncode == 2 and 'Traceback' not in done.stderr
     assert 'a.png is left out: out/a_cutouts/person9.png exists and this program did not write it' in done.stderr
-    assert 'b.png is left out: out/b_cutouts exists and is no folder' in done.stderr
+    assert 'b.png is left out: out/b_cutouts exists and is not a folder' in done.stderr
     assert sorted(path.name for path in (tmp_path / 'out').rglob('*')) == ['a_cutouts', 'b_cutouts', 'person9.png']
     # A cut-out may be parsed like any photo, and is not removed then.
     cut = tmp_path / 'cut' / 'c_cutouts' / 'person1.png'

@@ -495,7 +495,7 @@ def test_fuse_parses_videos_as_the_photos_of_their_frames(pascal, checkpoint, cr
     common = ['--local-weights', pascal, '--people-weights', checkpoint, '--min-score', '0', '--out', tmp_path / 'out',
               '--device', 'cpu']
     done = call(schp, 'fuse', tmp_path / 'a.mov', *files, *common, '--no-track')
-    assert done.returncode == 0 and '1 of 1 videos' in done.stdout, done.stderr
+    assert done.returncode == 0 and '1 of 1 video' in done.stdout, done.stderr
     lines = (tmp_path / 'out' / 'a.jsonl').read_text().splitlines()
     found = 0
     for file, line in zip(files, lines, strict=True):
@@ -618,7 +618,7 @@ def test_files_of_the_other_system_name_the_command(checkpoint, trained, lip, tm
             (schp, ('evaluate', '--data', 'ATR', '--root', lip, '--weights', trained / 'best.pt'), 'has 20 classes, ATR has 18'),
             (schp, ('extract', tmp_path / 'a.png'), '--weights'),
             (schp, ('fuse', tmp_path / 'a.png'), 'give --weights'),
-            (schp, ('evaluate', '--data', 'LIP', '--root', lip, '--predictions', tmp_path / 'no'), 'is no folder')):
+            (schp, ('evaluate', '--data', 'LIP', '--root', lip, '--predictions', tmp_path / 'no'), 'is not a folder')):
         done = call(program, *flags, cwd=tmp_path)
         assert done.returncode == 2 and sentence in done.stderr and 'Traceback' not in done.stderr, done.stderr
 

@@ -37,6 +37,17 @@ def test_onnx_runtime_gets_the_same_correlations(preset, changes, tmp_path):
         assert (slow[0] > 0).any()
 
 
+def test_the_next_command_follows_from_the_model_and_the_ending(tmp_path):
+    model = tiny_model('cihp')
+    assert export.next_step(model, 'u.onnx') == 'python -m tools.onnx_parse PHOTO --weights u.onnx'
+    model.save(tmp_path / 'a.pt')
+    done = call(export, '--weights', 'a.pt', '--out', 'b.pt', cwd=tmp_path)
+    assert done.stdout.endswith(' MB, 19 classes; next: python infer.py PHOTO --weights b.pt\n'), done.stderr
+    EOPNet(num_labels=7, stem=8, middle=1, channels=16, high_level=False).save(tmp_path / 'eop.pt')
+    done = call(export, '--weights', 'eop.pt', '--out', 'c.pt', cwd=tmp_path)
+    assert 'MB; next: python -m oneshot parse PHOTO --support EXAMPLE' in done.stdout, done.stderr
+
+
 def test_flags_and_models_without_an_onnx_file_are_refused(tmp_path):
     EOPNet(num_labels=7, stem=8, middle=1, channels=16, high_level=False).save(tmp_path / 'eop.pt')
     for arguments, sentence in ((['--half'], '--half is for weights files'),

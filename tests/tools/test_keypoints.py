@@ -246,7 +246,7 @@ def test_the_program_writes_what_the_data_set_reads(model, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert [path.name for path in (tmp_path / 'parts').iterdir()] == ['000000000008_3.png']
-    assert '1 people: ' in done.stdout and (tmp_path / 'sheet.png').exists()
+    assert '1 person: ' in done.stdout and (tmp_path / 'sheet.png').exists()
     labels = read_labels(tmp_path / 'parts' / '000000000008_3.png', 19)
     assert labels.shape == (40, 60) and labels.any() and not labels[~mask].any()
     _, parsing, _ = open_dataset('COCO', tmp_path / 'coco', 'train', parts=tmp_path / 'parts').read(0)

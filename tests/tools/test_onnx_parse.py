@@ -138,7 +138,7 @@ def test_one_broken_photo_does_not_stop_the_others(shipped, tmp_path):
     (tmp_path / 'out').mkdir(), write_photo(tmp_path / 'out' / 'c_parts.png')
     done = call(onnx_parse, 'a.png', 'b.png', 'c.png', '--weights', shipped, '--out', 'out', cwd=tmp_path)
     lines = done.stderr.splitlines()
-    assert done.returncode == 2 and len(lines) == 3 and lines[2] == 'error: 2 of 3 photos could not be parsed'
+    assert done.returncode == 2 and len(lines) == 3 and lines[2] == 'error: 2 photos were not parsed'
     assert 'b.png cannot be read' in lines[0] and 'c_parts.png exists and this program did not write it' in lines[1]
     assert 'a.png: ' in done.stdout and '1 of 3 photos' in done.stdout and (tmp_path / 'out' / 'a.json').is_file()
 
@@ -147,12 +147,12 @@ def test_bad_files_and_a_missing_package_get_one_sentence(shipped, tmp_path, mon
     onnx = pytest.importorskip('onnx')
     write_photo(tmp_path / 'a.png')
     content = shipped.read_bytes()
-    (tmp_path / 'text.onnx').write_text('x'), (tmp_path / 'cut.onnx').write_bytes(content[:len(content) // 2])
+    (tmp_path / 'text.onnx').write_text('x'), (tmp_path / 'w.pt').write_text('x'), (tmp_path / 'cut.onnx').write_bytes(content[:len(content) // 2])
     other = onnx.load(shipped)
     del other.metadata_props[:]
     onnx.save(other, tmp_path / 'other.onnx')
     for name, sentence in (('none.onnx', 'does not exist'), ('text.onnx', 'cannot be read'), ('cut.onnx', 'cannot be read'),
-                           ('other.onnx', 'is no UniParser of this version')):
+                           ('other.onnx', 'is not a UniParser file of this version'), ('w.pt', 'is not an ONNX file')):
         done = call(onnx_parse, 'a.png', '--weights', name, '--out', 'out', cwd=tmp_path)
         assert done.returncode == 2 and f'{name} {sentence}' in done.stderr and done.stderr.count('\n') == 1, done.stderr
         assert done.stderr.endswith('write one with python -m tools.export --out uniparser.onnx\n')

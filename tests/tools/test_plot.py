@@ -31,11 +31,11 @@ def runs(tmp_path):
 
 
 def test_a_log_becomes_curves_over_steps(tmp_path):
-    log = write_log(tmp_path / 'run', step(1, 4, 9.0), step(1, 10, 8.0), dict(epoch=1, mIoU=0.2), step(2, 3, 7.0),
-                    step(2, 7, 99.0), step(2, 5, 6.0), step(2, 10, 5.0), dict(epoch=2, cycle=1), dict(epoch=2, mIoU=0.4))
+    log = write_log(tmp_path / 'run', step(1, 4, 9.0), step(1, 10, 8.0), dict(epoch=1, mIoU=0.2, AP50=0.0),
+                    step(2, 3, 7.0, aux_neg=0.0), step(2, 7, 99.0), step(2, 5, 6.0), step(2, 10, 5.0), dict(epoch=2, cycle=1), dict(epoch=2, mIoU=0.4))
     curves = plot.read_log(log)
     assert curves == dict(lr=([4, 10, 13, 15, 20], [0.1] * 5), total=([4, 10, 13, 15, 20], [9, 8, 7, 6, 5]),
-                          mIoU=([10, 20], [0.2, 0.4]))
+                          mIoU=([10, 20], [0.2, 0.4]), AP50=([10], [0]))
 
 
 def test_runs_become_a_picture(runs, tmp_path):

@@ -45,7 +45,7 @@ def open_dataset(name: str, root: str | None = None, split: str = 'train',
         raise ValueError(f'{name} is read from files; give the folder of the unpacked download '
                          'with --root')
     if name not in DRAWN and not os.path.isdir(root):
-        raise FileNotFoundError(f'{root} is no folder; --root is the folder of the unpacked '
+        raise FileNotFoundError(f'{root} is not a folder; --root is the folder of the unpacked '
                                 'download')
     dataset = sets[name](root, split, **options)
     if not len(dataset):

@@ -73,7 +73,8 @@ def find_annotations(root: str, folder: str) -> str:
         if os.path.isfile(path):
             return path
     raise FileNotFoundError(f'{printable(root)} has neither annotations/{names[0]} nor {names[1]}, '
-                            f'and no {OF_PARTS[0]}; unpack the annotations of COCO 2017 there')
+                            f'and no {OF_PARTS[0]}; unpack the annotations of COCO 2017 there, '
+                            'or give the results of infer.py --format coco')
 
 
 def find_parts(root: str) -> str | None:
