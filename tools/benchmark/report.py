@@ -257,7 +257,9 @@ def peer_curves(rows: list[dict], key: str, counts: list[int]) -> dict:
 
 def scale_chart(rows: list[dict]):
     """Time above, memory below, one column for each series; both axes logarithmic."""
-    names = [name for name in AXES if any(row['series'] == name for row in rows)]
+    # A crowd has too few points for a curve.
+    names = [name for name in AXES
+             if name != 'crowd' and any(row['series'] == name for row in rows)]
     figure = make_figure(2.4 * len(names), 4.2)
     panels = figure.subplots(2, len(names), squeeze=False)
     for column, name in enumerate(names):
@@ -276,7 +278,12 @@ def draw_growth(axes, title: str, xs: list, ys: list):
     axes.set_title(title, loc='left', fontsize=9)
     axes.set_xscale('log')
     axes.set_yscale('log')
-    axes.set_xticks(xs, [f'{x:,g}' for x in xs], fontsize=7)
+    ticks = xs[:1]
+    for x in xs:
+        # Labels of points side by side would overlap.
+        if x > 1.8 * ticks[-1]:
+            ticks.append(x)
+    axes.set_xticks(ticks, [f'{x:,g}' for x in ticks], fontsize=7)
     axes.minorticks_off()
     # A flat line must look flat.
     low, high = min(ys), max(ys)

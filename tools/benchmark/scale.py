@@ -23,7 +23,7 @@ from util.images import read_photo
 from util.results import write_results
 from util.submissions import PredictionWriter
 
-REPEATS = 3                                  # of a photo, after one that is not counted
+REPEATS = 7                                  # of a photo, after one that is not counted
 PEOPLE = 3                                   # in a photo, where their number is not the point
 CROWD = 13
 DRAWN = 100                                  # different images of drawn data; others are links
