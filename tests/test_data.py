@@ -22,6 +22,7 @@ from util import datasets, images, pictures, workers
 from util.config import Config
 from util.datasets import open_dataset, scenes
 from util.datasets.ccp import CCP_LAYERS
+from util.files import write_png
 from util.rle import decode_rle
 
 torch.set_num_threads(1)
@@ -625,6 +626,28 @@ def test_the_core_of_a_mask_is_what_a_minimum_filter_keeps(width):
     padded = Image.fromarray(np.pad(mask, width).astype(np.uint8))
     kept = np.asarray(padded.filter(ImageFilter.MinFilter(2 * width + 1)))
     assert np.array_equal(pictures.erode(mask, width), kept[width:-width, width:-width] > 0)
+
+
+def test_label_maps_are_stored_by_their_runs(tmp_path):
+    y, x = np.mgrid[:300, :400]
+    labels = (np.hypot(y - 150, x - 180) // 20 % 9).astype(np.uint8)
+    image = pictures.palette_image(labels, pictures.palette(9))
+    write_png(tmp_path / 'a.png', image)
+    image.save(tmp_path / 'b.png', compress_level=1)
+    assert np.array_equal(np.asarray(Image.open(tmp_path / 'a.png')), labels)
+    assert (tmp_path / 'a.png').stat().st_size < (tmp_path / 'b.png').stat().st_size
+
+
+def test_stripes_and_legend_go_together():
+    image = np.full((60, 90, 3), 100, np.uint8)
+    parsing = np.zeros((1, 60, 90), np.uint8)
+    parsing[0, 5:20, 5:40] = 1
+    ignore = np.zeros((60, 90), bool)
+    ignore[30:] = True
+    plain = np.asarray(pictures.overlay(image, parsing, ignore=ignore))
+    named = np.asarray(pictures.overlay(image, parsing, ['background', 'hat'], ignore, pictures.palette(58)))
+    assert np.array_equal(named[:60], plain) and (plain[30:] == 50).any() and (plain[:30] != 50).all()
+    assert len(named) > 60 and (named[60:] == 255).any()
 
 
 def test_overlay_colors_people_and_names_classes():

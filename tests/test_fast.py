@@ -12,6 +12,7 @@ import uniparser
 from data import network_input
 from tests.helpers import HERE, tiny_model
 from uniparser import UniParser, decode
+from util import fast
 from util.datasets import open_dataset
 from util.fast import (bilinear_taps, cell_sums, convolve_with_coordinates, deform_conv2d_cpu, paint,
                        part_sums)
@@ -170,3 +171,25 @@ def test_a_person_in_the_padding_alone_has_no_pixels():
     assert not parsing.any()
 
 
+
+
+def test_painting_holds_few_values_at_a_time(monkeypatch):
+    """Also where two thin parts stand far apart: what lies between them is enlarged, too."""
+    maps = torch.zeros(8, 84, 84)
+    maps[0, :, 2] = maps[1, :, 80] = 0.9
+    largest = 0
+    lerp = torch.lerp
+
+    def watched(*arguments):
+        nonlocal largest
+        found = lerp(*arguments)
+        largest = max(largest, found.numel())
+        return found
+
+    monkeypatch.setattr(torch, 'lerp', watched)
+    monkeypatch.setattr(fast, 'CPU_VALUES', 2 ** 15)
+    parsing = np.zeros((840, 840), np.uint8)
+    paint(parsing, maps, torch.arange(8), (336, 336), 0.5)
+    assert set(np.unique(parsing)) == {0, 1, 2}
+    # One row of cells at a time, if no more fit: ten rows of pixels for each of two classes.
+    assert largest <= max(2 ** 15, 2 * 840 * 10)

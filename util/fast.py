@@ -152,14 +152,19 @@ def paint(parsing: np.ndarray, maps: torch.Tensor, classes: torch.Tensor, size: 
     beside a cell above theta.
     """
     above = (maps > theta).cpu().numpy()
-    names = (classes + 1).cpu().numpy().astype(np.uint8)
+    names = (classes + 1).to(torch.uint8)
     y = bilinear_taps(maps.shape[1], size[0] / 4, parsing.shape[0])
     x = bilinear_taps(maps.shape[2], size[1] / 4, parsing.shape[1])
 
+    # The columns from the first cell above theta to the last are enlarged, at most.
+    columns = np.flatnonzero(above.any((0, 1)))
+    if not len(columns):
+        return
+    width = columns[-1] - columns[0] + 2
+    pixels = max(1, parsing.size * width // maps.shape[2])
+
     # Bands of rows of the maps, and the rows of the photo between whose edges they lie.
     values = CPU_VALUES if maps.device.type == 'cpu' else GPU_VALUES
-    columns = np.count_nonzero(above.any((0, 1)))
-    pixels = max(1, parsing.size * columns // maps.shape[2])
     step = max(1, values * maps.shape[1] // (len(maps) * pixels))
     edges = np.flatnonzero(np.diff(y.low // step, prepend=-1, append=-1))
     for top, bottom in zip(edges[:-1], edges[1:]):
@@ -180,10 +185,11 @@ def paint(parsing: np.ndarray, maps: torch.Tensor, classes: torch.Tensor, size: 
         enlarged = torch.lerp(rows.index_select(2, x0), rows.index_select(2, x1), wx)
         if len(some) == 1:
             value = enlarged[0]
-            labels = names[some[0]]
+            labels = int(names[some[0]])
         else:
             value, index = enlarged.max(0)
-            labels = names[some].take(index.cpu().numpy())
+            labels = names[some].index_select(0, index.flatten()).view(index.shape)
+            labels = labels.cpu().numpy()
         np.copyto(parsing[top:bottom, left:right], labels, where=(value > theta).cpu().numpy())
 
 

@@ -85,9 +85,9 @@ def overlay(image, parsing: np.ndarray, class_names: list[str] | None = None,
     for person in np.asarray(parsing, np.uint8):
         if person.any():
             x, y, w, h = box_of(person)
-            picture = palette_image(person[y:y + h, x:x + w], colors)
-            counts += picture.histogram()
-            crops.append((person[y:y + h, x:x + w], picture, (x, y)))
+            labels = person[y:y + h, x:x + w]
+            counts += palette_image(labels, colors).histogram()
+            crops.append((labels, (x, y)))
     if not unknown:
         counts[UNKNOWN] = 0
 
@@ -97,8 +97,9 @@ def overlay(image, parsing: np.ndarray, class_names: list[str] | None = None,
     else:
         canvas = image.copy()
     width = max(1, round(min(image.size) / 500))  # of the line
-    for labels, picture, corner in crops:
-        paint_person(canvas, labels, picture.convert('RGB'), corner, width, unknown)
+    for labels, corner in crops:
+        picture = palette_image(labels, colors).convert('RGB')
+        paint_person(canvas, labels, picture, corner, width, unknown)
     if ignore is not None:
         rows = np.arange(ignore.shape[0])[:, None]
         columns = np.arange(ignore.shape[1])
@@ -187,7 +188,7 @@ def add_legend(image: Image.Image, colors: np.ndarray, class_names: list[str],
     return sheet
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=64)
 def legend_entry(name: str, color: tuple[int, int, int], size: int, line: int) -> Image.Image:
     """A class of a legend: its color, and its name in letters of that size, in a picture of that
     height. Photos of a folder share their entries."""

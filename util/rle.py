@@ -51,7 +51,7 @@ class Runs:
 
     @property
     def box(self) -> list[int]:
-        """[x, y, width, height] in pixels of the photo."""
+        """[x, y, width, height] in pixels of the photo. There must be a run."""
         x = int(self.column[0])
         y = int(self.row.min())
         return [x, y, int(self.column[-1]) - x + 1, int((self.row + self.length).max()) - y]
