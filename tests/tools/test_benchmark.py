@@ -2,6 +2,8 @@
 docs/speed.json. How long something takes is claimed nowhere."""
 import json
 import re
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -19,7 +21,7 @@ from tools.benchmark import gpu, peers, report, scale, schp, training
 from tools.benchmark.child import Child, measure_program, peak_memory
 from tools.benchmark.clock import multiply_adds
 from tools.benchmark.planted import BANDS, plant_people
-from tools.benchmark.record import command_of
+from tools.benchmark.record import PROGRAM, command_of
 from uniparser import UniParser, decode
 from util.datasets import MHP
 
@@ -34,6 +36,13 @@ def test_planted_people_are_decoded(preset, people):
     assert all(len(np.unique(p)) == 1 + BANDS for p in found.parsing)
     left = [np.nonzero(p.any(0))[0].min() for p in found.parsing]
     assert left == sorted(left) and (found.parsing > 0).sum(0).max() == 1     # side by side, the first leftmost
+
+
+def test_people_who_leave_the_heat_map_are_refused():
+    model = tiny_model('synthetic', channels=64, test_short_side=96, long_side=128).fold()
+    out = model.outputs(network_input(Image.new('RGB', (128, 96)), model.config))
+    with pytest.raises(ValueError, match='126 people do not fit into a heat map'):
+        plant_people(out, 126, model.config)
 
 
 def test_benchmark_of_inference_counts_and_measures(capsys):
@@ -110,6 +119,34 @@ def test_the_memory_of_a_program_is_its_own(tmp_path):
     program.write_text('raise SystemExit("error: photo.jpg is missing")')
     with pytest.raises(ValueError, match='program.py failed: error: photo.jpg is missing'):
         measure_program(program)
+
+
+def test_the_error_of_a_process_is_reported_not_the_last_line_of_torchrun(tmp_path):
+    program = tmp_path / 'program.py'
+    program.write_text('raise SystemExit("error: photo.jpg is missing")')
+    with pytest.raises(ValueError, match='program.py failed: error: photo.jpg is missing$'):
+        measure_program(program, processes=2)
+
+
+@pytest.mark.parametrize('given, threads', [(None, '1'), ('3', '3')])
+def test_a_program_has_one_thread_unless_the_user_sets_more(given, threads, tmp_path, monkeypatch):
+    if given:
+        monkeypatch.setenv('OMP_NUM_THREADS', given)
+    else:
+        monkeypatch.delenv('OMP_NUM_THREADS', raising=False)
+    program = tmp_path / 'program.py'
+    program.write_text('import os\nraise SystemExit("error: " + os.environ["OMP_NUM_THREADS"])')
+    with pytest.raises(ValueError, match=f'failed: error: {threads}$'):
+        measure_program(program)
+
+
+def test_without_the_module_of_unix_the_memory_is_unknown(tmp_path):
+    """As on Windows; and the commands start, which import all of the benchmark."""
+    code = ('import pathlib, sys\nsys.modules["resource"] = None\n'
+            'from tools.benchmark import __main__, child\nchild.Path = lambda name: pathlib.Path("missing")\n'
+            'print(child.peak_memory())')
+    done = subprocess.run([sys.executable, '-c', code], cwd=HERE, text=True, capture_output=True)
+    assert done.stdout == '0.0\n', done.stderr
 
 
 def test_errors_of_a_child_are_those_of_its_parent():
@@ -223,6 +260,12 @@ def test_the_script_for_gpus_runs_on_a_cpu(tmp_path, capsys):
     exact, half = (row for row in rows if row['kind'] == 'labels')
     assert exact['same'] == 1 and exact['people'] == exact['expected_people'] == 3 and half['same'] > 0.99
     assert all(row['mode'] == 'eager' and row['people'] == 3 for row in rows if row['kind'] == 'inference')
+    tables = report.tables(json.loads(file.read_text()))
+    lines = {name: table.splitlines()[2:] for name, table in tables.items() if name.startswith('gpu ')}
+    assert {name: len(found) for name, found in lines.items()} == {
+        'gpu inference': 8, 'gpu training': 3, 'gpu labels': 2, 'gpu floor': 2}
+    assert lines['gpu labels'][0] == f'| {exact["precision"]} | 3 | 3 | 100.000 % |'
+    assert lines['gpu training'][2].startswith('| both | 4x3x96x128 | ')
     assert printed.count('CUDA graphs need a GPU') == printed.count('torch.compile takes a CPU minutes') == 8
 
 
@@ -258,6 +301,7 @@ def test_a_command_is_recorded_without_its_file():
     (['peers', '--json', 'other.json'], "other.json is no file of measured numbers ('a' has no rows)"),
     (['peers', '--decode', '0'], '--decode is 0; give a value from 1 to 100'),
     (['peers', 'no.jpg', '--only', 'SegFormer-B4, one crop'], 'no.jpg'),
+    (['infer', '--decode', '101'], '--decode is 101; give a value from 1 to 100'),
     (['gpu', '--seconds', '0'], '--seconds is 0'),
     (['report', '--json', 'none.json'], 'none.json'),
     (['report', '--json', 'other.json'], 'other.json is no file of measured numbers'),
@@ -282,6 +326,35 @@ def test_every_table_of_the_page_is_one_of_the_file():
     """So every number in them is."""
     tables = re.findall(r'^(\|.*\|(?:\n\|.*\|)*)$', PAGE, re.M)
     assert sorted(tables) == sorted(report.tables(NUMBERS).values()) and len(tables) > 8
+
+
+def test_every_fact_of_the_file_stands_in_the_sentences_of_the_page():
+    prose = '\n'.join(line for line in PAGE.splitlines() if not line.startswith('|'))
+    facts = report.facts(NUMBERS)
+    assert len(facts) == 9
+    missing = {name: fact for name, fact in facts.items()
+               if not re.search(rf'(?<![\d.,]){re.escape(fact)}(?!\d|[.,]\d)', prose)}
+    assert not missing
+
+
+def test_facts_are_those_of_the_rows():
+    def photo(series, x, **seconds):
+        return dict(series=series, x=x, **{'network': 2.0, 'decode': 1.0, 'overlay': 0.5, 'JSON': 0.1, 'cpu': 3.0, **seconds})
+
+    scale_rows = [photo('people', 1, network=9.0), photo('people', 3, network=0.25), photo('megapixels', 0.46),
+                  photo('megapixels', 3), photo('megapixels', 12, decode=3.4), photo('crowd', 24, overlay=0.9)]
+    peer_rows = [dict(pipeline='UniParser, R-50', people=people, cpu=cpu) for people, cpu in ((1, 4.0), (3, 9.0), (10, 5.0))]
+    content = {f'{PROGRAM} scale': dict(rows=scale_rows), f'{PROGRAM} peers': dict(rows=peer_rows)}
+    assert report.facts(content) == {'around 0.46': '50 %', 'large 12': '2.0', 'crowd 24': '1.0', 'limit 1': '4.0',
+                                     'limit 2': '8.0', 'ten UniParser, R-50': '25 %'}
+
+
+@pytest.mark.parametrize('people, lines', [(10, 1), (20, 0)])
+def test_the_column_of_ten_people_holds_ten_people(people, lines):
+    steps = {'network': 50.0, 'decode 1': 3.0, f'decode {people}': 7.0}
+    rows = [dict(step=name, cpu_ms=ms, units=1.0, size=[8, 9], multiply_adds=10 ** 9) for name, ms in steps.items()]
+    table = report.infer_table({f'{PROGRAM} infer': dict(rows=rows)})
+    assert len(table.splitlines()) == (2 + lines if lines else 0) and ('| 3 ms | 7 ms |' in table) == bool(lines)
 
 
 def test_a_changed_number_is_noticed():
@@ -309,6 +382,22 @@ def test_the_charts_are_drawn_from_the_file(tmp_path):
     for name in set(peers.PIPELINES) - {peers.IMPORTS}:
         values = [row['cpu'] for row in rows if row['pipeline'] == name]
         assert drawn[name] == (values if len(values) > 1 else values * 3)
+    figure = figures[report.SCALE_CHART]
+    series = [name for name in report.AXES if name != 'crowd']
+    for n, name in enumerate(series):
+        rows = report.rows_of_series(NUMBERS, name)
+        upper, lower = figure.axes[n], figure.axes[n + len(series)]
+        measured, linear = upper.lines
+        seconds = [row['cpu' if name in ('people', 'megapixels') else 'wall'] for row in rows]
+        assert list(measured.get_xdata()) == list(linear.get_xdata()) == [row['x'] for row in rows]
+        assert list(measured.get_ydata()) == seconds and linear.get_ydata()[-1] == pytest.approx(seconds[-1])
+        # A slope of one on logarithmic axes.
+        assert np.ptp(np.divide(linear.get_ydata(), linear.get_xdata())) == pytest.approx(0, abs=1e-9)
+        assert linear.get_linestyle() == '--' and linear.get_color() == 'gray'
+        only, = lower.lines
+        assert list(only.get_ydata()) == [row['memory'] for row in rows]
+        assert upper.get_xscale() == upper.get_yscale() == 'log' and upper.get_title('left') == report.AXES[name]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ['linear']
     for name in figures:
         path = HERE / 'assets' / name
         assert path.stat().st_size < 60_000 and re.search(rf'!\[[^\]]{{20,}}\]\(../assets/{name}\)', PAGE)

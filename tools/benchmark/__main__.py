@@ -117,7 +117,7 @@ def add_inference_flags(parser):
     parser.add_argument('--light', action='store_true', help='with --preset: UniParser_light')
     parser.add_argument('--size', type=Between(1, 10000), nargs=2, metavar=('H', 'W'),
                         help='size of the photo, in pixels (default: its own)')
-    parser.add_argument('--decode', type=Between(1, 255), default=10,
+    parser.add_argument('--decode', type=Between(1, 100), default=10,
                         help='people to decode (default: 10)')
     parser.add_argument('--onnx', metavar='FILE',
                         help='file of the same network (tools.export), timed in ONNX Runtime')

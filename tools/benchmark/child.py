@@ -13,7 +13,6 @@ import json
 import multiprocessing
 import os
 import re
-import resource
 import runpy
 import signal
 import subprocess
@@ -24,8 +23,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+try:
+    import resource
+except ImportError:
+    # Windows lacks it.
+    resource = None
+
 ROOT = Path(__file__).resolve().parents[2]
-ENDED = 'a process of this benchmark ended without a word; free memory and start again'
+ENDED = 'a process of this benchmark stopped unexpectedly; free memory and start again'
 
 
 class Measured(NamedTuple):
@@ -36,7 +41,7 @@ class Measured(NamedTuple):
 
 
 def peak_memory() -> float:
-    """GB, the most that this process held at a time.
+    """GB, the most that this process held at a time; 0 where it is unknown.
 
     `ru_maxrss` is not used where there is something better: on Linux a new process inherits it from
     its parent, across exec.
@@ -45,6 +50,8 @@ def peak_memory() -> float:
         status = Path('/proc/self/status').read_text()
         return int(re.search(r'VmHWM:\s+(\d+) kB', status)[1]) / 2 ** 20
     except (OSError, TypeError):
+        if resource is None:
+            return 0.0
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         # Bytes on macOS, kilobytes elsewhere.
         return peak / (2 ** 30 if sys.platform == 'darwin' else 2 ** 20)
@@ -120,7 +127,8 @@ def measure_program(program: str, *arguments, processes: int = 1) -> Measured:
     """A command of this repository, from its start to its end.
 
     program: its file, such as infer.py. processes: more than one are started by torchrun; then
-    memory is the sum of their peaks. ValueError with the last line of its errors if it fails.
+    memory is the sum of their peaks. ValueError with its error if it fails. Each process has one
+    thread, as torchrun sets it for several, unless OMP_NUM_THREADS is set.
     """
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, 'measured')
@@ -128,17 +136,24 @@ def measure_program(program: str, *arguments, processes: int = 1) -> Measured:
                     '--nproc-per-node', str(processes)]
         command = [sys.executable, *(launcher if processes > 1 else []), '-m',
                    'tools.benchmark.child', file, ROOT / program, *arguments]
-        environment = {**os.environ, 'PYTHONPATH': str(ROOT)}
+        environment = {'OMP_NUM_THREADS': '1', **os.environ, 'PYTHONPATH': str(ROOT)}
         begin = time.perf_counter()
         done = subprocess.run(list(map(str, command)), env=environment, text=True,
                               stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         wall = time.perf_counter() - begin
         if done.returncode:
-            last = [line for line in done.stderr.splitlines() if line.strip()] or [ENDED]
-            raise ValueError(f'{program} failed: {last[-1]}')
+            raise ValueError(f'{program} failed: {error_of(done.stderr)}')
         parts = [json.loads(path.read_text()) for path in Path(folder).iterdir()]
     return Measured(wall, sum(part['cpu'] for part in parts),
                     sum(part['memory'] for part in parts))
+
+
+def error_of(printed: str) -> str:
+    """The last line that starts with 'error:', else the last line, of what a program printed."""
+    lines = [line for line in printed.splitlines() if line.strip()]
+    # Below the error of a process, torchrun prints a report of its own.
+    errors = [line for line in lines if line.startswith('error:')]
+    return (errors or lines or [ENDED])[-1]
 
 
 def run_program(file: str, program: str, *arguments: str):
@@ -148,8 +163,8 @@ def run_program(file: str, program: str, *arguments: str):
     try:
         runpy.run_path(program, run_name='__main__')
     finally:
-        used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-        cpu = sum(usage.ru_utime + usage.ru_stime for usage in used)
+        times = os.times()
+        cpu = times.user + times.system + times.children_user + times.children_system
         rank = os.environ.get('RANK', '0')
         Path(f'{file}.{rank}').write_text(json.dumps(dict(cpu=cpu, memory=peak_memory())))
 

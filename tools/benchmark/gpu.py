@@ -82,7 +82,7 @@ def benchmark_gpu(args):
     device = torch.device(find_device(args.device))
     torch.backends.cudnn.benchmark = True
     photo = read_photo(args.photo)
-    print(headline(('inference',), device), flush=True)
+    print(headline('networks, precisions and modes', device), flush=True)
     rates = {}
     rows = []
     for precision in PRECISIONS:

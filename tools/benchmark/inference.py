@@ -11,7 +11,7 @@ import data
 from infer import load_model
 from tools.benchmark.clock import Clock, count_weights, multiply_adds
 from tools.benchmark.planted import plant_people
-from tools.benchmark.record import headline, write_record
+from tools.benchmark.record import by, headline, write_record
 from uniparser import INFERENCE, UniParser, decode, find_centers, get_config
 from util.images import read_photo
 from util.pictures import overlay
@@ -114,7 +114,7 @@ def benchmark_inference(args):
     session = start_onnx(args.onnx) if args.onnx else None
     clock, images = time_steps(model, photo, args.decode, session)
     operations, parameters = count_operations(model, images)
-    print(f'{headline(images.shape[2:], model.device)}; median of {REPEATS}')
+    print(f'{headline(by(images.shape[2:]), model.device)}; median of {REPEATS}')
     print(f'{"":16} {"ms":>9} {"CPU ms":>9} {"ResNet-50":>10} {"params M":>9} {"MACs G":>9} '
           f'{"GFLOP/s":>9}')
     rows = []

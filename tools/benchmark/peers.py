@@ -22,8 +22,9 @@ from schp.config import SCHPConfig
 from schp.crowd import choose_people
 from tools.benchmark.child import Child
 from tools.benchmark.planted import person_boxes, plant_people
-from tools.benchmark.record import write_record
+from tools.benchmark.record import by, write_record
 from uniparser import UniParser, decode, get_config
+from util.files import counted
 from util.images import read_photo
 from util.labels import LABEL_SETS
 
@@ -44,7 +45,7 @@ class OneStage:
         self.planted = None
 
     def input(self, photo: Image.Image) -> str:
-        return by('x', data.input_geometry(photo, self.model.config).size)
+        return by(data.input_geometry(photo, self.model.config).size)
 
     def prepare(self, photo: Image.Image):
         """Plants the people, which is not measured."""
@@ -70,7 +71,7 @@ class TopDown:
     def input(self, photo: Image.Image) -> str:
         image = to_tensor(photo)
         size = self.detector.transform([image])[0].image_sizes[0]
-        return f'{by("x", size)}, crops {by("x", self.parser.size)}'
+        return f'{by(size)}, crops {by(self.parser.size)}'
 
     def prepare(self, photo: Image.Image):
         """Plants the people: the last step of the box branch also returns their boxes."""
@@ -122,17 +123,13 @@ class OneCrop:
         self.parser = single_person(network)
 
     def input(self, photo: Image.Image) -> str:
-        return by('x', self.parser.size)
+        return by(self.parser.size)
 
     def prepare(self, photo: Image.Image):
         pass
 
     def __call__(self, photo: Image.Image) -> list[np.ndarray]:
         return self.parser.predict_maps([photo])
-
-
-def by(word: str, size: tuple) -> str:
-    return word.join(map(str, size))
 
 
 def single_person(network: str):
@@ -209,6 +206,6 @@ def measure_pipelines(names: list[str], photo: str, people: int, repeats: int) -
         found, size = runs[name][-1].result
         rows.append(dict(pipeline=name, input=size, people=found, cpu=round(cpu, 3),
                          wall=round(wall, 3), memory=round(memory, 2)))
-        print(f'{name:28} {found:4} people {cpu:8.2f} CPU s {wall:8.2f} s {memory:6.2f} GB  {size}',
-              flush=True)
+        print(f'{name:28} {counted(found, "person", "people"):>11} {cpu:8.2f} CPU s {wall:8.2f} s '
+              f'{memory:6.2f} GB  {size}', flush=True)
     return rows

@@ -31,6 +31,8 @@ def plant_people(out: dict, people: int, config: Config) -> dict:
     Args:
         out: outputs of a UniParser for one photo, which give the sizes.
         people: their number; at most 2 (C - 1), because kernels are orthogonal or opposite.
+
+    ValueError if a center lies outside the heat map.
     """
     S = config.grid
     C, h, w = out['f_ins'].shape[1:]
@@ -55,9 +57,13 @@ def plant_people(out: dict, people: int, config: Config) -> dict:
             bottom = y0 + (band + 1) * (y1 - y0) // BANDS
             category = (n + band) % min(K, C - 1)
             f_cate[:, top:bottom, x0:x1] = unit[category].view(-1, 1, 1)
-        # A center is the maximum of 5x5 cells: neighbors are four rows apart, or two columns more.
+        # A center is the maximum of 5x5 cells. So neighboring centers differ by four rows, or by
+        # more than two columns.
         row = (y0 + y1) * S // (2 * h) + center_shift(n, people)
         column = (x0 + x1) * S // (2 * w)
+        if not (0 <= row < S and 0 <= column < S):
+            raise ValueError(f'{people} people do not fit into a heat map of {S}x{S} cells; '
+                             'choose a smaller number')
         heatmap[row, column] = 5 - n / people
         k_ins[:, row, column] = kernel
     planted = dict(heatmap=heatmap[None, None], f_ins=f_ins[None], k_ins=k_ins[None],

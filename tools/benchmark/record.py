@@ -3,12 +3,13 @@ import os
 import platform
 import re
 import shlex
+from collections.abc import Iterable
 from datetime import date
 from pathlib import Path
 
 import torch
 
-from util.files import printable, read_json, write_json
+from util.files import counted, printable, read_json, write_json
 
 PROGRAM = 'python -m tools.benchmark'
 SECTION = {'date', 'machine', 'rows'}
@@ -33,10 +34,15 @@ def describe_machine(device: torch.device) -> dict:
     return machine
 
 
-def headline(size, device: torch.device) -> str:
-    """The start of every printed table: size of the images, device, threads, version of torch."""
-    return (f'{"x".join(map(str, size))}, {device}, {torch.get_num_threads()} threads, '
-            f'torch {torch.__version__}')
+def headline(measured: str, device: torch.device) -> str:
+    """The start of every printed table: what is measured, device, threads, version of torch."""
+    threads = counted(torch.get_num_threads(), 'thread')
+    return f'{measured}, {device}, {threads}, torch {torch.__version__}'
+
+
+def by(size: Iterable[int]) -> str:
+    """'480x640' of (480, 640)."""
+    return 'x'.join(map(str, size))
 
 
 def read_record(path: str) -> dict:

@@ -2,11 +2,11 @@
 from pathlib import Path
 
 from tools.benchmark.peers import IMPORTS, SEMANTIC
-from tools.benchmark.record import PROGRAM, read_record
+from tools.benchmark.record import PROGRAM, by, read_record
 from util.charts import draw_curves, make_figure, need_matplotlib, write_chart
 from util.files import make_folder, printable
 
-# Charts of docs/speed.md: {name of the file: what it needs, see `charts`}.
+# File names of the charts of docs/speed.md.
 PEOPLE_CHART = 'speed_people.png'
 SCALE_CHART = 'speed_scale.png'
 
@@ -17,14 +17,22 @@ AXES = {'people': 'people in a photo', 'megapixels': 'megapixels of a photo',
         'processes': 'processes'}
 STEPS = 'network', 'load', 'preprocess', 'decode', 'overlay', 'JSON', 'save'
 
+# What the sentences of docs/speed.md are about.
+ORDINARY = 0.46                              # megapixels of an ordinary photo
+LARGE = 12                                   # megapixels, at least, of a large one
+GROUP = 3                                    # people whose photo gives the time of the network
+GROWING = 'UniParser, R-50', 'UniParser, shipped model'          # pipelines for 1 and 10 people
+
 
 def write_report(args):
-    """Prints the tables; with --charts, also draws the charts."""
+    """Prints the tables and the facts; with --charts, also draws the charts."""
     content = read_record(args.json)
     if args.charts:
         need_matplotlib()
     for name, text in tables(content).items():
         print(f'{name}\n\n{text}\n')
+    for name, text in facts(content).items():
+        print(f'{name}: {text}')
     if args.charts:
         make_folder(args.charts)
         for name, figure in charts(content).items():
@@ -44,12 +52,11 @@ def tables(content: dict) -> dict[str, str]:
         'peers': peer_table(rows_of(content, 'peers')),
         'schp': schp_table(content),
         'train': train_table(content),
-        'gpu': gpu_table(rows_of(content, 'gpu')),
+        **gpu_tables(rows_of(content, 'gpu')),
         'machines': machine_table(content),
     }
-    scale = rows_of(content, 'scale')
     for series in AXES:
-        found[series] = scale_table([row for row in scale if row['series'] == series], series)
+        found[series] = scale_table(rows_of_series(content, series), series)
     return {name: text for name, text in found.items() if text}
 
 
@@ -63,6 +70,10 @@ def sections(content: dict, command: str) -> dict[str, list[dict]]:
 def rows_of(content: dict, command: str) -> list[dict]:
     """The rows of all runs of a command, one after the other."""
     return [row for rows in sections(content, command).values() for row in rows]
+
+
+def rows_of_series(content: dict, series: str) -> list[dict]:
+    return [row for row in rows_of(content, 'scale') if row['series'] == series]
 
 
 def markdown(head: list[str], rows: list[list]) -> str:
@@ -98,19 +109,16 @@ def infer_table(content: dict) -> str:
             continue
         steps = {row['step']: row for row in rows}
         network = steps['network']
-        decoded = [name for name in steps if name.startswith('decode ')]
-        one, many = (steps[name] for name in (decoded[0], decoded[-1]))
+        # With another --decode, a run has no time for the last column.
+        if 'decode 10' not in steps:
+            continue
         lines.append([code('infer', flags), by(network['size']),
                       giga(network['multiply_adds']), f'{network["cpu_ms"]:.0f} ms',
-                      decimals(network['units']), f'{one["cpu_ms"]:.0f} ms',
-                      f'{many["cpu_ms"]:.0f} ms'])
+                      decimals(network['units']), f'{steps["decode 1"]["cpu_ms"]:.0f} ms',
+                      f'{steps["decode 10"]["cpu_ms"]:.0f} ms'])
     head = ['command', 'input', 'multiply-adds', 'network', 'units', 'decoding 1 person',
             'decoding 10 people']
     return markdown(head, lines)
-
-
-def by(size: list[int]) -> str:
-    return 'x'.join(map(str, size))
 
 
 def onnx_table(content: dict) -> str:
@@ -192,12 +200,41 @@ def train_table(content: dict) -> str:
     return markdown(['command', 'batch', 'data alone, images/s', 'steps alone', 'both'], lines)
 
 
-def gpu_table(rows: list[dict]) -> str:
-    lines = [[f'{row["network"]} {by(row["size"])}', row['batch'], row['precision'], row['mode'],
-              decimals(row['network_ms']), decimals(row['floor_ms']), decimals(row['photo_ms']),
-              decimals(row['memory'])] for row in rows if row['kind'] == 'inference']
-    return markdown(['network', 'batch', 'precision', 'mode', 'network, ms', 'floor, ms',
-                     'a photo to labels, ms', 'peak GB'], lines)
+def gpu_tables(rows: list[dict]) -> dict[str, str]:
+    """A table of each kind of row."""
+    found = {}
+    for kind, (head, cells) in GPU_TABLES.items():
+        found[f'gpu {kind}'] = markdown(head, [cells(row) for row in rows if row['kind'] == kind])
+    return found
+
+
+def inference_cells(row: dict) -> list:
+    return [f'{row["network"]} {by(row["size"])}', row['batch'], row['precision'], row['mode'],
+            decimals(row['network_ms']), decimals(row['floor_ms']), decimals(row['photo_ms']),
+            decimals(row['memory'])]
+
+
+def training_cells(row: dict) -> list:
+    return [row['step'], by(row['batch']), row['precision'], decimals(row['rate']),
+            decimals(row['memory'])]
+
+
+def label_cells(row: dict) -> list:
+    return [row['precision'], row['people'], row['expected_people'], f'{100 * row["same"]:.3f} %']
+
+
+def floor_cells(row: dict) -> list:
+    return [row['precision'], decimals(row['tflops'])]
+
+
+# {kind of row: (head, its cells)}
+GPU_TABLES = {
+    'inference': (['network', 'batch', 'precision', 'mode', 'network, ms', 'floor, ms',
+                   'a photo to labels, ms', 'peak GB'], inference_cells),
+    'training': (['step of training', 'batch', 'precision', 'images/s', 'peak GB'], training_cells),
+    'labels': (['precision', 'people', 'people on a CPU', 'pixels of the same class'], label_cells),
+    'floor': (['precision', 'matrix product, TFLOP/s'], floor_cells),
+}
 
 
 def machine_table(content: dict) -> str:
@@ -209,6 +246,55 @@ def machine_table(content: dict) -> str:
                       machine.get('gpu', machine['cpu']), machine['cores'], machine['threads'],
                       machine['torch']])
     return markdown(['command', 'date', 'machine', 'cores', 'threads', 'torch'], lines)
+
+
+# --------------------------------------------------------------------------------------------------
+# Sentences
+
+
+def facts(content: dict) -> dict[str, str]:
+    """{name: number with its unit} that the sentences of docs/speed.md state; without those whose
+    rows a file of numbers lacks."""
+    return {**step_facts(content), **limit_facts(content), **people_facts(content)}
+
+
+def step_facts(content: dict) -> dict[str, str]:
+    """The other steps beside the network: all in percent, and the three that grow as a multiple."""
+    found = {}
+    for row in rows_of_series(content, 'megapixels'):
+        if row['x'] == ORDINARY:
+            found[f'around {ORDINARY}'] = around(row)
+        if row['x'] >= LARGE:
+            found[f'large {row["x"]:g}'] = growing(row)
+    for row in rows_of_series(content, 'crowd'):
+        found[f'crowd {row["x"]:g}'] = growing(row)
+    return found
+
+
+def growing(row: dict) -> str:
+    """Decoding, overlay and JSON together, as a multiple of the network's time."""
+    return f'{(row["decode"] + row["overlay"] + row["JSON"]) / row["network"]:.1f}'
+
+
+def limit_facts(content: dict) -> dict[str, str]:
+    """Photos/s of the network alone, by the number of processes."""
+    found = {}
+    for row in rows_of_series(content, 'people'):
+        if row['x'] == GROUP:
+            for processes in (1, 2):
+                found[f'limit {processes}'] = f'{processes / row["network"]:.1f}'
+    return found
+
+
+def people_facts(content: dict) -> dict[str, str]:
+    """What a photo of ten people costs more than one of one person."""
+    found = {}
+    for name in GROWING:
+        cpu = {row['people']: row['cpu'] for row in rows_of(content, 'peers')
+               if row['pipeline'] == name}
+        if {1, 10} <= cpu.keys():
+            found[f'ten {name}'] = f'{100 * (cpu[10] / cpu[1] - 1):.0f} %'
+    return found
 
 
 # --------------------------------------------------------------------------------------------------
@@ -267,10 +353,20 @@ def scale_chart(rows: list[dict]):
         xs = [row['x'] for row in mine]
         seconds = [row.get('wall', row['cpu']) for row in mine]
         draw_growth(panels[0][column], AXES[name], xs, seconds)
+        line = draw_linear(panels[0][column], xs, seconds)
         draw_growth(panels[1][column], '', xs, [row['memory'] for row in mine])
     panels[0][0].set_ylabel('seconds')
     panels[1][0].set_ylabel('peak GB')
+    figure.legend(handles=[line], loc='outside lower center', fontsize=8)
     return figure
+
+
+def draw_linear(axes, xs: list, ys: list):
+    """Draws and returns the line through the last point that grows as fast as x."""
+    slope = ys[-1] / xs[-1]
+    line, = axes.plot(xs, [slope * x for x in xs], '--', color='gray', linewidth=0.8,
+                      label='linear')
+    return line
 
 
 def draw_growth(axes, title: str, xs: list, ys: list):

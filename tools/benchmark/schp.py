@@ -8,7 +8,7 @@ from schp import build
 from schp.config import SCHPConfig
 from schp.config import preset as schp_preset
 from tools.benchmark.clock import Clock, multiply_adds
-from tools.benchmark.record import headline, write_record
+from tools.benchmark.record import by, headline, write_record
 from util.labels import LABEL_SETS
 from util.run import find_device
 
@@ -39,7 +39,7 @@ def benchmark_schp(args):
             clock = Clock(device)
         for name, step in steps.items():
             clock(name, step)
-    print(f'{headline(labels.size, device)}; median of {args.repeats}')
+    print(f'{headline(by(labels.size), device)}; median of {args.repeats}')
     print(f'{"":16} {"ms":>9} {"CPU ms":>9} {"ResNet-101":>10} {"MACs G":>9}')
     rows = []
     for name, step in steps.items():

@@ -9,10 +9,11 @@ import torch
 from PIL import Image, ImageDraw
 
 import data
-from tools.benchmark.record import write_record
+from tools.benchmark.record import by, headline, write_record
 from train import UniParserTask, make_loader, open_sets, preset_of, train_step
 from uniparser import Config, UniParser, get_config
 from util.cli import given_settings
+from util.files import counted
 from util.run import Run, memory, synchronize
 from util.workers import read_batches, workers_of
 
@@ -61,16 +62,15 @@ def time_training(task: UniParserTask, run: Run, steps: int = 20) -> list[dict]:
     task.model.train()
     batch = next(read_batches(task.loader))
     shape = list(batch['images'].shape)
-    print(f'batches of {"x".join(map(str, shape))}, {config.workers} workers, '
-          f'{run.device}, {torch.get_num_threads()} threads, torch {torch.__version__}; '
-          f'{steps} steps or {SECONDS} s')
-    measured = [
+    measured = f'batches of {by(shape)}, {counted(config.workers, "worker")}'
+    print(f'{headline(measured, run.device)}; {steps} steps or {SECONDS} s')
+    parts = [
         ('data alone', read_batches(task.loader), lambda batch: None),
         ('steps alone, one batch', itertools.repeat(batch), step),
         ('both', read_batches(task.loader), step),
     ]
     rows = []
-    for name, batches, function in measured:
+    for name, batches, function in parts:
         rate = measure_rate(batches, function, steps)
         print(f'{name:28} {rate:8.2f} images/s', flush=True)
         rows.append(dict(step=name, rate=round(rate, 3), batch=shape, workers=config.workers))
