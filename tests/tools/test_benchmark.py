@@ -400,4 +400,4 @@ def test_the_charts_are_drawn_from_the_file(tmp_path):
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ['linear']
     for name in figures:
         path = HERE / 'assets' / name
-        assert path.stat().st_size < 60_000 and re.search(rf'!\[[^\]]{{20,}}\]\(../assets/{name}\)', PAGE)
+        assert path.stat().st_size < 80_000 and re.search(rf'!\[[^\]]{{20,}}\]\(../assets/{name}\)', PAGE)
