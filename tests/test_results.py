@@ -108,8 +108,15 @@ def test_the_ordinary_photos_of_the_card_are_those_of_the_file():
     assert rows_of(section(CARD, '## Ordinary photos')) == [[name, *row] for name, row in RESULTS['ordinary']['rows'].items()]
 
 
+def test_the_levers_on_ordinary_photos_are_those_of_the_file():
+    tables = rows_of(section(CARD, '## Levers on ordinary photos'))
+    rows = [[name, *row] for part in ('ordinary_levers', 'ordinary_settings') for name, row in RESULTS[part]['rows'].items()]
+    assert tables == rows
+
+
 def test_measured_numbers_name_their_command_and_date():
-    sections = [RESULTS[name] for name in ('self_correction', 'settings', 'parameters', 'levers', 'strangers', 'ordinary', 'oneshot')]
+    sections = [RESULTS[name] for name in ('self_correction', 'settings', 'parameters', 'levers', 'strangers', 'ordinary', 'ordinary_levers',
+                                       'ordinary_settings', 'oneshot')]
     sections += [record for name in ('runs', 'oracle', 'ablation') for record in RESULTS[name].values()]
     for measured in sections:
         assert measured['command'].startswith('python ') and re.fullmatch(r'\d{4}-\d\d-\d\d', measured['measured'])
