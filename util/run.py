@@ -19,6 +19,7 @@ from tqdm import tqdm
 from util.checkpoints import FORMAT, SAFE
 from util.cli import add_shared, filled
 from util.files import MARK, is_ours, make_folder, remove_temporaries, write_file, writing
+from util.memory import peak_memory
 
 # The files of a run, as globs.
 NAMES = 'config.json', 'log.jsonl', 'last.pt', 'best.pt', 'cycle_*.pt'
@@ -69,14 +70,7 @@ def memory(device: torch.device) -> float:
     """Gigabytes: the peak on CUDA; elsewhere the peak of the process, 0 where it is unknown."""
     if device.type == 'cuda':
         return torch.cuda.max_memory_allocated(device) / 2 ** 30
-    try:
-        # Only on Unix.
-        import resource
-    except ImportError:
-        return 0.0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # Bytes on macOS, kilobytes on Linux.
-    return peak / (2 ** 30 if sys.platform == 'darwin' else 2 ** 20)
+    return peak_memory()
 
 
 def thread_advice(device: torch.device) -> str:

@@ -18,12 +18,13 @@ from tests.helpers import HERE, tiny_model
 from tests.tools.held import make_dying, make_failing, make_holder
 from tools.benchmark import __main__ as benchmark
 from tools.benchmark import gpu, peers, report, scale, schp, training
-from tools.benchmark.child import Child, measure_program, peak_memory
+from tools.benchmark.child import Child, measure_program
 from tools.benchmark.clock import multiply_adds
 from tools.benchmark.planted import BANDS, plant_people
 from tools.benchmark.record import PROGRAM, command_of
 from uniparser import UniParser, decode
 from util.datasets import MHP
+from util.memory import peak_memory
 
 
 @pytest.mark.parametrize('preset, people', [('mhp', 1), ('mhp', 10), ('mhp_released', 7), ('ccp', 25)])
@@ -143,8 +144,8 @@ def test_a_program_has_one_thread_unless_the_user_sets_more(given, threads, tmp_
 def test_without_the_module_of_unix_the_memory_is_unknown(tmp_path):
     """As on Windows; and the commands start, which import all of the benchmark."""
     code = ('import pathlib, sys\nsys.modules["resource"] = None\n'
-            'from tools.benchmark import __main__, child\nchild.Path = lambda name: pathlib.Path("missing")\n'
-            'print(child.peak_memory())')
+            'from tools.benchmark import __main__\nfrom util import memory\n'
+            'memory.Path = lambda name: pathlib.Path("missing")\nprint(memory.peak_memory())')
     done = subprocess.run([sys.executable, '-c', code], cwd=HERE, text=True, capture_output=True)
     assert done.stdout == '0.0\n', done.stderr
 

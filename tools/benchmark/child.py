@@ -6,13 +6,12 @@
     measure_program('infer.py', 'photo.jpg')          # a whole command -> Measured
 
 As a program, `python -m tools.benchmark.child FILE PROGRAM ..` runs a program and writes what it
-took to FILE. This module needs the standard library alone: what it imports counts as memory of the
-program.
+took to FILE. This module and what it imports need the standard library alone: more would count as
+memory of the program.
 """
 import json
 import multiprocessing
 import os
-import re
 import runpy
 import signal
 import subprocess
@@ -23,11 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-try:
-    import resource
-except ImportError:
-    # Windows lacks it.
-    resource = None
+from util.memory import peak_memory
 
 ROOT = Path(__file__).resolve().parents[2]
 ENDED = 'a process of this benchmark stopped unexpectedly; free memory and start again'
@@ -38,23 +33,6 @@ class Measured(NamedTuple):
     cpu: float                          # seconds of all threads
     memory: float                       # GB: the peak of the process so far
     result: Any = None                  # what the function returned
-
-
-def peak_memory() -> float:
-    """GB, the most that this process held at a time; 0 where it is unknown.
-
-    `ru_maxrss` is not used where there is something better: on Linux a new process inherits it from
-    its parent, across exec.
-    """
-    try:
-        status = Path('/proc/self/status').read_text()
-        return int(re.search(r'VmHWM:\s+(\d+) kB', status)[1]) / 2 ** 20
-    except (OSError, TypeError):
-        if resource is None:
-            return 0.0
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        # Bytes on macOS, kilobytes elsewhere.
-        return peak / (2 ** 30 if sys.platform == 'darwin' else 2 ** 20)
 
 
 # --------------------------------------------------------------------------------------------------
