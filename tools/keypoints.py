@@ -222,7 +222,7 @@ class Tally:
     pixels: int = 0
     known: int = 0                                # pixels with a label
     visible: int = 0                              # keypoints
-    labeled: int = 0                             # visible keypoints with a label
+    labeled: int = 0                              # visible keypoints with a label
     right: int = 0                                # of these: with one that can be there
 
     def add(self, labels: np.ndarray, person: Person):

@@ -168,11 +168,15 @@ def names_of(name: str) -> tuple[str, ...]:
     return MHP.class_names if name == 'mhp' else LABEL_SETS[name].names
 
 
+def same_names(names: Sequence[str], others: Sequence[str]) -> bool:
+    """Whether two lists of class names are equal, in any case."""
+    return [name.lower() for name in names] == [name.lower() for name in others]
+
+
 def name_of(class_names: Sequence[str]) -> str:
     """The name of the label set with these names, in any case; of others the first classes."""
-    wanted = [name.lower() for name in class_names]
     for name in dict.fromkeys((*SETS, *LABEL_SETS)):
-        if [other.lower() for other in names_of(name)] == wanted:
+        if same_names(names_of(name), class_names):
             return name
     return f'{", ".join(class_names[1:4])}, ..'
 
@@ -184,10 +188,9 @@ def find_set(class_names: list[str], labels: str) -> str:
     """
     if labels not in TARGETS:
         raise ValueError(f'labels {labels!r} is unknown; choose one of {", ".join(TARGETS)}')
-    wanted = [name.lower() for name in class_names]
     for source in SOURCES:
-        if [name.lower() for name in names_of(source)] == wanted:
-            if labels == 'atr-neck' and 'torso-skin' not in wanted:
+        if same_names(names_of(source), class_names):
+            if labels == 'atr-neck' and 'torso-skin' not in map(str.lower, class_names):
                 raise ValueError('atr-neck makes the neck from torso-skin, which is no class of '
                                  f'{source}; choose atr')
             return source

@@ -21,7 +21,7 @@ from util.files import (MARK, check_name, check_target, is_ours, naming, printab
                         read_score, short, write_file, write_pair, write_png, write_result,
                         writing)
 from util.images import read_prediction
-from util.labels import convert, find_set, name_of, names_of
+from util.labels import convert, find_set, name_of, names_of, same_names
 from util.masks import CroppedMap, as_label_maps, split_map
 
 SIGNS = {                                         # files that show the form of a folder
@@ -277,11 +277,6 @@ def open_predictions(path: str | Path, form: str | None = None, ids: list[str] =
 
 
 # ---- in another label set ----------------------------------------------------------------------
-
-
-def same_names(names: Sequence[str], others: Sequence[str]) -> bool:
-    """Whether two lists of class names are equal, in any case."""
-    return [name.lower() for name in names] == [name.lower() for name in others]
 
 
 def check_recorded(predictions, class_names: Sequence[str], data: str):
