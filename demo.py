@@ -335,7 +335,7 @@ def draw_picture(photo: Image.Image, parsing: np.ndarray, people: list, class_na
         legend.append('</p>')
     small = photo.resize((width, height), Image.BILINEAR)
     whole = (maps > 0) * ids[:, None, None].astype(np.uint8)
-    images = [draw_image(overlay(small, maps, colors=colors), 'parts'),
+    images = [draw_image(overlay(small, maps, colors=colors, unknown=False), 'parts'),
               draw_image(overlay(small, whole, colors=palette(256)), 'people')]
     return (f'<div class="picture"><p class="about">{html.escape(message)}</p>'
             f'<svg viewBox="0 0 {width} {height}" shape-rendering="crispEdges">'

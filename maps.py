@@ -68,7 +68,7 @@ def draw_maps(model, out: dict, photo: Image.Image, found: Parsing, points=(),
     other_parts = [parts[c] for c in order if c != largest]
 
     # As many rows of pictures as each group needs.
-    parsing = ('parsing', overlay(photo, found.parsing))
+    parsing = ('parsing', overlay(photo, found.parsing, unknown=False))
     first = [('photo', photo), heatmap, *people[:2], parts[largest], parsing]
     pointed = []
     for point in points:

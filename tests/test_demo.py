@@ -1,5 +1,6 @@
 """The page of demo.py: its answers, and in a real browser (headless Chromium) uploads, legend, downloads and errors. The
 browser's tests are skipped without Gradio, Selenium, Chromium and its driver."""
+import base64
 import contextlib
 import http.client
 import importlib.util
@@ -144,7 +145,7 @@ def test_the_page_waits_for_what_is_missing(files):
 
 def test_people_have_one_color_each(monkeypatch):
     drawn = []
-    monkeypatch.setattr(demo, 'overlay', lambda photo, maps, colors: drawn.append((maps, colors)) or photo)
+    monkeypatch.setattr(demo, 'overlay', lambda photo, maps, colors, **_: drawn.append((maps, colors)) or photo)
     parsing = np.zeros((2, 3, 4), np.uint8)
     parsing[0, 0], parsing[1, 1], parsing[1, 2] = 1, 1, 2
     people = [dict(id=k, score=1, center=(1, 1), parts=[]) for k in (1, 2)]
@@ -153,6 +154,15 @@ def test_people_have_one_color_each(monkeypatch):
     assert np.array_equal(parts, parsing) and np.array_equal(whole, (parsing > 0) * np.array([1, 2])[:, None, None])
     swatches = re.findall(r'class="people" style="background: #(\w+)"', text)
     assert swatches == [bytes(colors[k]).hex() for k in (1, 2)] and swatches[0] != swatches[1]
+
+
+def test_a_part_that_is_unknown_is_only_outlined():
+    photo = Image.new('RGB', (80, 60), (30, 60, 90))
+    people = [dict(id=1, score=1, center=(1, 1), parts=[])]
+    text = demo.draw_picture(photo, np.full((1, 60, 80), 255, np.uint8), people, ['background', 'x'], '')
+    drawn, = re.findall(r'class="parts" [^>]*href="data:image/jpeg;base64,([^"]*)"', text)
+    pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(drawn))), int)
+    assert np.abs(pixels[16:40, 16:60] - (30, 60, 90)).max() < 5
 
 
 def test_a_schp_file_shows_one_person(files, tmp_path):

@@ -247,6 +247,20 @@ def test_maps_show_the_people_that_were_found(monkeypatch):
     assert all(torch.equal(a, b) for a, b in zip(last, expected))
 
 
+def test_the_page_of_maps_only_outlines_an_unknown_part():
+    model = tiny_model(theta_center=0.0, theta_part=1.0, theta_mask=0.1, max_people=1, whole=True, test_short_side=96)
+    photo = Image.new('RGB', (80, 60), (30, 60, 90))
+    found = model.predict(photo)[0]
+    assert len(found) == 1 and set(np.unique(found.parsing)) <= {0, 255}
+    found.parsing[:] = 255
+    out = model.outputs(data.network_input(photo, model.config))
+    page = np.asarray(maps.draw_maps(model, out, photo, found, height=60))
+    # Photo, heat map, person, part and parsing side by side, below their titles.
+    first, parsing = (page[24:84, 86 * k:86 * k + 80] for k in (0, 4))
+    assert (first == (30, 60, 90)).all() and (parsing[0] == 255).all()
+    assert (parsing[5:-5, 5:-5] == (30, 60, 90)).all()
+
+
 def test_the_page_of_maps_shows_the_points(checkpoint, tmp_path):
     """--at adds two panels per point, with a cross; the first row stays as it is."""
     write_photo(tmp_path / 'a.png')

@@ -22,6 +22,8 @@ from util import files, video
 from util.datasets import CIHP
 from util.files import MARK
 from util.labels import LABEL_SETS
+from util.pictures import erode
+from util.rle import decode_rle
 from util.tracking import Tracker
 
 av = pytest.importorskip('av', reason='videos need PyAV: pip install av')
@@ -100,6 +102,20 @@ def test_people_are_painted(checkpoint, tmp_path):
     x, y, w, h = line['people'][0]['box']
     painted = np.asarray(frames[3][1], int)[y:y + h, x:x + w]
     assert np.abs(painted - np.asarray(picture(3), int)[y:y + h, x:x + w]).mean() > 20
+
+
+def test_a_part_that_is_unknown_is_only_outlined(tmp_path):
+    """No class is sure, so a whole person is 255 all over: the frame shows through, as in photos."""
+    tiny_model(theta_center=0.0, theta_part=1.0, theta_mask=0.1, max_people=1, whole=True, test_short_side=48).save(tmp_path / 'whole.pt')
+    write_video(tmp_path / 'a.mp4', ticks=range(2))
+    assert parse(tmp_path / 'whole.pt', tmp_path, 'a.mp4').returncode == 0
+    line, (_, _, frames) = read_lines(tmp_path / 'out' / 'a.jsonl')[1], read_video(tmp_path / 'out' / 'a_overlay.mp4')
+    person, = line['people']
+    assert person['parts'] == []
+    inside = erode(decode_rle(person['rle']['counts'], *SIZE), 2)
+    inside[:SIZE[1] // 2] = False                             # where the id stands
+    assert inside.sum() > 100
+    assert np.abs(np.asarray(frames[1][1], int)[:SIZE[1]][inside] - np.asarray(picture(1), int)[inside]).mean() < 15
 
 
 def test_fewer_frames_per_second_are_the_right_ones(checkpoint, tmp_path):

@@ -290,7 +290,7 @@ def parse_frames(pipeline: PhotoPipeline, video: Video,
             picture = overlay_people(frame.photo, found.parsing, ids)
         else:
             colors = palette(len(names) - 1) if found.colors is None else found.colors
-            picture = overlay(frame.photo, found.parsing, colors=colors)
+            picture = overlay(frame.photo, found.parsing, colors=colors, unknown=False)
             picture = add_legend(picture, colors, names, pipeline.kept)
         add_ids(picture, found.parsing, ids)
         return frame, picture, record
