@@ -130,6 +130,28 @@ def test_the_splits_set_every_fifth_id_aside(twelve):
     assert sorted(ids['fit']) == [1, 2, 3, 4, 6, 7, 8, 9, 21, 22]
 
 
+def test_splits_go_by_the_id_of_the_annotation_file_whatever_the_photo_is_called(twelve):
+    """As COCO means it: the name of a file is only its name."""
+    for folder in 'val2017', 'train2017':
+        path = twelve / 'annotations' / f'person_keypoints_{folder}.json'
+        content = json.loads(path.read_text())
+        for image in content['images']:
+            name = f'img_{image["id"] + 1}.jpg'
+            (twelve / folder / image['file_name']).rename(twelve / folder / name)
+            image['file_name'] = name
+        path.write_text(json.dumps(content))
+    assert sorted(open_dataset('COCO', twelve, 'held').ids) == ['img_21', 'img_6']
+    assert len(open_dataset('COCO', twelve, 'fit')) == 10
+    assert open_dataset('COCO', twelve, 'train').ids == ['img_21', 'img_22', 'img_23']
+
+
+def test_an_image_id_that_is_no_number_is_named_with_its_file(twelve):
+    path = twelve / 'annotations' / 'person_keypoints_val2017.json'
+    path.write_text(path.read_text().replace('"id": 5,', '"id": "img_c",').replace('"image_id": 5,', '"image_id": "img_c",'))
+    with pytest.raises(ValueError, match="person_keypoints_val2017.json cannot be read .*'img_c'"):
+        open_dataset('COCO', twelve, 'held')
+
+
 def test_licenses_choose_photos(twelve):
     ids = [int(i) for i in open_dataset('COCO', twelve, 'val', licenses='free').ids]
     assert ids == [1, 3, 5, 7, 9]

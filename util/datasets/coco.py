@@ -170,10 +170,11 @@ class COCO(Photos):
             self.add_parts(root, path, read_licenses(licenses))
             self.choose(split, range(0, len(self.stems), 5))
         else:
+            ids = []
             for folder in FOLDERS.get(split, BOTH):
-                self.add_folder(root, folder, read_licenses(licenses))
+                ids += self.add_folder(root, folder, read_licenses(licenses))
             if split not in FOLDERS:
-                held = [k for k, stem in enumerate(self.stems) if int(stem) % 5 == 0]
+                held = [k for k, i in enumerate(ids) if i % 5 == 0]
                 self.choose(split, held)
         if not self.stems:
             raise ValueError(f'{printable(root)} has no photo of people with these licenses in the '
@@ -185,8 +186,9 @@ class COCO(Photos):
         self.samples = samples
         self.ids = [f'window_{i:06d}' for i in range(samples)] if samples else self.stems
 
-    def add_folder(self, root: str, folder: str, licenses: tuple[int, ...]):
-        """Adds the photos of people of train2017 or val2017."""
+    def add_folder(self, root: str, folder: str, licenses: tuple[int, ...]) -> list[int]:
+        """Adds the photos of people of train2017 or val2017. Returns their ids in the annotation
+        file."""
         path = find_annotations(root, folder)
         file = read_people(path)
         # Photos of crowds alone teach nothing: every person in them is ignored.
@@ -196,12 +198,14 @@ class COCO(Photos):
         files = index_folder(os.path.join(root, folder))
         with naming(path):
             names = [os.path.splitext(file.images[i]['file_name'])[0] for i in kept]
+            ids = [int(i) for i in kept]
         missing = [name for name in names if name not in files]
         if missing:
             raise FileNotFoundError(f'{printable(os.path.join(root, folder))} lacks {len(missing)} '
                                     f'of {len(names)} photos of {path}, the first is '
                                     f'{missing[0]}.jpg; unpack the download again')
         self.add(path, file, kept, names, [files[name] for name in names])
+        return ids
 
     def add_parts(self, root: str, path: str, licenses: tuple[int, ...]):
         """Adds the photos of a file of parts, also those of nobody, and takes its classes.
