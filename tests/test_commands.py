@@ -22,7 +22,8 @@ from oneshot import __main__ as oneshot
 from schp import SCHP, build
 from schp import __main__ as schp
 from schp.config import SCHPConfig
-from tests.helpers import HERE, call
+from tests.helpers import HERE, call, tiny_model, write_photo
+from tests.test_coco import person_of, write_coco
 from tools.benchmark import __main__ as benchmark
 from tools import (ablate, count_people, export, keypoints, mean, oracle, plot,
                    self_correction, tagged)
@@ -30,6 +31,7 @@ from uniparser import Config
 from util import checkpoints, run
 from util.cli import Between, CommandParser, start
 from util.labels import LabelSet
+from util.submissions import FORMS
 
 
 # ---- Ctrl-C
@@ -280,6 +282,32 @@ def test_too_many_values_and_unknown_flags_are_one_sentence(tmp_path, name):
         assert done.returncode == 2 and done.stderr.startswith('error: '), done.stderr
         assert done.stderr.count('\n') == 1 and more[0] in done.stderr
         assert not os.listdir(tmp_path)
+
+
+SPLIT_OF_COCO = ['--data', 'COCO', '--root', 'coco']
+
+
+@pytest.mark.parametrize('program, arguments, sentence', [
+    (keypoints, ['--root', 'coco', '--out', 'new', '--sheet-only'], '--sheet-only is for a sheet of people; name its file with --sheet'),
+    (keypoints, ['--root', 'coco', '--out', 'new', '--sheet-people', '3'], '--sheet-people is for a sheet of people'),
+    (count_people, ['photos', '--curve', 'theta_person'], '--curve is for a data set; name it with --data'),
+    (count_people, ['photos', '--root', 'coco'], '--root is for a data set'),
+    (count_people, ['photos', '--split', 'held'], '--split is for a data set'),
+    (count_people, [*SPLIT_OF_COCO, '--instances', 'masks'], '--instances is for a folder of photos'),
+    (count_people, [*SPLIT_OF_COCO, '--iou', '0'], '--iou is for a folder of photos'),
+    (count_people, [*SPLIT_OF_COCO, '--curve', 'theta_score', '--score', 'center'], '--curve theta_score is for --score parsing'),
+    (count_people, [*SPLIT_OF_COCO, '--curve', 'theta_person', '--theta-person', '0'], '--theta-person has many values with --curve'),
+    (oracle, ['where', *SPLIT_OF_COCO, '--out', 'new'], '--out is for predictions, and where writes none'),
+    (oracle, ['where', *SPLIT_OF_COCO, '--format', FORMS[0]], '--format is for predictions')])
+def test_flags_that_would_do_nothing_are_refused(tmp_path, program, arguments, sentence):
+    write_coco(tmp_path / 'coco', {5: (4, person_of(5))})
+    write_coco(tmp_path / 'coco', {6: (4, person_of(6))}, 'train2017')
+    write_photo(tmp_path / 'photos' / 'a.jpg')
+    tiny_model('cihp', test_short_side=64, long_side=96).save(tmp_path / 'tiny.pt')
+    before = sorted(os.listdir(tmp_path))
+    done = call(program, *arguments, '--weights', 'tiny.pt', '--device', 'cpu', cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith(f'error: {sentence}'), done.stderr
+    assert done.stdout == '' and sorted(os.listdir(tmp_path)) == before
 
 
 @pytest.mark.parametrize('file, program, arguments, sentence', [

@@ -144,7 +144,7 @@ def test_the_programs_run_on_a_split_of_coco(tmp_path):
     assert done.returncode == 0 and done.stdout.count('of 2 people') == len(STAGES), done.stderr
     for program, words, sentence in (
         (oracle, ('where', '--data', 'CIHP'), 'where is for --data COCO'),
-        (oracle, ('people', *common), 'to the folder --out'),
+        (oracle, ('people', *common), 'people writes predictions; name their folder with --out'),
         (count_people, (), 'give a folder of photos, or --data COCO'),
     ):
         done = call(program, *words)

@@ -20,12 +20,14 @@ from data import input_geometry, network_input
 from infer import add_model_flags, check_classes, load_model
 from uniparser import Config, decode
 from util import person_counts
-from util.cli import Between, CommandParser, add_shared, filled, flag, start
+from util.cli import Between, CommandParser, add_shared, filled, flag, refuse_given, start
 from util.datasets import COCO, open_dataset
 from util.files import pick_all, pick_files, user_errors
 from util.images import read_labels, read_stored
 
 CROWD = 255
+IOU = 0.5                                         # --iou, if it is not given
+SPLIT = 'held'                                    # --split, if it is not given
 VALUES = [step / 20 for step in range(1, 20)]     # of a threshold, for --curve
 
 
@@ -89,7 +91,8 @@ def print_folder(args):
     if args.instances:
         instances = pick_files(args.instances, list(photos), ('.png',))
     model = load_model(args, args.device)
-    counts = [count(model, path, known, args.iou)
+    iou = IOU if args.iou is None else args.iou
+    counts = [count(model, path, known, iou)
               for path, known in zip(tqdm(photos.values(), unit='photo', disable=None), instances)]
     total = Counts(*np.sum([astuple(one) for one in counts], 0).tolist())
     wrong = sum(one.false > 0 for one in counts)
@@ -104,9 +107,11 @@ def print_folder(args):
 
 def print_split(args):
     """Prints the counts of the split: one line, or one for each value of --curve."""
-    dataset = open_dataset(args.data, args.root, args.split)
+    dataset = open_dataset(args.data, args.root, args.split or SPLIT)
     model = load_model(args, args.device)
     check_classes(model, args.weights, args.data, dataset.class_names)
+    if args.curve == 'theta_score' and model.config.score != 'parsing':
+        raise ValueError('--curve theta_score is for --score parsing; give that, too')
     if not args.curve:
         total, = count_split(model, dataset, [model.config])
         print(total.summary())
@@ -139,24 +144,38 @@ def parse_arguments(argv=None):
     parser.add_argument('photos', nargs='?', help='folder of photos')
     parser.add_argument('--instances', type=filled,
                         help='folder of ID.png; without it, the photos show nobody')
-    parser.add_argument('--iou', type=Between(0, 1, float), default=0.5,
+    parser.add_argument('--iou', type=Between(0, 1, float),
                         help='without --data: smallest IoU of two masks of one person '
-                             '(default: %(default)s)')
+                             f'(default: {IOU})')
     parser.add_argument('--data', choices=['COCO'],
                         help='count on a split of this data set instead')
     add_shared(parser, 'root', help='with --data: its folder, as downloaded')
-    add_shared(parser, 'split', default='held', choices=COCO.splits, help='with --data: its split')
+    add_shared(parser, 'split', SPLIT, default=None, choices=COCO.splits,
+               help='with --data: its split')
     parser.add_argument('--curve', choices=['theta_score', 'theta_person'],
                         help='with --data: setting to count with many values of')
     add_model_flags(parser)
     return parser.parse_args(argv)
 
 
+def check_flags(args):
+    """ValueError for flags that would do nothing."""
+    if bool(args.photos) == bool(args.data):
+        raise ValueError('give a folder of photos, or --data COCO with --root')
+    if args.photos:
+        refuse_given(args, ('root', 'split', 'curve'),
+                     'is for a data set; name it with --data, or leave this out')
+    else:
+        refuse_given(args, ('instances', 'iou'), 'is for a folder of photos; leave it out')
+    # A setting that is not given is no attribute.
+    if args.curve and hasattr(args, args.curve):
+        raise ValueError(f'{flag(args.curve)} has many values with --curve; leave it out')
+
+
 def main(argv=None):
     args = parse_arguments(argv)
     with user_errors():
-        if bool(args.photos) == bool(args.data):
-            raise ValueError('give a folder of photos, or --data COCO with --root')
+        check_flags(args)
         if args.data:
             print_split(args)
         else:

@@ -26,7 +26,7 @@ from correlation import correlate
 from data import input_geometry, network_input
 from infer import add_model_flags, check_classes, load_model
 from util.beyond import mixture
-from util.cli import Between, CommandParser, Ending, add_shared, filled, start
+from util.cli import Between, CommandParser, Ending, add_shared, filled, refuse_given, start
 from util.datasets import COCO, open_dataset
 from util.datasets.coco import Person
 from util.datasets.coco_file import KEYPOINTS
@@ -37,6 +37,7 @@ from util.pictures import add_legend, overlay, palette, palette_image
 from util.skeleton import CLASSES, VISIBLE, can_be, class_ids, labels_at
 
 MARGIN = 0.15                                     # of the box around a person, on each side
+SHEET_PEOPLE = 40                                 # people on the sheet, if it is not given
 SIDE = 320                                        # long side of the network's input, in pixels
 PAIRS = COCO.flip_pairs
 DRESS = CLASSES.index('dress')
@@ -314,8 +315,8 @@ def parse_arguments(argv=None):
                         help='leave out smaller people (default: %(default)s)')
     parser.add_argument('--sheet', type=Ending('.png'), metavar='PNG',
                         help='also draw a sheet of people')
-    parser.add_argument('--sheet-people', type=Between(1, 1000), default=40,
-                        help='people on the sheet (default: %(default)s)')
+    parser.add_argument('--sheet-people', type=Between(1, 1000), metavar='N',
+                        help=f'people on the sheet (default: {SHEET_PEOPLE})')
     parser.add_argument('--sheet-only', action='store_true',
                         help='draw the sheet of labels written before')
     add_model_flags(parser, test_short_side=SIDE, long_side=SIDE)
@@ -327,6 +328,9 @@ def main(argv=None):
     with user_errors():
         if args.sheet:
             check_target(args.sheet)
+        else:
+            refuse_given(args, ('sheet_only', 'sheet_people'),
+                         'is for a sheet of people; name its file with --sheet')
         dataset = open_dataset('COCO', args.root, args.split, licenses=args.licenses)
         if not args.sheet_only:
             model = load_model(args, args.device)
@@ -334,7 +338,7 @@ def main(argv=None):
             label_split(model, dataset, args)
         if args.sheet:
             dataset.parts = index_folder(args.out, ('.png',))
-            draw_people(dataset, args.sheet, args.sheet_people)
+            draw_people(dataset, args.sheet, args.sheet_people or SHEET_PEOPLE)
 
 
 if __name__ == '__main__':

@@ -20,7 +20,7 @@ from infer import add_model_flags, load_model, open_split, predict_split
 from losses import Targets, make_loss
 from uniparser import Config, decode, find_centers
 from util.beyond import person_mask
-from util.cli import CommandParser, add_shared, filled, start
+from util.cli import CommandParser, add_shared, filled, refuse_given, start
 from util.datasets import COCO, DATASETS
 from util.datasets.coco import Person
 from util.files import user_errors
@@ -167,18 +167,28 @@ def parse_arguments(argv=None):
     add_shared(parser, 'root')
     add_shared(parser, 'split')
     parser.add_argument('--out', type=filled, help='folder for the predictions')
-    parser.add_argument('--format', choices=FORMS, default=FORMS[0],
-                        help='form of the predictions (default: %(default)s)')
+    parser.add_argument('--format', choices=FORMS,
+                        help=f'form of the predictions (default: {FORMS[0]})')
     add_model_flags(parser)
     return parser.parse_args(argv)
+
+
+def check_flags(args):
+    """ValueError where flags are missing or would do nothing."""
+    if args.part != 'where':
+        if not args.out:
+            raise ValueError(f'{args.part} writes predictions; name their folder with --out')
+        return
+    if args.data != 'COCO':
+        raise ValueError('where is for --data COCO')
+    refuse_given(args, ('out', 'format'), 'is for predictions, and where writes none; leave it out')
 
 
 def main(argv=None):
     args = parse_arguments(argv)
     with user_errors():
-        if args.part == 'where' and args.data != 'COCO' or args.part != 'where' and not args.out:
-            raise ValueError('where is for --data COCO; the others write predictions to the folder '
-                             '--out')
+        check_flags(args)
+        args.format = args.format or FORMS[0]
         model = load_model(args, args.device)
         dataset = open_split(args, model)
         if args.part == 'where':

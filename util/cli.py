@@ -86,7 +86,9 @@ def refuse_given(args: argparse.Namespace, names: Iterable[str], reason: str):
     """ValueError with the first of these flags that is given: '--fps REASON'. Those that are not
     given are None, False or an empty list."""
     for name in names:
-        if getattr(args, name) not in (None, False, []):
+        value = getattr(args, name)
+        # 0 is given, though it equals False.
+        if value is not None and value is not False and value != []:
             raise ValueError(f'{flag(name)} {reason}')
 
 
