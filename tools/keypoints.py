@@ -243,12 +243,15 @@ class Tally:
 
 
 def label_split(model, dataset: COCO, args: Namespace):
-    """Writes the label maps of all people, and prints how many keypoints agree."""
+    """Writes the label maps of all people, and prints how many keypoints agree. ValueError if all
+    people are too small."""
     tally = Tally()
     for k in tqdm(range(len(dataset)), unit='photo', disable=None):
         for name, labels, person in label_photo(model, dataset, k, args):
             write_png(Path(args.out, f'{name}.png'), palette_image(labels, palette(19)))
             tally.add(labels, person)
+    if not tally.people:
+        raise ValueError(f'no person with keypoints has {args.smallest} pixels; lower --smallest')
     print(f'{tally.summary()} -> {os.path.join(args.out, "")}')
 
 
@@ -323,6 +326,16 @@ def parse_arguments(argv=None):
     return parser.parse_args(argv)
 
 
+def check_people(dataset: COCO, args: Namespace):
+    """ValueError where nobody has keypoints, or where the classes are not those of CIHP."""
+    if dataset.class_names != CLASSES:
+        raise ValueError(f'{args.root} has other classes than CIHP, and keypoints say where those '
+                         'of CIHP can be; give a folder of COCO 2017')
+    if not any(a.keypoints is not None for found in dataset.people for a in found):
+        raise ValueError(f'{args.root} has no person with keypoints in the split {args.split}; '
+                         'unpack annotations/person_keypoints_*.json of COCO 2017 there')
+
+
 def main(argv=None):
     args = parse_arguments(argv)
     with user_errors():
@@ -333,11 +346,14 @@ def main(argv=None):
                          'is for a sheet of people; name its file with --sheet')
         dataset = open_dataset('COCO', args.root, args.split, licenses=args.licenses)
         if not args.sheet_only:
+            check_people(dataset, args)
             model = load_model(args, args.device)
-            check_classes(model, args.weights, 'COCO', COCO.class_names)
+            check_classes(model, args.weights, 'COCO', dataset.class_names)
             label_split(model, dataset, args)
         if args.sheet:
-            dataset.parts = index_folder(args.out, ('.png',))
+            advice = 'label the people first, without --sheet-only'
+            dataset.parts = index_folder(args.out, ('.png',), advice)
+            dataset.check_parts(args.out)
             draw_people(dataset, args.sheet, args.sheet_people or SHEET_PEOPLE)
 
 

@@ -2,11 +2,14 @@
 decides and what stays unknown; and the program, whose label maps the data set reads back. python -m
 pytest"""
 
+import json
+
 import numpy as np
 import pytest
+from PIL import Image
 
-from tests.helpers import call, tiny_model
-from tests.test_coco import plain_counts, write_coco
+from tests.helpers import call, tiny_model, write_photo
+from tests.test_coco import SIZE, person_of, plain_counts, write_coco
 from tools import keypoints
 from util.datasets.coco_file import KEYPOINTS
 from util.datasets import CIHP, open_dataset
@@ -251,6 +254,45 @@ def test_the_program_writes_what_the_data_set_reads(model, tmp_path):
     assert labels.shape == (40, 60) and labels.any() and not labels[~mask].any()
     _, parsing, _ = open_dataset('COCO', tmp_path / 'coco', 'train', parts=tmp_path / 'parts').read(0)
     assert (parsing[0] == np.where(labels > 0, labels, 255 * mask)).all() and set(np.unique(parsing[1])) == {0, 255}
+
+
+def test_people_without_keypoints_cannot_be_labeled(model, tmp_path):
+    """Two of COCO's own files, and one of parts, in the classes of CIHP and in others."""
+    model.save(tmp_path / 'tiny.pt')
+    write_coco(tmp_path / 'instances', {8: (4, person_of(8))}, kind='instances')
+    write_coco(tmp_path / 'zeros', {8: (4, [{**person_of(8)[0], 'keypoints': [0] * 51}])})
+    for folder, names in (('cihp', CLASSES[1:]), ('other', ['head', 'torso'])):
+        write_photo(tmp_path / folder / 'a.jpg', size=SIZE)
+        content = {'images': [{'id': 1, 'file_name': 'a.jpg', 'width': SIZE[0], 'height': SIZE[1]}],
+                   'categories': [{'id': i, 'name': name} for i, name in enumerate(names, 1)],
+                   'annotations': [{**person_of(1)[0], 'person': 1}]}
+        (tmp_path / folder / 'annotations.json').write_text(json.dumps(content))
+    for folder, sentence in (('instances', 'has no person with keypoints in the split val; unpack annotations/person_keypoints_*.json'),
+                             ('zeros', 'has no person with keypoints'),
+                             ('cihp', 'has no person with keypoints'),
+                             ('other', 'has other classes than CIHP, and keypoints say where those of CIHP can be')):
+        done = call(keypoints, '--root', folder, '--split', 'val', '--weights', 'tiny.pt', '--device', 'cpu', '--out', 'new', cwd=tmp_path)
+        assert done.returncode == 2 and done.stdout == '' and not (tmp_path / 'new').exists()
+        assert done.stderr.splitlines()[-1].startswith(f'error: {folder} {sentence}'), done.stderr
+
+
+def test_people_who_are_all_too_small_are_said(model, tmp_path):
+    model.save(tmp_path / 'tiny.pt')
+    write_coco(tmp_path / 'coco', {8: (4, [{**person_of(8)[0], 'keypoints': figure().ravel().tolist()}])})
+    done = call(keypoints, '--root', 'coco', '--split', 'val', '--weights', 'tiny.pt', '--device', 'cpu', '--out', 'new', cwd=tmp_path)
+    assert done.returncode == 2 and 'error: no person with keypoints has 1500 pixels; lower --smallest' in done.stderr, done.stderr
+
+
+def test_a_sheet_needs_label_maps_of_these_people(tmp_path):
+    write_coco(tmp_path / 'coco', {8: (4, person_of(8))})
+    (tmp_path / 'parts').mkdir()
+    for out, sentence in (('none', 'none does not exist; label the people first, without --sheet-only'),
+                          ('parts', 'parts has no label map PHOTO_ANNOTATION.png of a person of these photos; give')):
+        done = call(keypoints, '--root', 'coco', '--split', 'val', '--out', out, '--sheet', 'a.png', '--sheet-only', cwd=tmp_path)
+        assert done.returncode == 2 and f'error: {sentence}' in done.stderr and not (tmp_path / 'a.png').exists(), done.stderr
+    Image.new('L', SIZE, 1).save(tmp_path / 'parts' / '000000000008_8.png')
+    done = call(keypoints, '--root', 'coco', '--split', 'val', '--out', out, '--sheet', 'a.png', '--sheet-only', cwd=tmp_path)
+    assert done.returncode == 0 and (tmp_path / 'a.png').exists(), done.stderr
 
 
 def test_keypoints_are_checked_against_labels():
