@@ -256,11 +256,12 @@ def parse_photo(pipeline: ParsingPipeline, path: str, progress: Callable) -> tup
     job, = pipeline.parse([job])
     with pipeline.turn:
         found = pipeline.find(job.out, job.photo, Path(path).name)
+        message = pipeline.report(job.out, found)
     progress(0.7, desc='writing the files')
     found.save(pipeline.folder, name, cutouts=True)
     people = [person.to_dict() for person in found]
     picture = draw_picture(job.photo, found.parsing, people, pipeline.class_names,
-                           pipeline.message(found), found.colors)
+                           message, found.colors)
     parts = file_parts(pipeline.class_names)
     cutouts = list_cutouts(pipeline.folder / f'{name}_cutouts', people, parts)
     return picture, cutouts, list_files(pipeline.folder, name)

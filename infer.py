@@ -310,16 +310,14 @@ class ParsingPipeline(PhotoPipeline):
     def write(self, job: PhotoJob) -> tuple[str, int]:
         with self.turn:
             found = self.find(job.out, job.photo, job.path)
+            text = self.report(job.out, found)
             if self.args.maps:
                 page = draw_maps(self.model, job.out, job.photo, found, self.points)
                 write_png(self.folder / f'{job.name}_maps.png', page)
         self.tryon.write(self.folder, job.name, found)
         people = getattr(self.args, 'colors', None) == 'people'
         found.save(self.folder, job.name, self.args.cutouts, people)
-        text = f'{printable(job.path)}: {self.message(found)}'
-        if not len(found) and not self.args.only:
-            text += self.reason(job.out)
-        return text, len(found)
+        return f'{printable(job.path)}: {text}', len(found)
 
     def find(self, out, photo: Image.Image, path=None) -> Parsing:
         """The network's output for a photo -> its people with visible parts, in the classes of
@@ -352,8 +350,18 @@ class ParsingPipeline(PhotoPipeline):
             return f'found no person with {" or ".join(self.args.only.split(","))}'
         return 'found no person'
 
-    def reason(self, out) -> str:
-        """Why a UniParser found nobody in a photo, to follow the message; '' for other models."""
+    def report(self, out, found: Parsing) -> str:
+        """What was found in a photo; and if it is nobody, why."""
+        text = self.message(found)
+        if not len(found) and not self.args.only:
+            text += self.reason(out, found.photo)
+        return text
+
+    def reason(self, out, photo: Image.Image) -> str:
+        """Why nobody was found in a photo, to follow the message; '' where it is not known."""
+        # Nothing is kept of the people before --labels, and few photos show nobody.
+        if self.labels and len(self.decode(out, photo).visible()):
+            return f'; the people in it have no part in the label set {self.labels}'
         if not isinstance(self.model, UniParser):
             return ''
         return advice(out, 0, self.model.config)
