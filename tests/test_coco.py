@@ -162,6 +162,14 @@ def test_licenses_choose_photos(twelve):
         open_dataset('COCO', twelve, 'val', licenses='3')
 
 
+def test_keypoints_may_be_null(tmp_path):
+    """As other tools export it: there are none."""
+    points = [20, 10, 2] * 17
+    write_coco(tmp_path, {7: (4, [{**person_of(7)[0], 'keypoints': null} for null in (None, [0] * 51, points)])})
+    people, _ = open_dataset('COCO', tmp_path, 'val').persons(0)
+    assert [person.keypoints is None for person in people] == [True, True, False]
+
+
 def test_instances_are_read_where_there_are_no_keypoints_and_other_things_are_left_out(tmp_path):
     bicycle = annotation(9, 7, polygon(*BOXES[3])) | {'category_id': 2}
     write_coco(tmp_path, {7: (4, [*person_of(7), bicycle]), 8: (4, [])}, kind='instances')

@@ -310,6 +310,22 @@ def test_flags_that_would_do_nothing_are_refused(tmp_path, program, arguments, s
     assert done.stdout == '' and sorted(os.listdir(tmp_path)) == before
 
 
+@pytest.mark.parametrize('program, arguments, sentence', [
+    (count_people, ['photos', '--instances', 'none'], 'none does not exist; give the folder with an ID.png for each photo'),
+    (count_people, ['photos', '--instances', 'photos'],
+     'photos lacks 1 of 1 files, the first is a.png; give the folder with an ID.png for each photo'),
+    (oracle, ['people', *SPLIT_OF_COCO], 'people writes predictions; name their folder with --out'),
+    (oracle, ['where', '--data', 'synthetic'], 'where is for --data COCO'),
+    (oracle, ['where', '--data', 'COCO', '--root', 'coco/val2017'], 'coco/val2017 holds no annotations of COCO; give the folder above it'),
+    (oracle, ['where', '--data', 'COCO', '--root', 'coco/annotations'], 'coco/annotations holds no annotations of COCO; give the folder')])
+def test_a_wrong_folder_is_followed_by_the_right_advice(tmp_path, program, arguments, sentence):
+    write_coco(tmp_path / 'coco', {5: (4, person_of(5))})
+    write_photo(tmp_path / 'photos' / 'a.jpg')
+    tiny_model('cihp').save(tmp_path / 'tiny.pt')
+    done = call(program, *arguments, '--weights', 'tiny.pt', '--device', 'cpu', cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith(f'error: {sentence}'), done.stderr
+
+
 @pytest.mark.parametrize('file, program, arguments, sentence', [
     ('schp/__main__.py', schp, ['extract', '--bogus'], 'unrecognized arguments: --bogus; see python -m schp extract --help'),
     ('schp/__main__.py', schp, [], ' | prepare; see python -m schp --help'),

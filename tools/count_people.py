@@ -89,7 +89,8 @@ def print_folder(args):
     photos = pick_all(args.photos)
     instances = [None] * len(photos)
     if args.instances:
-        instances = pick_files(args.instances, list(photos), ('.png',))
+        advice = 'give the folder with an ID.png for each photo'
+        instances = pick_files(args.instances, list(photos), ('.png',), advice)
     model = load_model(args, args.device)
     iou = IOU if args.iou is None else args.iou
     counts = [count(model, path, known, iou)

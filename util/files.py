@@ -172,18 +172,19 @@ def index_folder(folder: str | Path, endings: tuple[str, ...] = PHOTOS,
             if name.lower().endswith(endings)}
 
 
-def pick_files(folder: str | Path, ids: list[str],
-               endings: tuple[str, ...] = PHOTOS) -> list[str]:
+def pick_files(folder: str | Path, ids: list[str], endings: tuple[str, ...] = PHOTOS,
+               advice: str = '') -> list[str]:
     """Paths of the files named by ids.
 
-    Raises a FileNotFoundError with the first missing one and their number.
+    Raises a FileNotFoundError with the first missing one and their number. advice: the end of that
+    sentence; by default, it is about a download.
     """
-    files = index_folder(folder, endings)
+    files = index_folder(folder, endings, advice or ROOT_ADVICE)
     missing = [i for i in ids if i not in files]
     if missing:
         raise FileNotFoundError(f'{printable(folder)} lacks {len(missing)} of {len(ids)} files, '
-                                f'the first is {short(missing[0])}{endings[0]}; unpack the '
-                                'download again')
+                                f'the first is {short(missing[0])}{endings[0]}; '
+                                f'{advice or "unpack the download again"}')
     return [files[i] for i in ids]
 
 

@@ -72,6 +72,9 @@ def find_annotations(root: str, folder: str) -> str:
     for path in paths:
         if os.path.isfile(path):
             return path
+    if os.path.isdir(os.path.join(root, '..', 'annotations')):
+        raise FileNotFoundError(f'{printable(root)} holds no annotations of COCO; give the folder '
+                                'above it')
     raise FileNotFoundError(f'{printable(root)} has neither annotations/{names[0]} nor {names[1]}, '
                             f'and no {OF_PARTS[0]}; unpack the annotations of COCO 2017 there, '
                             'or give the results of infer.py --format coco')

@@ -106,7 +106,7 @@ def read_annotation(record: dict, label: int = UNKNOWN, person: str = '') -> Ann
     if isinstance(outline, list):                 # arrays take a tenth of the memory of lists
         outline = [np.array(polygon, np.float32) for polygon in outline]
     points = None
-    if any(record.get('keypoints', ())):
+    if any(record.get('keypoints') or ()):        # some tools write null
         points = np.array(record['keypoints'], np.float32).reshape(len(KEYPOINTS), 3)
     # CVAT exports every mask with iscrowd = 1; a crowd has no number.
     crowd = bool(record.get('iscrowd')) and not person
