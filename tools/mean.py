@@ -8,25 +8,33 @@ et al. 2022). Configuration, class names and settings of inference are those of 
 import torch
 
 from uniparser import UniParser
-from util.cli import Between, CommandParser, filled, start
+from util.checkpoints import SAFE
+from util.cli import Between, CommandParser, Ending, start
 from util.files import check_target, user_errors
 
 
 @torch.no_grad()
 def mean_weights(first: UniParser, second: UniParser, share: float) -> dict:
     """State dict: (1 - share) times the weights and statistics of the first plus share times those
-    of the second, in the types of the second. ValueError where names or shapes differ."""
+    of the second, in the types of the second. The two are alike, see `check_alike`."""
     first = first.state_dict()
-    second = second.state_dict()
-    different = [k for k in second if k not in first or first[k].shape != second[k].shape]
-    if different or len(first) != len(second):
-        raise ValueError('the two models are of different sizes; give two of one architecture')
     mean = {}
-    for name, value in second.items():
+    for name, value in second.state_dict().items():
         if value.is_floating_point():
             value = torch.lerp(first[name].double(), value.double(), share).to(value.dtype)
         mean[name] = value
     return mean
+
+
+def check_alike(first: UniParser, second: UniParser, files: str):
+    """ValueError where the classes differ, or names or shapes of the weights. files: 'the first and
+    the second', for the sentence."""
+    if first.class_names != second.class_names:
+        raise ValueError(f'{files} have different classes; give two of the same')
+    shapes = [{name: value.shape for name, value in model.state_dict().items()}
+              for model in (first, second)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(f'{files} are of different sizes; give two of one architecture')
 
 
 def parse_arguments(argv=None):
@@ -35,7 +43,8 @@ def parse_arguments(argv=None):
     parser.add_argument('second', help='weights file')
     parser.add_argument('--share', type=Between(0, 1, float), default=0.5,
                         help='share of the second (default: %(default)s)')
-    parser.add_argument('--out', type=filled, required=True, help='weights file to write')
+    parser.add_argument('--out', type=Ending('.pt', SAFE), required=True, metavar='FILE',
+                        help='weights file to write')
     return parser.parse_args(argv)
 
 
@@ -45,8 +54,7 @@ def main(argv=None):
         check_target(args.out)
         first = UniParser.from_pretrained(args.first)
         second = UniParser.from_pretrained(args.second)
-        if first.class_names != second.class_names:
-            raise ValueError(f'{args.first} and {args.second} have different classes')
+        check_alike(first, second, f'{args.first} and {args.second}')
         second.load_state_dict(mean_weights(first, second, args.share))
         second.save(args.out)
 
