@@ -253,7 +253,7 @@ def test_people_who_are_hardly_in_a_window_are_ignored():
     assert ignore[:20, :2].all() and not ignore[:, 2:].any()
 
 
-def test_a_mixture_reads_its_parts(twelve):
+def test_a_mixture_reads_its_sets(twelve):
     dataset = open_dataset('COCO', twelve, 'fit')
     other = open_dataset('COCO', twelve, 'held')
     mixed = Mixed([dataset, other])

@@ -8,8 +8,8 @@
 where a detection's mask has an IoU of at least --iou with the person's. A detection that lies
 mostly in a crowd is not counted as false.
 
---data COCO counts as util/person_counts.py says. --curve prints found people against false ones for
-many values of a threshold.
+--data COCO counts as util/person_counts.py says; there the IoU must be above 0.5, and small people
+are not looked for. --curve prints found people against false ones for many values of a threshold.
 """
 from dataclasses import astuple, dataclass, replace
 

@@ -162,9 +162,9 @@ def label_person(model, image: np.ndarray, mask: np.ndarray, points: np.ndarray,
 def without_halves(labels: np.ndarray, allowed: np.ndarray, least: float = 0.15) -> np.ndarray:
     """The label map without half garments.
 
-    A dress or coat of which less than a share `least` lies
-    where only tops can be is a pair of trousers, a skirt or a leg. A dress of which less than
-    `least` lies on the legs is a shirt or a jacket. labels (h, w), allowed (K, h, w) bool.
+    A dress or coat of which less than a share `least` lies where only tops can be is a pair of
+    trousers, a skirt or a leg. A dress of which less than `least` lies on the legs is a shirt or a
+    jacket. labels (h, w), allowed (K, h, w) bool.
     """
     below = allowed[PANTS - 1]
     legs = allowed[LEGS[0] - 1] | allowed[LEGS[1] - 1]

@@ -5,7 +5,7 @@ The difference to the usual predictions shows what that part costs.
     python -m tools.oracle people --data CCP --root DIR --out results/   # then evaluate.py as usual
     python -m tools.oracle where --data COCO --root DIR --split held     # where people are lost
 
-The second replaces nothing: it prints the share of COCO's people who pass each stage between the
+`where` replaces nothing: it prints the share of COCO's people who pass each stage between the
 heat map and the result.
 """
 import numpy as np

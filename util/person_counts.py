@@ -1,6 +1,7 @@
 """How well a model finds people whose masks and keypoints are known, but not their parts.
 
-found: people of at least 1 % of the photo with whom a detection has a mask IoU above 0.5.
+found: people of at least 1 % of the photo with whom a detection has a mask IoU above 0.5 (for a
+folder of photos, tools/count_people.py asks for at least 0.5).
 
 false: detections whose mask has an IoU of at most 0.5 with everyone and is not half ignored.
 
