@@ -221,17 +221,6 @@ def test_a_label_map_of_another_size_is_named(tmp_path):
         open_dataset('COCO', tmp_path / 'coco', 'val', parts=tmp_path / 'parts').read(0)
 
 
-@pytest.mark.parametrize('name', [None, '000000000007_8.png', 'notes.txt'])
-def test_a_folder_of_parts_of_nobody_here_is_refused(tmp_path, name):
-    write_coco(tmp_path / 'coco', {7: (4, person_of(7))})
-    (tmp_path / 'parts').mkdir()
-    if name:
-        Image.new('L', SIZE, 1).save(tmp_path / 'parts' / name, 'PNG')
-    sentence = 'parts has no label map PHOTO_ANNOTATION.png of a person of these photos; give the folder that tools.keypoints wrote'
-    with pytest.raises(ValueError, match=sentence):
-        open_dataset('COCO', tmp_path / 'coco', 'val', parts=tmp_path / 'parts')
-
-
 def test_windows_are_a_function_of_seed_epoch_and_index_and_hold_people(twelve):
     dataset = open_dataset('COCO', twelve, 'fit', samples=30)
     assert len(dataset) == 30

@@ -92,8 +92,7 @@ def print_folder(args):
         advice = 'give the folder with an ID.png for each photo'
         instances = pick_files(args.instances, list(photos), ('.png',), advice)
     model = load_model(args, args.device)
-    iou = IOU if args.iou is None else args.iou
-    counts = [count(model, path, known, iou)
+    counts = [count(model, path, known, args.iou)
               for path, known in zip(tqdm(photos.values(), unit='photo', disable=None), instances)]
     total = Counts(*np.sum([astuple(one) for one in counts], 0).tolist())
     wrong = sum(one.false > 0 for one in counts)
@@ -108,7 +107,7 @@ def print_folder(args):
 
 def print_split(args):
     """Prints the counts of the split: one line, or one for each value of --curve."""
-    dataset = open_dataset(args.data, args.root, args.split or SPLIT)
+    dataset = open_dataset(args.data, args.root, args.split)
     model = load_model(args, args.device)
     check_classes(model, args.weights, args.data, dataset.class_names)
     if args.curve == 'theta_score' and model.config.score != 'parsing':
@@ -177,6 +176,8 @@ def main(argv=None):
     args = parse_arguments(argv)
     with user_errors():
         check_flags(args)
+        args.split = args.split or SPLIT
+        args.iou = IOU if args.iou is None else args.iou
         if args.data:
             print_split(args)
         else:

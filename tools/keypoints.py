@@ -336,6 +336,14 @@ def check_people(dataset: COCO, args: Namespace):
                          'unpack annotations/person_keypoints_*.json of COCO 2017 there')
 
 
+def check_labeled(dataset: COCO, args: Namespace):
+    """ValueError where the folder has no label map of these people."""
+    names = {f'{stem}_{a.id}' for stem, found in zip(dataset.stems, dataset.people) for a in found}
+    if names.isdisjoint(dataset.parts):
+        raise ValueError(f'{args.out} has no label map of a person of the split {args.split}; '
+                         'label them first, without --sheet-only')
+
+
 def main(argv=None):
     args = parse_arguments(argv)
     with user_errors():
@@ -353,7 +361,7 @@ def main(argv=None):
         if args.sheet:
             advice = 'label the people first, without --sheet-only'
             dataset.parts = index_folder(args.out, ('.png',), advice)
-            dataset.check_parts(args.out)
+            check_labeled(dataset, args)
             draw_people(dataset, args.sheet, args.sheet_people or SHEET_PEOPLE)
 
 

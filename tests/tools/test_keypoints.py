@@ -287,7 +287,7 @@ def test_a_sheet_needs_label_maps_of_these_people(tmp_path):
     write_coco(tmp_path / 'coco', {8: (4, person_of(8))})
     (tmp_path / 'parts').mkdir()
     for out, sentence in (('none', 'none does not exist; label the people first, without --sheet-only'),
-                          ('parts', 'parts has no label map PHOTO_ANNOTATION.png of a person of these photos; give')):
+                          ('parts', 'parts has no label map of a person of the split val; label them first, without --sheet-only')):
         done = call(keypoints, '--root', 'coco', '--split', 'val', '--out', out, '--sheet', 'a.png', '--sheet-only', cwd=tmp_path)
         assert done.returncode == 2 and f'error: {sentence}' in done.stderr and not (tmp_path / 'a.png').exists(), done.stderr
     Image.new('L', SIZE, 1).save(tmp_path / 'parts' / '000000000008_8.png')

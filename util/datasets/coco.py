@@ -186,7 +186,6 @@ class COCO(Photos):
         if parts:
             advice = 'give the folder that tools.keypoints wrote'
             self.parts = index_folder(parts, ('.png',), advice)
-            self.check_parts(parts)
         self.samples = samples
         self.ids = [f'window_{i:06d}' for i in range(samples)] if samples else self.stems
 
@@ -240,15 +239,6 @@ class COCO(Photos):
         self.stems += stems
         self.photos += photos
         self.people += [file.annotations.get(i, []) for i in kept]
-
-    def check_parts(self, folder: str):
-        """ValueError where no label map of a folder is that of a person of these photos."""
-        names = (f'{stem}_{annotation.id}' for stem, found in zip(self.stems, self.people)
-                 for annotation in found)
-        if not any(name in self.parts for name in names):
-            raise ValueError(f'{printable(folder)} has no label map PHOTO_ANNOTATION.png of a '
-                             'person of these photos; give the folder that tools.keypoints wrote '
-                             'for them')
 
     def choose(self, split: str, held: Sequence[int]):
         """Keeps the photos of a split that is a share of all. held: numbers of photos."""
