@@ -5,13 +5,15 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import data
 import train
 from tests.helpers import SHORT, call, write_photo
-from uniparser import INFERENCE, get_config
+from uniparser import INFERENCE, UniParser, get_config
 from util.datasets import COCO, Mixed, coco, open_dataset
+from util.results import Parsing
 from util.rle import encode_rle
 
 SIZE = 60, 40  # width, height of every photo
@@ -221,33 +223,78 @@ def test_a_mixture_reads_its_parts(twelve):
     assert mixed.landscape.all() and (mixed.read_parsing(3)[0] == dataset.read_parsing(3)[0]).all()
 
 
+TINY = [*SHORT, '--pretrained', '', '--no-dcn', '--epochs', '1', '--grid', '8', '--short-side', '64', '--test-short-side', '64', '--workers', '0']
+
+
+def logged(run, name):
+    """The last record of the log of a run that has this entry."""
+    return [json.loads(line) for line in (run / 'log.jsonl').read_text().splitlines() if f'"{name}"' in line][-1]
+
+
 def test_a_model_trains_on_people_without_parts(twelve, tmp_path):
-    done = call(
-        train,
-        '--data',
-        'COCO',
-        '--root',
-        twelve,
-        *SHORT,
-        '--pretrained',
-        '',
-        '--epochs',
-        '1',
-        '--grid',
-        '8',
-        '--short-side',
-        '64',
-        '--test-short-side',
-        '64',
-        '--workers',
-        '0',
-        '--out',
-        tmp_path / 'run',
-        cwd=tmp_path,
-    )
+    done = call(train, '--data', 'COCO', '--root', twelve, *TINY, '--out', tmp_path / 'run', cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    last = [json.loads(line) for line in (tmp_path / 'run' / 'log.jsonl').read_text().splitlines() if '"aux_ins"' in line][-1]
+    last = logged(tmp_path / 'run', 'aux_ins')
     assert last['aux_ins'] > 0 and last['center'] > 0 and last['parsing'] == 0
+    assert 'AP50' not in done.stdout and set(logged(tmp_path / 'run', 'found')) >= {'keypoints_right', 'false_per_180', 'side_right'}
+
+
+def write_face(root, number):
+    """The label map of the person of a photo: a face and nothing else."""
+    root.mkdir(exist_ok=True)
+    Image.new('L', SIZE, 13).save(root / f'{number:012d}_{number}.png')
+
+
+def test_a_training_says_that_people_without_parts_teach_no_classes(twelve, tmp_path):
+    """Not where the network knows the classes, or where there are label maps of some of its people."""
+    write_face(tmp_path / 'of-train', 20)
+    write_face(tmp_path / 'of-val', 9)
+
+    def notes(*flags):
+        done = call(train, '--data', 'COCO', '--root', twelve, *TINY, *flags, '--device', 'cpu', cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        return [line for line in done.stdout.splitlines() if line.startswith('note: ')]
+
+    assert notes('--out', 'first') == notes('--parts', 'of-val') == [train.NO_PARTS]
+    assert notes('--parts', 'of-train') == notes('--pretrained', 'first/last.pt') == []
+    done = call(train, '--resume', 'first', '--epochs', '2', '--device', 'cpu', cwd=tmp_path)
+    assert done.returncode == 0 and 'note: ' not in done.stdout
+
+
+def standing(image, nose):
+    """A person of the first box, with a nose (or no keypoints at all), who is found in the photo."""
+    points = [0] * 51
+    points[:3] = 5, 5, 2
+    return [annotation(image, image, polygon(*BOXES[1]), **({'keypoints': points} if nose else {}))]
+
+
+@pytest.mark.parametrize('nose', [True, False])
+def test_people_without_parts_are_counted_and_the_best_model_labels_their_keypoints(tmp_path, monkeypatch, nose):
+    """For AP^p any label inside a person without parts is right. The first and the second epoch find the person, but the first has a
+    dress at the nose; the third finds nobody."""
+    for folder in ('train2017', 'val2017'):
+        write_coco(tmp_path, {n: (4, standing(n, nose)) for n in range(1, 9)}, folder)
+    person = rectangle(*BOXES[1])
+    names = iter([name for name in ('dress', 'face', None) for _ in range(4)])
+    kernels = []  # of the categories, at each validated photo
+
+    def predict(model, image):
+        name = next(names)
+        kernels.append(model.state_dict()['category_builder.k_cate'].clone())
+        parsing = np.array([person * np.uint8(COCO.class_names.index(name))] if name else np.zeros((0, *person.shape), np.uint8))
+        return [Parsing(parsing, np.ones(len(parsing)), np.zeros((len(parsing), 2)), COCO.class_names)]
+
+    monkeypatch.setattr(UniParser, 'predict', predict)
+    run = tmp_path / 'run'
+    done = call(train, '--data', 'COCO', '--root', tmp_path, *TINY, '--epochs', '3', '--val-every', '1', '--out', run, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    records = [json.loads(line) for line in (run / 'log.jsonl').read_text().splitlines() if '"found"' in line]
+    assert [record['found'] for record in records] == [1, 1, 0]
+    expected = [0, 1, 0] if nose else [np.nan] * 3
+    assert np.array_equal([record['keypoints_right'] for record in records], expected, equal_nan=True)
+    # Without keypoints the first model that finds all people stays the best.
+    best = torch.load(run / 'best.pt', weights_only=True)['model']['category_builder.k_cate']
+    assert [torch.equal(best, kernels[4 * epoch]) for epoch in range(3)] == [not nose, nose, False]
 
 
 def test_the_share_of_coco_beside_ccp():

@@ -248,6 +248,12 @@ class COCO(Photos):
             values = getattr(self, name)
             setattr(self, name, [values[k] for k in kept])
 
+    @property
+    def has_parts(self) -> bool:
+        """Whether the file has an annotation of a part, or the folder `parts` one of its people."""
+        return any(a.label != UNKNOWN or f'{stem}_{a.id}' in self.parts
+                   for stem, found in zip(self.stems, self.people) for a in found)
+
     def size(self, i: int) -> tuple[int, int]:
         """(width, height) of photo i, from the annotation file; windows have no size before they
         are drawn."""
