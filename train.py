@@ -686,7 +686,9 @@ def open_sets(config: Config, root: str | None, skip_bad: bool) -> tuple:
         options = {name: getattr(config, name) for name in of_coco}
         others = open_dataset('COCO', config.coco, 'fit', samples=windows, **options)
         train_set = Mixed([train_set, others])
-    val_set = open_dataset(config.data, root, 'val')
+    # Photos of other licenses may be missing.
+    options = dict(licenses=config.licenses) if config.data == 'COCO' else {}
+    val_set = open_dataset(config.data, root, 'val', **options)
     train_set.skip_bad = skip_bad
     val_set.skip_bad = skip_bad
     return train_set, val_set

@@ -11,6 +11,7 @@ from PIL import Image
 import data
 import train
 from tests.helpers import SHORT, call, write_photo
+from tools import count_people, oracle
 from uniparser import INFERENCE, UniParser, get_config
 from util.datasets import COCO, Mixed, coco, open_dataset
 from util.results import Parsing
@@ -248,17 +249,64 @@ def write_face(root, number):
 def test_a_training_says_that_people_without_parts_teach_no_classes(twelve, tmp_path):
     """Not where the network knows the classes, or where there are label maps of some of its people."""
     write_face(tmp_path / 'of-train', 20)
-    write_face(tmp_path / 'of-val', 9)
 
     def notes(*flags):
         done = call(train, '--data', 'COCO', '--root', twelve, *TINY, *flags, '--device', 'cpu', cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         return [line for line in done.stdout.splitlines() if line.startswith('note: ')]
 
-    assert notes('--out', 'first') == notes('--parts', 'of-val') == [train.NO_PARTS]
+    assert notes('--out', 'first') == [train.NO_PARTS]
     assert notes('--parts', 'of-train') == notes('--pretrained', 'first/last.pt') == []
     done = call(train, '--resume', 'first', '--epochs', '2', '--device', 'cpu', cwd=tmp_path)
     assert done.returncode == 0 and 'note: ' not in done.stdout
+
+
+def test_label_maps_of_other_photos_are_refused(twelve, tmp_path):
+    write_face(tmp_path / 'of-val', 9)
+    done = call(train, '--data', 'COCO', '--root', twelve, *TINY, '--parts', 'of-val', cwd=tmp_path)
+    assert done.returncode == 2 and 'of-val has no label map of a person of the split train' in done.stderr
+    assert open_dataset('COCO', twelve, 'fit', parts=tmp_path / 'of-val').has_parts
+
+
+def test_photos_of_other_licenses_may_be_missing(tmp_path):
+    """Those of even ids are not free, and nobody has downloaded them. Every program takes the same flag."""
+    coco = tmp_path / 'coco'
+    for folder, numbers in (('val2017', range(1, 10)), ('train2017', range(21, 30))):
+        write_coco(coco, {n: (4 if n % 2 else 1, person_of(n)) for n in numbers}, folder)
+        for path in (coco / folder).glob('*[02468].jpg'):
+            path.unlink()
+    done = call(train, '--data', 'COCO', '--root', coco, *TINY, '--licenses', 'free', '--out', tmp_path / 'run', cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert '12 training and 5 validation images' in done.stdout
+    weights = ['--weights', tmp_path / 'run' / 'last.pt', '--device', 'cpu']
+    commands = [(data, 'val', ['--out', tmp_path / 'x.png']), (count_people, 'test', weights), (oracle, 'val', weights)]
+    for program, split, more in commands:
+        command = [*(['where'] if program is oracle else []), '--data', 'COCO', '--root', coco, '--split', split, *more]
+        done = call(program, *command)
+        assert done.returncode == 2 and 'lacks ' in done.stderr, (program, done.stderr)
+        done = call(program, *command, '--licenses', 'free')
+        assert done.returncode == 0, (program, done.stderr)
+        done = call(program, *command, '--licenses', 'mine')
+        assert done.returncode == 2 and "--licenses is 'mine'; give free" in done.stderr
+
+
+def test_label_maps_are_checked(twelve, tmp_path):
+    write_face(tmp_path / 'parts', 9)
+    check = ['--data', 'COCO', '--root', twelve, '--parts', tmp_path / 'parts', '--out', tmp_path / 'x.png']
+    done = call(data, *check)
+    assert done.returncode == 0 and ', face 1,' in done.stdout, done.stderr
+    Image.new('L', SIZE, 99).save(tmp_path / 'parts' / f'{9:012d}_9.png')
+    done = call(data, *check)
+    assert done.returncode == 2 and f'{9:012d}_9.png' in done.stderr and '1 of 9 images cannot be read' in done.stderr
+
+
+@pytest.mark.parametrize('program, arguments, flag', [
+    (data, ['--data', 'synthetic', '--licenses', 'free'], '--licenses'), (data, ['--data', 'synthetic', '--parts', 'x'], '--parts'),
+    (count_people, ['.', '--licenses', 'free'], '--licenses'),
+    (oracle, ['people', '--data', 'synthetic', '--out', 'x', '--licenses', 'free'], '--licenses')])
+def test_flags_of_coco_are_refused_elsewhere(tmp_path, program, arguments, flag):
+    done = call(program, *arguments, cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr.startswith(f'error: {flag} is for ') and len(done.stderr.splitlines()) == 1
 
 
 def standing(image, nose):

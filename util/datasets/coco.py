@@ -52,8 +52,9 @@ class Person(NamedTuple):
 # ---- files and outlines ------------------------------------------------------------------------
 
 
-def read_licenses(text: str) -> tuple[int, ...]:
-    """'free', '' or ids such as '4,5' -> ids; () = all licenses. ValueError for anything else."""
+def read_licenses(text: str | None) -> tuple[int, ...]:
+    """'free' or ids such as '4,5' -> ids; '' or None -> (), all licenses. ValueError for anything
+    else."""
     if not text:
         return ()
     if text == 'free':
@@ -156,8 +157,8 @@ class COCO(Photos):
     flip_pairs = CIHP.flip_pairs
     splits = 'train', 'val', 'fit', 'held', 'tune', 'test'
 
-    def __init__(self, root: str, split: str, licenses: str = '', parts: str | None = None,
-                 pseudo: bool | None = None, samples: int = 0):
+    def __init__(self, root: str, split: str, licenses: str | None = None,
+                 parts: str | None = None, pseudo: bool | None = None, samples: int = 0):
         self.stems = []                           # of each photo: its name without .jpg
         self.photos = []                          # its path
         self.sizes = []                           # (width, height) in the annotation file
@@ -182,6 +183,9 @@ class COCO(Photos):
         if parts:
             advice = 'give the folder that tools.keypoints wrote'
             self.parts = index_folder(parts, ('.png',), advice)
+            if not self.has_parts:
+                raise ValueError(f'{printable(parts)} has no label map of a person of the split '
+                                 f'{split}; label that split with tools.keypoints --split')
         self.samples = samples
         self.ids = [f'window_{i:06d}' for i in range(samples)] if samples else self.stems
 
