@@ -54,6 +54,8 @@ NO_PARTS = ('note: the people of these photos have no parts, so a network that d
 # What last.pt holds.
 STATE = ('format', 'config', 'model', 'optimizer', 'scaler', 'root', 'paths', 'world', 'amp',
          'best', 'epoch', 'position')
+# Settings of COCO's photos.
+OF_COCO = 'licenses', 'parts'
 # What --resume may change.
 RESUMABLE = 'epochs', 'milestones', 'workers', 'val_every', 'val_images'
 
@@ -649,9 +651,23 @@ def fresh_config(args: argparse.Namespace) -> Config:
     """The settings of a new run: the preset for --data and --recipe, then the flags."""
     name = args.data or 'synthetic'
     changes = given_settings(args, Config)
+    refuse_idle(changes, name)
     changes['data'] = name
     changes['num_classes'] = len(DATASETS[name].class_names) - 1
     return get_config(preset_of(args.data, args.recipe, changes.get('coco')), **changes)
+
+
+def refuse_idle(given: dict, name: str):
+    """ValueError where a setting of COCO's photos is given, but none of them are read. given:
+    {setting: value}; name: of the data set."""
+    if given.get('coco'):
+        return
+    if 'coco_share' in given:
+        raise ValueError('--coco-share is for --coco; give that, too, or leave this out')
+    idle = [setting for setting in OF_COCO if setting in given]
+    if idle and name != 'COCO':
+        raise ValueError(f'{flag(idle[0])} is for photos of COCO; give --data COCO, or --data CCP '
+                         'with --coco')
 
 
 def count_images(config: Config) -> tuple[int, int]:
@@ -673,9 +689,8 @@ def open_sets(config: Config, root: str | None, skip_bad: bool) -> tuple:
         settings += ['long_side', 'samples']
     if config.data == 'CCP':
         settings += ['backgrounds', 'people', 'tagged', 'rare', 'things']
-    of_coco = ['licenses', 'parts']
     if config.data == 'COCO':
-        settings += ['samples', *of_coco]
+        settings += ['samples', *OF_COCO]
     options = {name: getattr(config, name) for name in settings}
     samples, windows = count_images(config)
     if 'samples' in options:
@@ -683,7 +698,7 @@ def open_sets(config: Config, root: str | None, skip_bad: bool) -> tuple:
     train_set = open_dataset(config.data, root, 'train', **options)
     if windows:
         # --coco: windows of its photos follow the scenes of CCP.
-        options = {name: getattr(config, name) for name in of_coco}
+        options = {name: getattr(config, name) for name in OF_COCO}
         others = open_dataset('COCO', config.coco, 'fit', samples=windows, **options)
         train_set = Mixed([train_set, others])
     # Photos of other licenses may be missing.

@@ -352,6 +352,17 @@ def test_the_share_of_coco_beside_ccp():
         train.count_images(get_config('mhp', samples=200, coco='x'))
 
 
+@pytest.mark.parametrize('flags, sentence', [
+    (['--data', 'CCP', '--parts', 'x'], '--parts is for photos of COCO; give --data COCO, or --data CCP with --coco'),
+    (['--licenses', 'free'], '--licenses is for photos of COCO'),
+    (['--data', 'MHP', '--coco', '', '--parts', 'x'], '--parts is for photos of COCO'),
+    (['--data', 'CCP', '--coco-share', '0.5'], '--coco-share is for --coco'),
+    (['--data', 'COCO', '--coco-share', '0'], '--coco-share is for --coco')])
+def test_settings_of_coco_without_its_photos_are_refused(tmp_path, flags, sentence):
+    done = call(train, *flags, '--root', tmp_path, cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr.startswith(f'error: {sentence}') and len(done.stderr.splitlines()) == 1
+
+
 def test_photos_of_coco_beside_ccp_have_a_preset_of_their_own():
     def config(*flags):
         return train.fresh_config(train.parse_arguments(flags))
