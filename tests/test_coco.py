@@ -10,7 +10,8 @@ from PIL import Image
 
 import data
 import train
-from tests.helpers import SHORT, call, write_photo
+from tests.helpers import SHORT, call, stop_at_step, weights, write_photo
+from tests.test_data import write_ccp
 from tools import count_people, oracle
 from uniparser import INFERENCE, UniParser, get_config
 from util.datasets import COCO, Mixed, coco, open_dataset
@@ -278,8 +279,8 @@ def test_photos_of_other_licenses_may_be_missing(tmp_path):
     done = call(train, '--data', 'COCO', '--root', coco, *TINY, '--licenses', 'free', '--out', tmp_path / 'run', cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert '12 training and 5 validation images' in done.stdout
-    weights = ['--weights', tmp_path / 'run' / 'last.pt', '--device', 'cpu']
-    commands = [(data, 'val', ['--out', tmp_path / 'x.png']), (count_people, 'test', weights), (oracle, 'val', weights)]
+    model = ['--weights', tmp_path / 'run' / 'last.pt', '--device', 'cpu']
+    commands = [(data, 'val', ['--out', tmp_path / 'x.png']), (count_people, 'test', model), (oracle, 'val', model)]
     for program, split, more in commands:
         command = [*(['where'] if program is oracle else []), '--data', 'COCO', '--root', coco, '--split', split, *more]
         done = call(program, *command)
@@ -375,3 +376,48 @@ def test_photos_of_coco_beside_ccp_have_a_preset_of_their_own():
     # A training on COCO alone may go on from the shipped weights, which are of that preset.
     coco = config('--data', 'COCO')
     assert all(getattr(coco, name) == getattr(photos, name) for name in INFERENCE) and coco.samples == 0
+
+
+def test_scenes_beside_photos_of_coco_train_and_resume(tmp_path, monkeypatch):
+    """Every flag of such a training, stopped in its middle and resumed from the folder of the run alone: it reads the same photos, and
+    its weights are the bits of a training that was not stopped. CCP's people here have hair, but no face; those of COCO have faces."""
+    ccp, coco_root, parts = tmp_path / 'ccp', tmp_path / 'coco', tmp_path / 'parts'
+    ccp.mkdir()
+    write_ccp(ccp, monkeypatch)
+    write_photo(tmp_path / 'nobody' / 'a.jpg', 1, (90, 60))
+    for folder, numbers in (('val2017', range(1, 4)), ('train2017', range(21, 25))):
+        write_coco(coco_root, {n: (4 if n % 2 else 1, person_of(n)) for n in numbers}, folder)
+        for n in numbers:
+            write_face(parts, n)
+            if n % 2 == 0:  # not free: nobody has downloaded it
+                (coco_root / folder / f'{n:012d}.jpg').unlink()
+    flags = ['--data', 'CCP', '--root', ccp, '--coco', coco_root, '--parts', parts, '--licenses', 'free', '--coco-share', '0.25',
+             '--backgrounds', tmp_path / 'nobody', '--long-side', '90', '--rare', '0', *TINY, '--epochs', '2']
+    seen, sources = set(), []
+    loss, read = train.UniParserTask.loss, Image.open
+
+    def noting(task, net, batch, run):
+        seen.update(np.unique(torch.cat([p.flatten() for p in batch['parsings']])).tolist())
+        return loss(task, net, batch, run)
+
+    def opening(file, *more, **options):
+        sources.append(str(file))
+        return read(file, *more, **options)
+
+    monkeypatch.setattr(train.UniParserTask, 'loss', noting)
+    monkeypatch.setattr(Image, 'open', opening)
+    done = call(train, *flags, '--out', tmp_path / 'whole', cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert '12 training and 100 validation images' in done.stdout and 'AP50' in done.stdout.splitlines()[-1]
+    assert {COCO.class_names.index(name) for name in ('hair', 'face')} <= seen
+    assert any('nobody' in source for source in sources)
+
+    steps = stop_at_step(monkeypatch, 3)
+    done = call(train, *flags, '--out', tmp_path / 'parted', cwd=tmp_path)
+    assert done.returncode == 0 and 'stopped; continue with --resume' in done.stdout and len(steps) == 3
+    seen.clear()
+    done = call(train, '--resume', tmp_path / 'parted', '--device', 'cpu', cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert len(steps) == 8 and COCO.class_names.index('face') in seen
+    parted = weights(tmp_path / 'parted')
+    assert all(torch.equal(value, parted[name]) for name, value in weights(tmp_path / 'whole').items())
