@@ -55,7 +55,7 @@ NO_PARTS = ('note: the people of these photos have no parts, so a network that d
 STATE = ('format', 'config', 'model', 'optimizer', 'scaler', 'root', 'paths', 'world', 'amp',
          'best', 'epoch', 'position')
 # Settings of COCO's photos.
-OF_COCO = 'licenses', 'parts'
+OF_COCO = 'licenses', 'parts', 'pseudo'
 # What --resume may change.
 RESUMABLE = 'epochs', 'milestones', 'workers', 'val_every', 'val_images'
 

@@ -115,6 +115,17 @@ def test_pseudo_masks_teach_with_an_open_edge_and_are_not_measured(tmp_path):
     assert len(parsing) == 1 and ignore[20, 25]
 
 
+@pytest.mark.parametrize('flags, people', [([], 2), (['--no-pseudo'], 1)])
+def test_a_training_may_ignore_pseudo_masks(tmp_path, flags, people):
+    """The validation ignores them in any case."""
+    for folder, n in (('train2017', 1), ('val2017', 5)):
+        found = [annotation(n, n, plain_counts(rectangle(*BOXES[1])), pseudo_mask=True), annotation(9, n, polygon(*BOXES[3]))]
+        write_coco(tmp_path, {n: (4, found)}, folder)
+    args = train.parse_arguments(['--data', 'COCO', *flags])
+    train_set, val_set = train.open_sets(train.fresh_config(args), tmp_path, False)
+    assert len(train_set.read(0)[1]) == people and len(val_set.read(0)[1]) == 1
+
+
 def person_of(image):
     return [annotation(image, image, polygon(*BOXES[1]))]
 
@@ -356,6 +367,7 @@ def test_the_share_of_coco_beside_ccp():
 @pytest.mark.parametrize('flags, sentence', [
     (['--data', 'CCP', '--parts', 'x'], '--parts is for photos of COCO; give --data COCO, or --data CCP with --coco'),
     (['--licenses', 'free'], '--licenses is for photos of COCO'),
+    (['--data', 'CCP', '--no-pseudo'], '--pseudo is for photos of COCO'),
     (['--data', 'MHP', '--coco', '', '--parts', 'x'], '--parts is for photos of COCO'),
     (['--data', 'CCP', '--coco-share', '0.5'], '--coco-share is for --coco'),
     (['--data', 'COCO', '--coco-share', '0'], '--coco-share is for --coco')])
