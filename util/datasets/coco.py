@@ -149,9 +149,10 @@ class COCO(Photos):
     same.
 
     licenses: see `read_licenses`. parts: a folder of label maps PHOTO_ANNOTATION.png, 0 or 255
-    where the part is unknown; ValueError where none is of a person of the split. pseudo: whether masks marked `pseudo_mask` are people, with an
-    ignored edge, or ignored as a whole; by default they are people in train and fit. samples: that
-    many random windows per epoch (`draw_window`); 0 = every photo as it is.
+    where the part is unknown; ValueError where none is of a person of the split. pseudo: whether
+    masks marked `pseudo_mask` are people, with an ignored edge, or ignored as a whole; by default
+    they are people in train and fit. samples: that many random windows per epoch (`draw_window`); 0
+    = every photo as it is.
     """
     class_names = CIHP.class_names
     flip_pairs = CIHP.flip_pairs
