@@ -166,10 +166,10 @@ def parse_arguments(argv=None):
     add_shared(parser, 'data', choices=list(DATASETS), required=True)
     add_shared(parser, 'root')
     add_shared(parser, 'split')
+    add_shared(parser, 'licenses')
     parser.add_argument('--out', type=filled, help='folder for the predictions')
     parser.add_argument('--format', choices=FORMS, default=FORMS[0],
                         help='form of the predictions (default: %(default)s)')
-    add_shared(parser, 'licenses')
     add_model_flags(parser)
     return parser.parse_args(argv)
 
