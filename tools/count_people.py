@@ -20,7 +20,7 @@ from data import input_geometry, network_input
 from infer import add_model_flags, check_classes, load_model
 from uniparser import Config, decode
 from util import person_counts
-from util.cli import Between, CommandParser, add_shared, filled, flag, start
+from util.cli import Between, CommandParser, add_shared, filled, flag, refuse_given, start
 from util.datasets import COCO, open_dataset
 from util.files import pick_all, pick_files, user_errors
 from util.images import read_labels, read_stored
@@ -84,6 +84,7 @@ def count(model, path: str, instances: str | None, iou: float) -> Counts:
 
 def print_folder(args):
     """Prints the counts of the folder of photos."""
+    refuse_given(args, ['licenses'], 'is for --data COCO; leave it out')
     photos = pick_all(args.photos)
     instances = [None] * len(photos)
     if args.instances:
@@ -104,7 +105,7 @@ def print_folder(args):
 
 def print_split(args):
     """Prints the counts of the split: one line, or one for each value of --curve."""
-    dataset = open_dataset(args.data, args.root, args.split)
+    dataset = open_dataset(args.data, args.root, args.split, licenses=args.licenses)
     model = load_model(args, args.device)
     check_classes(model, args.weights, args.data, dataset.class_names)
     if not args.curve:
@@ -148,6 +149,7 @@ def parse_arguments(argv=None):
     add_shared(parser, 'split', default='held', choices=COCO.splits, help='with --data: its split')
     parser.add_argument('--curve', choices=['theta_score', 'theta_person'],
                         help='with --data: setting to count with many values of')
+    add_shared(parser, 'licenses')
     add_model_flags(parser)
     return parser.parse_args(argv)
 
