@@ -20,7 +20,7 @@ from tqdm import tqdm
 import released
 from util.beyond import degrade
 from util.config import Config
-from util.cli import CommandParser, add_shared, filled, start
+from util.cli import CommandParser, add_shared, filled, refuse_given, start
 from util.datasets import DATASETS, open_dataset, swap_sides
 from util.files import check_target, counted, printable, user_errors, write_png
 from util.images import read_photo, to_rgb, upright
@@ -380,13 +380,21 @@ def main(argv=None):
     add_shared(parser, 'data', choices=list(DATASETS), required=True)
     add_shared(parser, 'root')
     add_shared(parser, 'split')
+    add_shared(parser, 'licenses')
+    parser.add_argument('--parts', type=filled,
+                        help='COCO: folder of label maps, written by tools.keypoints')
     parser.add_argument('--out', type=filled, default='samples.png',
                         help='picture of some samples, PNG (default: %(default)s)')
     args = parser.parse_args(argv)
     with user_errors():
         # Before minutes of reading.
         check_target(args.out)
-        dataset = open_dataset(args.data, args.root, args.split)
+        options = {}
+        if args.data == 'COCO':
+            options = dict(licenses=args.licenses, parts=args.parts)
+        else:
+            refuse_given(args, ('licenses', 'parts'), 'is for --data COCO; leave it out')
+        dataset = open_dataset(args.data, args.root, args.split, **options)
         if bad := check(dataset, args.out):
             raise ValueError(f'{bad} of {counted(len(dataset), "image")} cannot be read')
 

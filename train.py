@@ -37,6 +37,7 @@ from util.cli import (CommandParser, add_settings, add_shared, describe, flag, g
                       start)
 from util.datasets import DATASETS, DRAWN, Mixed, open_dataset
 from util.files import explain as explain_error, is_exhausted, write_png
+from util.person_counts import CountMetrics
 from util.pictures import compare_labels
 from util.run import (Run, add_run_flags, catching_signals, is_of_a_run, memory,
                       thread_advice)
@@ -47,10 +48,14 @@ SAVE_SECONDS = 600                  # between two last.pt within an epoch, at le
 PICTURES = 8                        # of the validation
 SPIKE = 10_000                      # total loss; an untrained network has about 10
 STOPPED = 'stopped before training began'
+NO_PARTS = ('note: the people of these photos have no parts, so a network that does not know the '
+            'classes yet cannot learn them; give --pretrained weights/uniparser_ccp.pt or --parts')
 
 # What last.pt holds.
 STATE = ('format', 'config', 'model', 'optimizer', 'scaler', 'root', 'paths', 'world', 'amp',
          'best', 'epoch', 'position')
+# Settings of COCO's photos.
+OF_COCO = 'licenses', 'parts', 'pseudo'
 # What --resume may change.
 RESUMABLE = 'epochs', 'milestones', 'workers', 'val_every', 'val_images'
 
@@ -71,7 +76,7 @@ class Task:
         alone, or is in `state`.
     root: folder of the data set, which last.pt keeps for --resume.
     """
-    # Metrics in the log and in the last line. The first one decides which model is best.pt.
+    # Metrics in the log and in the last line. The first one is the score, see `score`.
     reported = ('mIoU',)
 
     def __init__(self, config: Any, model: nn.Module, loader: DataLoader, root: str | None = None):
@@ -88,6 +93,10 @@ class Task:
     def validate(self, run: Run) -> dict | None:
         """-> metrics; None where a signal ended the validation early."""
         raise NotImplementedError
+
+    def score(self, metrics: dict) -> float:
+        """Of the metrics of a validation: the model with the highest score is best.pt."""
+        return metrics[self.reported[0]]
 
     def result(self) -> nn.Module:
         """The model that is validated and kept in best.pt."""
@@ -333,7 +342,7 @@ class Trainer:
         epoch = self.epoch + 1
         record = {name: result[name] for name in task.reported}
         self.run.log(f'epoch {epoch}: {self.summary(result)}', epoch=epoch, **record)
-        score = result[task.reported[0]]
+        score = task.score(result)
         if score > self.run.best:
             self.run.best = score
             if self.run.first:
@@ -558,11 +567,11 @@ class UniParserTask(Task):
         return self.criterion(out, parsings, ignores)
 
     def validate(self, run):
-        """AP^p, PCP and mIoU on the validation set, with pictures of the first images. Each process
-        takes its share; a lone process stops at a signal."""
+        """The metrics on the validation set, with pictures of the first images. Each process takes
+        its share; a lone process stops at a signal."""
         dataset = self.val_set
         count = min(len(dataset), self.config.val_images or len(dataset))
-        metrics = ParsingMetrics(self.config.num_classes)
+        metrics = self.new_metrics()
         indices = range(run.rank, count, run.world)
         for i in tqdm(indices, desc='validation', leave=False, disable=not run.first or None):
             if run.seen and run.world == 1:
@@ -574,8 +583,8 @@ class UniParserTask(Task):
                     raise
                 tqdm.write(f'skipped: {error}', file=sys.stderr)
                 continue
-            found = self.model.predict(image)[0].labeled()
-            metrics.add(i, found, dataset.truth(i, parsing, ignore))
+            found, truth = self.compared(i, self.model.predict(image)[0], parsing, ignore)
+            metrics.add(i, found, truth)
             if run.folder and i < PICTURES:
                 path = run.folder / 'val' / f'{i:02d}_{dataset.ids[i]}.png'
                 picture = compare_labels(image, (parsing, found.parsing), dataset.class_names)
@@ -584,6 +593,34 @@ class UniParserTask(Task):
         for part in run.gather(metrics):
             metrics.merge(part)
         return metrics.result()
+
+    def new_metrics(self):
+        """AP^p, PCP and mIoU of no image so far."""
+        return ParsingMetrics(self.config.num_classes)
+
+    def compared(self, i, found, parsing, ignore):
+        """The prediction and the truth of validation image i, as the metrics take them."""
+        return found.labeled(), self.val_set.truth(i, parsing, ignore)
+
+
+class PeopleTask(UniParserTask):
+    """UniParser where the people of the validation set have no parts. For AP^p, any label inside
+    such a person is right, so util/person_counts.py counts instead.
+
+    best.pt is the model with most keypoints right, which falls with missed people and with wrong
+    labels; where the people have no keypoints, it is the one that finds most people.
+    """
+    reported = 'keypoints_right', 'found', 'false_per_180', 'side_right'
+
+    def new_metrics(self):
+        return CountMetrics()
+
+    def compared(self, i, found, parsing, ignore):
+        return found, self.val_set.persons(i)
+
+    def score(self, metrics):
+        right = metrics['keypoints_right']
+        return metrics['found'] if math.isnan(right) else right
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -614,9 +651,23 @@ def fresh_config(args: argparse.Namespace) -> Config:
     """The settings of a new run: the preset for --data and --recipe, then the flags."""
     name = args.data or 'synthetic'
     changes = given_settings(args, Config)
+    refuse_idle(changes, name)
     changes['data'] = name
     changes['num_classes'] = len(DATASETS[name].class_names) - 1
     return get_config(preset_of(args.data, args.recipe, changes.get('coco')), **changes)
+
+
+def refuse_idle(given: dict, name: str):
+    """ValueError where a setting of COCO's photos is given, but none of them are read. given:
+    {setting: value}; name: of the data set."""
+    if given.get('coco'):
+        return
+    if 'coco_share' in given:
+        raise ValueError('--coco-share is for --coco; give that, too, or leave this out')
+    idle = [setting for setting in OF_COCO if setting in given]
+    if idle and name != 'COCO':
+        raise ValueError(f'{flag(idle[0])} is for photos of COCO; give --data COCO, or --data CCP '
+                         'with --coco')
 
 
 def count_images(config: Config) -> tuple[int, int]:
@@ -638,9 +689,8 @@ def open_sets(config: Config, root: str | None, skip_bad: bool) -> tuple:
         settings += ['long_side', 'samples']
     if config.data == 'CCP':
         settings += ['backgrounds', 'people', 'tagged', 'rare', 'things']
-    of_coco = ['licenses', 'parts']
     if config.data == 'COCO':
-        settings += ['samples', *of_coco]
+        settings += ['samples', *OF_COCO]
     options = {name: getattr(config, name) for name in settings}
     samples, windows = count_images(config)
     if 'samples' in options:
@@ -648,10 +698,12 @@ def open_sets(config: Config, root: str | None, skip_bad: bool) -> tuple:
     train_set = open_dataset(config.data, root, 'train', **options)
     if windows:
         # --coco: windows of its photos follow the scenes of CCP.
-        options = {name: getattr(config, name) for name in of_coco}
+        options = {name: getattr(config, name) for name in OF_COCO}
         others = open_dataset('COCO', config.coco, 'fit', samples=windows, **options)
         train_set = Mixed([train_set, others])
-    val_set = open_dataset(config.data, root, 'val')
+    # Photos of other licenses may be missing.
+    options = dict(licenses=config.licenses) if config.data == 'COCO' else {}
+    val_set = open_dataset(config.data, root, 'val', **options)
     train_set.skip_bad = skip_bad
     val_set.skip_bad = skip_bad
     return train_set, val_set
@@ -674,12 +726,17 @@ def make_task(begin: Start, run: Run, skip_bad: bool) -> UniParserTask:
     config = replace(begin.config, num_classes=len(train_set.class_names) - 1)
     loader = make_loader(data.Samples(train_set, config), config, run)
     model = UniParser(config, train_set.class_names, train_set.flip_pairs)
+    # Whether all weights come from a file.
+    whole = begin.state is not None
     if config.pretrained and not begin.state:
         whole = model.load_pretrained()
         if run.first:
             print(describe_start(model.config, whole))
+    if run.first and not whole and not train_set.has_parts:
+        print(NO_PARTS)
     # Loading has noted the pretrained stages in the model's config.
-    return UniParserTask(model.config, model, loader, val_set, begin.root)
+    task = UniParserTask if val_set.has_parts else PeopleTask
+    return task(model.config, model, loader, val_set, begin.root)
 
 
 def train(args: argparse.Namespace) -> dict:

@@ -5,13 +5,17 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import data
 import train
-from tests.helpers import SHORT, call, write_photo
-from uniparser import INFERENCE, get_config
+from tests.helpers import SHORT, call, stop_at_step, weights, write_photo
+from tests.test_data import write_ccp
+from tools import count_people, oracle
+from uniparser import INFERENCE, UniParser, get_config
 from util.datasets import COCO, Mixed, coco, open_dataset
+from util.results import Parsing
 from util.rle import encode_rle
 
 SIZE = 60, 40  # width, height of every photo
@@ -109,6 +113,17 @@ def test_pseudo_masks_teach_with_an_open_edge_and_are_not_measured(tmp_path):
     assert ignore[5, 20] and ignore[4, 20] and not ignore[20, 25] and not ignore[0, 0]
     _, parsing, ignore = open_dataset('COCO', tmp_path, 'val').read(0)
     assert len(parsing) == 1 and ignore[20, 25]
+
+
+@pytest.mark.parametrize('flags, people', [([], 2), (['--no-pseudo'], 1)])
+def test_a_training_may_ignore_pseudo_masks(tmp_path, flags, people):
+    """The validation ignores them in any case."""
+    for folder, n in (('train2017', 1), ('val2017', 5)):
+        found = [annotation(n, n, plain_counts(rectangle(*BOXES[1])), pseudo_mask=True), annotation(9, n, polygon(*BOXES[3]))]
+        write_coco(tmp_path, {n: (4, found)}, folder)
+    args = train.parse_arguments(['--data', 'COCO', *flags])
+    train_set, val_set = train.open_sets(train.fresh_config(args), tmp_path, False)
+    assert len(train_set.read(0)[1]) == people and len(val_set.read(0)[1]) == 1
 
 
 def person_of(image):
@@ -251,33 +266,125 @@ def test_a_mixture_reads_its_sets(twelve):
     assert mixed.landscape.all() and (mixed.read_parsing(3)[0] == dataset.read_parsing(3)[0]).all()
 
 
+TINY = [*SHORT, '--pretrained', '', '--no-dcn', '--epochs', '1', '--grid', '8', '--short-side', '64', '--test-short-side', '64', '--workers', '0']
+
+
+def logged(run, name):
+    """The last record of the log of a run that has this entry."""
+    return [json.loads(line) for line in (run / 'log.jsonl').read_text().splitlines() if f'"{name}"' in line][-1]
+
+
 def test_a_model_trains_on_people_without_parts(twelve, tmp_path):
-    done = call(
-        train,
-        '--data',
-        'COCO',
-        '--root',
-        twelve,
-        *SHORT,
-        '--pretrained',
-        '',
-        '--epochs',
-        '1',
-        '--grid',
-        '8',
-        '--short-side',
-        '64',
-        '--test-short-side',
-        '64',
-        '--workers',
-        '0',
-        '--out',
-        tmp_path / 'run',
-        cwd=tmp_path,
-    )
+    done = call(train, '--data', 'COCO', '--root', twelve, *TINY, '--out', tmp_path / 'run', cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    last = [json.loads(line) for line in (tmp_path / 'run' / 'log.jsonl').read_text().splitlines() if '"aux_ins"' in line][-1]
+    last = logged(tmp_path / 'run', 'aux_ins')
     assert last['aux_ins'] > 0 and last['center'] > 0 and last['parsing'] == 0
+    assert 'AP50' not in done.stdout and set(logged(tmp_path / 'run', 'found')) >= {'keypoints_right', 'false_per_180', 'side_right'}
+
+
+def write_face(root, number):
+    """The label map of the person of a photo: a face and nothing else."""
+    root.mkdir(exist_ok=True)
+    Image.new('L', SIZE, 13).save(root / f'{number:012d}_{number}.png')
+
+
+def test_a_training_says_that_people_without_parts_teach_no_classes(twelve, tmp_path):
+    """Not where the network knows the classes, or where there are label maps of some of its people."""
+    write_face(tmp_path / 'of-train', 20)
+
+    def notes(*flags):
+        done = call(train, '--data', 'COCO', '--root', twelve, *TINY, *flags, '--device', 'cpu', cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        return [line for line in done.stdout.splitlines() if line.startswith('note: ')]
+
+    assert notes('--out', 'first') == [train.NO_PARTS]
+    assert notes('--parts', 'of-train') == notes('--pretrained', 'first/last.pt') == []
+    done = call(train, '--resume', 'first', '--epochs', '2', '--device', 'cpu', cwd=tmp_path)
+    assert done.returncode == 0 and 'note: ' not in done.stdout
+
+
+def test_label_maps_of_other_photos_are_refused(twelve, tmp_path):
+    write_face(tmp_path / 'of-val', 9)
+    done = call(train, '--data', 'COCO', '--root', twelve, *TINY, '--parts', 'of-val', cwd=tmp_path)
+    assert done.returncode == 2 and 'of-val has no label map of a person of the split train' in done.stderr
+    assert open_dataset('COCO', twelve, 'fit', parts=tmp_path / 'of-val').has_parts
+
+
+def test_photos_of_other_licenses_may_be_missing(tmp_path):
+    """Those of even ids are not free, and nobody has downloaded them. Every program takes the same flag."""
+    coco = tmp_path / 'coco'
+    for folder, numbers in (('val2017', range(1, 10)), ('train2017', range(21, 30))):
+        write_coco(coco, {n: (4 if n % 2 else 1, person_of(n)) for n in numbers}, folder)
+        for path in (coco / folder).glob('*[02468].jpg'):
+            path.unlink()
+    done = call(train, '--data', 'COCO', '--root', coco, *TINY, '--licenses', 'free', '--out', tmp_path / 'run', cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert '12 training and 5 validation images' in done.stdout
+    model = ['--weights', tmp_path / 'run' / 'last.pt', '--device', 'cpu']
+    commands = [(data, 'val', ['--out', tmp_path / 'x.png']), (count_people, 'test', model), (oracle, 'val', model)]
+    for program, split, more in commands:
+        command = [*(['where'] if program is oracle else []), '--data', 'COCO', '--root', coco, '--split', split, *more]
+        done = call(program, *command)
+        assert done.returncode == 2 and 'lacks ' in done.stderr, (program, done.stderr)
+        done = call(program, *command, '--licenses', 'free')
+        assert done.returncode == 0, (program, done.stderr)
+        done = call(program, *command, '--licenses', 'mine')
+        assert done.returncode == 2 and "--licenses is 'mine'; give free" in done.stderr
+
+
+def test_label_maps_are_checked(twelve, tmp_path):
+    write_face(tmp_path / 'parts', 9)
+    check = ['--data', 'COCO', '--root', twelve, '--parts', tmp_path / 'parts', '--out', tmp_path / 'x.png']
+    done = call(data, *check)
+    assert done.returncode == 0 and ', face 1,' in done.stdout, done.stderr
+    Image.new('L', SIZE, 99).save(tmp_path / 'parts' / f'{9:012d}_9.png')
+    done = call(data, *check)
+    assert done.returncode == 2 and f'{9:012d}_9.png' in done.stderr and '1 of 9 images cannot be read' in done.stderr
+
+
+@pytest.mark.parametrize('program, arguments, flag', [
+    (data, ['--data', 'synthetic', '--licenses', 'free'], '--licenses'), (data, ['--data', 'synthetic', '--parts', 'x'], '--parts'),
+    (count_people, ['.', '--licenses', 'free'], '--licenses'),
+    (oracle, ['people', '--data', 'synthetic', '--out', 'x', '--licenses', 'free'], '--licenses')])
+def test_flags_of_coco_are_refused_elsewhere(tmp_path, program, arguments, flag):
+    done = call(program, *arguments, cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr.startswith(f'error: {flag} is for ') and len(done.stderr.splitlines()) == 1
+
+
+def standing(image, nose):
+    """A person of the first box, with a nose (or no keypoints at all), who is found in the photo."""
+    points = [0] * 51
+    points[:3] = 5, 5, 2
+    return [annotation(image, image, polygon(*BOXES[1]), **({'keypoints': points} if nose else {}))]
+
+
+@pytest.mark.parametrize('nose', [True, False])
+def test_people_without_parts_are_counted_and_the_best_model_labels_their_keypoints(tmp_path, monkeypatch, nose):
+    """For AP^p any label inside a person without parts is right. The first and the second epoch find the person, but the first has a
+    dress at the nose; the third finds nobody."""
+    for folder in ('train2017', 'val2017'):
+        write_coco(tmp_path, {n: (4, standing(n, nose)) for n in range(1, 9)}, folder)
+    person = rectangle(*BOXES[1])
+    names = iter([name for name in ('dress', 'face', None) for _ in range(4)])
+    kernels = []  # of the categories, at each validated photo
+
+    def predict(model, image):
+        name = next(names)
+        kernels.append(model.state_dict()['category_builder.k_cate'].clone())
+        parsing = np.array([person * np.uint8(COCO.class_names.index(name))] if name else np.zeros((0, *person.shape), np.uint8))
+        return [Parsing(parsing, np.ones(len(parsing)), np.zeros((len(parsing), 2)), COCO.class_names)]
+
+    monkeypatch.setattr(UniParser, 'predict', predict)
+    run = tmp_path / 'run'
+    done = call(train, '--data', 'COCO', '--root', tmp_path, *TINY, '--epochs', '3', '--val-every', '1', '--out', run, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    records = [json.loads(line) for line in (run / 'log.jsonl').read_text().splitlines() if '"found"' in line]
+    assert [record['found'] for record in records] == [1, 1, 0]
+    expected = [0, 1, 0] if nose else [np.nan] * 3
+    assert np.array_equal([record['keypoints_right'] for record in records], expected, equal_nan=True)
+    # Without keypoints the first model that finds all people stays the best.
+    best = torch.load(run / 'best.pt', weights_only=True)['model']['category_builder.k_cate']
+    assert [torch.equal(best, kernels[4 * epoch]) for epoch in range(3)] == [not nose, nose, False]
 
 
 def test_the_share_of_coco_beside_ccp():
@@ -285,6 +392,18 @@ def test_the_share_of_coco_beside_ccp():
     assert train.count_images(get_config('ccp', samples=200, coco='x', coco_share=0.75)) == (50, 150)
     with pytest.raises(ValueError, match='--coco adds photos to the scenes of --data CCP'):
         train.count_images(get_config('mhp', samples=200, coco='x'))
+
+
+@pytest.mark.parametrize('flags, sentence', [
+    (['--data', 'CCP', '--parts', 'x'], '--parts is for photos of COCO; give --data COCO, or --data CCP with --coco'),
+    (['--licenses', 'free'], '--licenses is for photos of COCO'),
+    (['--data', 'CCP', '--no-pseudo'], '--pseudo is for photos of COCO'),
+    (['--data', 'MHP', '--coco', '', '--parts', 'x'], '--parts is for photos of COCO'),
+    (['--data', 'CCP', '--coco-share', '0.5'], '--coco-share is for --coco'),
+    (['--data', 'COCO', '--coco-share', '0'], '--coco-share is for --coco')])
+def test_settings_of_coco_without_its_photos_are_refused(tmp_path, flags, sentence):
+    done = call(train, *flags, '--root', tmp_path, cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr.startswith(f'error: {sentence}') and len(done.stderr.splitlines()) == 1
 
 
 def test_photos_of_coco_beside_ccp_have_a_preset_of_their_own():
@@ -299,3 +418,48 @@ def test_photos_of_coco_beside_ccp_have_a_preset_of_their_own():
     # A training on COCO alone may go on from the shipped weights, which are of that preset.
     coco = config('--data', 'COCO')
     assert all(getattr(coco, name) == getattr(photos, name) for name in INFERENCE) and coco.samples == 0
+
+
+def test_scenes_beside_photos_of_coco_train_and_resume(tmp_path, monkeypatch):
+    """Every flag of such a training, stopped in its middle and resumed from the folder of the run alone: it reads the same photos, and
+    its weights are the bits of a training that was not stopped. CCP's people here have hair, but no face; those of COCO have faces."""
+    ccp, coco_root, parts = tmp_path / 'ccp', tmp_path / 'coco', tmp_path / 'parts'
+    ccp.mkdir()
+    write_ccp(ccp, monkeypatch)
+    write_photo(tmp_path / 'nobody' / 'a.jpg', 1, (90, 60))
+    for folder, numbers in (('val2017', range(1, 4)), ('train2017', range(21, 25))):
+        write_coco(coco_root, {n: (4 if n % 2 else 1, person_of(n)) for n in numbers}, folder)
+        for n in numbers:
+            write_face(parts, n)
+            if n % 2 == 0:  # not free: nobody has downloaded it
+                (coco_root / folder / f'{n:012d}.jpg').unlink()
+    flags = ['--data', 'CCP', '--root', ccp, '--coco', coco_root, '--parts', parts, '--licenses', 'free', '--coco-share', '0.25',
+             '--backgrounds', tmp_path / 'nobody', '--long-side', '90', '--rare', '0', *TINY, '--epochs', '2']
+    seen, sources = set(), []
+    loss, read = train.UniParserTask.loss, Image.open
+
+    def noting(task, net, batch, run):
+        seen.update(np.unique(torch.cat([p.flatten() for p in batch['parsings']])).tolist())
+        return loss(task, net, batch, run)
+
+    def opening(file, *more, **options):
+        sources.append(str(file))
+        return read(file, *more, **options)
+
+    monkeypatch.setattr(train.UniParserTask, 'loss', noting)
+    monkeypatch.setattr(Image, 'open', opening)
+    done = call(train, *flags, '--out', tmp_path / 'whole', cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert '12 training and 100 validation images' in done.stdout and 'AP50' in done.stdout.splitlines()[-1]
+    assert {COCO.class_names.index(name) for name in ('hair', 'face')} <= seen
+    assert any('nobody' in source for source in sources)
+
+    steps = stop_at_step(monkeypatch, 3)
+    done = call(train, *flags, '--out', tmp_path / 'parted', cwd=tmp_path)
+    assert done.returncode == 0 and 'stopped; continue with --resume' in done.stdout and len(steps) == 3
+    seen.clear()
+    done = call(train, '--resume', tmp_path / 'parted', '--device', 'cpu', cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert len(steps) == 8 and COCO.class_names.index('face') in seen
+    parted = weights(tmp_path / 'parted')
+    assert all(torch.equal(value, parted[name]) for name, value in weights(tmp_path / 'whole').items())

@@ -1,12 +1,14 @@
 """The counts of people, keypoints and sides follow their definitions on drawn cases. python -m
 pytest"""
 
+from types import SimpleNamespace
+
 import numpy as np
 
 from util.datasets.coco import Person
 from util.datasets.coco_file import KEYPOINTS
 from util.masks import mask_ious
-from util.person_counts import Counts, count_photo
+from util.person_counts import CountMetrics, Counts, count_photo
 from util.skeleton import CLASSES, labels_at
 
 SHAPE = 50, 100
@@ -110,3 +112,21 @@ def test_counts_add_up_and_read_well():
         'keypoints right 30.0 % of 20, side right 75.0 % of 4'
     )
     assert 'found none of 0 people' in Counts(photos=1).summary()
+
+
+def test_metrics_of_a_split_are_shares_and_an_image_counts_once():
+    known = [person((0, 40), (0, 20), nose=(5, 5), left_ankle=(5, 35))]
+    right = SimpleNamespace(parsing=label_map('face', (0, 40), (0, 20))[None])
+    nobody = SimpleNamespace(parsing=label_map('dress', (0, 40), (60, 80))[None])
+    first, second = CountMetrics(), CountMetrics()
+    first.add(0, right, (known, NOTHING))
+    second.add(1, nobody, (known, NOTHING))
+    second.add(0, right, (known, NOTHING))  # by a padded sampler, for example
+    first.merge(second)
+    first.merge(first)
+    result = first.result()
+    assert (result['found'], result['keypoints_right'], result['false_per_180']) == (0.5, 0.25, 90)
+    assert np.isnan(result['side_right'])  # a face has no side
+    alone = CountMetrics()
+    alone.add(0, nobody, ([], NOTHING))
+    assert np.isnan(alone.result()['found']) and alone.result()['false_per_180'] == 180

@@ -86,6 +86,7 @@ def count(model, path: str, instances: str | None, iou: float) -> Counts:
 
 def print_folder(args):
     """Prints the counts of the folder of photos."""
+    refuse_given(args, ['licenses'], 'is for --data COCO; leave it out')
     photos = pick_all(args.photos)
     instances = [None] * len(photos)
     if args.instances:
@@ -107,7 +108,7 @@ def print_folder(args):
 
 def print_split(args):
     """Prints the counts of the split: one line, or one for each value of --curve."""
-    dataset = open_dataset(args.data, args.root, args.split)
+    dataset = open_dataset(args.data, args.root, args.split, licenses=args.licenses)
     model = load_model(args, args.device)
     check_classes(model, args.weights, args.data, dataset.class_names)
     if args.curve == 'theta_score' and model.config.score != 'parsing':
@@ -154,6 +155,7 @@ def parse_arguments(argv=None):
                help='with --data: its split')
     parser.add_argument('--curve', choices=['theta_score', 'theta_person'],
                         help='with --data: setting to count with many values of')
+    add_shared(parser, 'licenses')
     add_model_flags(parser)
     return parser.parse_args(argv)
 

@@ -16,12 +16,12 @@ from tqdm import tqdm
 
 from correlation import correlate
 from data import Geometry, input_geometry, network_input, resize_sample
-from infer import add_model_flags, load_model, open_split, predict_split
+from infer import add_model_flags, check_classes, load_model, open_split, predict_split
 from losses import Targets, make_loss
 from uniparser import Config, decode, find_centers
 from util.beyond import person_mask
 from util.cli import CommandParser, add_shared, filled, refuse_given, start
-from util.datasets import COCO, DATASETS
+from util.datasets import COCO, DATASETS, open_dataset
 from util.datasets.coco import Person
 from util.files import user_errors
 from util.masks import mask_ious
@@ -166,6 +166,7 @@ def parse_arguments(argv=None):
     add_shared(parser, 'data', choices=list(DATASETS), required=True)
     add_shared(parser, 'root')
     add_shared(parser, 'split')
+    add_shared(parser, 'licenses')
     parser.add_argument('--out', type=filled, help='folder for the predictions')
     parser.add_argument('--format', choices=FORMS,
                         help=f'form of the predictions (default: {FORMS[0]})')
@@ -190,9 +191,12 @@ def main(argv=None):
         check_flags(args)
         args.format = args.format or FORMS[0]
         model = load_model(args, args.device)
-        dataset = open_split(args, model)
         if args.part == 'where':
+            dataset = open_dataset(args.data, args.root, args.split, licenses=args.licenses)
+            check_classes(model, args.weights, args.data, dataset.class_names)
             return print_where(model, dataset)
+        refuse_given(args, ['licenses'], 'is for where; leave it out')
+        dataset = open_split(args, model)
 
         def predict(image, parsing, ignore):
             return predict_with_truth(model, args.part, image, parsing, ignore)

@@ -202,6 +202,7 @@ SHARED = {
     'root': dict(help='folder of the data set, as downloaded', type=filled),
     'split': dict(help='split of the data set, such as train or val', default='val', type=filled),
     'recipe': dict(help="the paper's text, or the released code", choices=['paper', 'released']),
+    'licenses': dict(help='COCO: licenses of its photos, free or ids such as 4,5 (default: all)'),
     'device': dict(help='device of the network; auto takes CUDA or MPS where there is one',
                    default='auto', choices=['auto', 'cpu', 'cuda', 'mps']),
     'agnostic': dict(help='for virtual try-on: also write where garments of this kind are to be '

@@ -233,6 +233,8 @@ class Config:
         '', "licenses of COCO's photos: free, or ids such as 4,5; '' = all")
     parts: str = setting(
         '', "folder of label maps of COCO's people, written by tools.keypoints")
+    pseudo: bool = setting(
+        True, "train on people of COCO whose masks are marked pseudo_mask")
 
     def __post_init__(self):
         check_ranges(self)

@@ -12,6 +12,7 @@ not found are wrong.
 side right: of the labels of arms, legs and shoes at elbows, wrists, knees and ankles of people who
 are found, the share on the person's own side.
 """
+import math
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -43,6 +44,15 @@ class Counts:
         sums = {f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)}
         return Counts(**sums)
 
+    def shares(self) -> dict[str, float]:
+        """The counts as metrics of a training: shares in 0..1, nan of nothing, and false people per
+        180 photos."""
+        return dict(
+            keypoints_right=share(self.right, self.keypoints),
+            found=share(self.found, self.people),
+            false_per_180=180 * share(self.false, self.photos),
+            side_right=share(self.own_side, self.sided))
+
     def summary(self) -> str:
         """One line of text."""
         per_180 = 180 * self.false / max(self.photos, 1)
@@ -51,6 +61,31 @@ class Counts:
                 f'{self.detections} detections false ({per_180:.0f} per 180 photos), keypoints '
                 f'right {percent(self.right, self.keypoints)} of {self.keypoints}, side right '
                 f'{percent(self.own_side, self.sided)} of {self.sided}')
+
+
+class CountMetrics:
+    """The counts of the images of a data set, with the methods of `evaluate.ParsingMetrics`."""
+
+    def __init__(self):
+        self.records = {}                         # {index: Counts of the image}
+
+    def add(self, index: int, prediction, truth: tuple[list[Person], np.ndarray]):
+        """Adds an image. prediction: with parsing (N, H, W) uint8. truth: people and ignore (H, W)
+        bool, of `COCO.persons`."""
+        self.records[index] = count_photo(prediction.parsing, *truth)
+
+    def merge(self, other: 'CountMetrics'):
+        """Adds the images of another CountMetrics."""
+        self.records.update(other.records)
+
+    def result(self) -> dict[str, float]:
+        """`Counts.shares` of all images."""
+        return sum(self.records.values(), Counts()).shares()
+
+
+def share(part: int, whole: int) -> float:
+    """In 0..1; nan of nothing."""
+    return part / whole if whole else math.nan
 
 
 def percent(part: int, whole: int) -> str:

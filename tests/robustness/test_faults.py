@@ -765,7 +765,7 @@ LAMBDAS = [f.name for f in fields(uniparser.Config) if f.name.startswith('lambda
 ELSEWHERE = {                                     # of the training loop, the data set or the labels
     'data', 'num_classes', 'pretrained', 'pretrained_stages', 'batch_size', 'accumulate', 'epochs', 'milestones', 'optimizer',
     'lr', 'backbone_lr', 'schedule', 'warmup', 'weight_decay', 'clip', 'samples', 'backgrounds', 'people', 'tagged',
-    'rare', 'things', 'coco', 'coco_share', 'licenses', 'parts', 'val_every', 'val_images', 'workers', 'seed'}
+    'rare', 'things', 'coco', 'coco_share', 'licenses', 'parts', 'pseudo', 'val_every', 'val_images', 'workers', 'seed'}
 SETTINGS = st.fixed_dictionaries(dict(
     recipe=st.sampled_from(['paper', 'released']), space=st.sampled_from(choices('space')),
     fusion=st.sampled_from(choices('fusion')), light=st.booleans(), dcn=st.booleans(), grid=st.integers(2, 20),

@@ -51,6 +51,11 @@ class Photos:
         """Whether the split has labels: those of MHP's and CIHP's test photos are not public."""
         return getattr(self, 'people', ()) is not None
 
+    @property
+    def has_parts(self) -> bool:
+        """Whether labels of parts are known, or people alone."""
+        return True
+
     def size(self, i: int) -> tuple[int, int]:
         """(width, height) of image i, without decoding it."""
         return stored_size(self.photos[i])

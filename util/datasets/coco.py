@@ -52,8 +52,9 @@ class Person(NamedTuple):
 # ---- files and outlines ------------------------------------------------------------------------
 
 
-def read_licenses(text: str) -> tuple[int, ...]:
-    """'free', '' or ids such as '4,5' -> ids; () = all licenses. ValueError for anything else."""
+def read_licenses(text: str | None) -> tuple[int, ...]:
+    """'free' or ids such as '4,5' -> ids; '' or None -> (), all licenses. ValueError for anything
+    else."""
     if not text:
         return ()
     if text == 'free':
@@ -151,16 +152,17 @@ class COCO(Photos):
     same.
 
     licenses: see `read_licenses`. parts: a folder of label maps PHOTO_ANNOTATION.png, 0 or 255
-    where the part is unknown. pseudo: whether masks marked `pseudo_mask` are people, with an
-    ignored edge, or ignored as a whole; by default they are people in train and fit. samples: that
-    many random windows per epoch (`draw_window`); 0 = every photo as it is.
+    where the part is unknown; ValueError where none is of a person of the split. pseudo: whether
+    masks marked `pseudo_mask` are people, with an ignored edge, or ignored as a whole; by default
+    they are people in train and fit. samples: that many random windows per epoch (`draw_window`); 0
+    = every photo as it is.
     """
     class_names = CIHP.class_names
     flip_pairs = CIHP.flip_pairs
     splits = 'train', 'val', 'fit', 'held', 'tune', 'test'
 
-    def __init__(self, root: str, split: str, licenses: str = '', parts: str | None = None,
-                 pseudo: bool | None = None, samples: int = 0):
+    def __init__(self, root: str, split: str, licenses: str | None = None,
+                 parts: str | None = None, pseudo: bool | None = None, samples: int = 0):
         self.stems = []                           # of each photo: its name without .jpg
         self.photos = []                          # its path
         self.sizes = []                           # (width, height) in the annotation file
@@ -186,6 +188,9 @@ class COCO(Photos):
         if parts:
             advice = 'give the folder that tools.keypoints wrote'
             self.parts = index_folder(parts, ('.png',), advice)
+            if not self.has_parts:
+                raise ValueError(f'{printable(parts)} has no label map of a person of the split '
+                                 f'{split}; label that split with tools.keypoints --split')
         self.samples = samples
         self.ids = [f'window_{i:06d}' for i in range(samples)] if samples else self.stems
 
@@ -254,6 +259,12 @@ class COCO(Photos):
         for name in ('stems', 'sizes', 'photos', 'people'):
             values = getattr(self, name)
             setattr(self, name, [values[k] for k in kept])
+
+    @property
+    def has_parts(self) -> bool:
+        """Whether the file has an annotation of a part, or the folder `parts` one of its people."""
+        return any(a.label != UNKNOWN or f'{stem}_{a.id}' in self.parts
+                   for stem, found in zip(self.stems, self.people) for a in found)
 
     def size(self, i: int) -> tuple[int, int]:
         """(width, height) of photo i, from the annotation file; windows have no size before they
