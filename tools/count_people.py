@@ -86,7 +86,6 @@ def count(model, path: str, instances: str | None, iou: float) -> Counts:
 
 def print_folder(args):
     """Prints the counts of the folder of photos."""
-    refuse_given(args, ['licenses'], 'is for --data COCO; leave it out')
     photos = pick_all(args.photos)
     instances = [None] * len(photos)
     if args.instances:
@@ -165,7 +164,7 @@ def check_flags(args):
     if bool(args.photos) == bool(args.data):
         raise ValueError('give a folder of photos, or --data COCO with --root')
     if args.photos:
-        refuse_given(args, ('root', 'split', 'curve'),
+        refuse_given(args, ('root', 'split', 'licenses', 'curve'),
                      'is for a data set; name it with --data, or leave this out')
     else:
         refuse_given(args, ('instances', 'iou'), 'is for a folder of photos; leave it out')

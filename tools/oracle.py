@@ -179,6 +179,7 @@ def check_flags(args):
     if args.part != 'where':
         if not args.out:
             raise ValueError(f'{args.part} writes predictions; name their folder with --out')
+        refuse_given(args, ['licenses'], 'is for where; leave it out')
         return
     if args.data != 'COCO':
         raise ValueError('where is for --data COCO')
@@ -195,7 +196,6 @@ def main(argv=None):
             dataset = open_dataset(args.data, args.root, args.split, licenses=args.licenses)
             check_classes(model, args.weights, args.data, dataset.class_names)
             return print_where(model, dataset)
-        refuse_given(args, ['licenses'], 'is for where; leave it out')
         dataset = open_split(args, model)
 
         def predict(image, parsing, ignore):
