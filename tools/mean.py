@@ -5,12 +5,14 @@
 If one was trained further from the other, the mean keeps more of what the first one knew (Wortsman
 et al. 2022). Configuration, class names and settings of inference are those of the second.
 """
+import os
+
 import torch
 
 from uniparser import UniParser
 from util.checkpoints import SAFE
 from util.cli import Between, CommandParser, Ending, start
-from util.files import check_target, user_errors
+from util.files import printable, user_errors
 
 
 @torch.no_grad()
@@ -51,7 +53,8 @@ def parse_arguments(argv=None):
 def main(argv=None):
     args = parse_arguments(argv)
     with user_errors():
-        check_target(args.out)
+        if os.path.lexists(args.out):
+            raise ValueError(f'{printable(args.out)} exists; choose another --out')
         first = UniParser.from_pretrained(args.first)
         second = UniParser.from_pretrained(args.second)
         check_alike(first, second, f'{args.first} and {args.second}')

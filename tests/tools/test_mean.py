@@ -54,3 +54,12 @@ def test_the_output_is_a_weights_file_of_either_form(tmp_path):
     assert call(mean, 'a.pt', 'a.pt', '--out', 'm.safetensors', cwd=tmp_path).returncode == 0
     first, second = (UniParser.from_pretrained(tmp_path / name).state_dict() for name in ('a.pt', 'm.safetensors'))
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_no_file_is_replaced(tmp_path):
+    for name in 'a.pt', 'b.pt', 'c.pt':
+        tiny_model().save(tmp_path / name)
+    before = (tmp_path / 'c.pt').read_bytes()
+    done = call(mean, 'a.pt', 'b.pt', '--out', 'c.pt', cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr == 'error: c.pt exists; choose another --out\n'
+    assert (tmp_path / 'c.pt').read_bytes() == before

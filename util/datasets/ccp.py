@@ -135,7 +135,8 @@ class CCP(Photos):
             self.backgrounds = list(pick_all(backgrounds).values())
         if people:
             photos = pick_all(os.path.join(people, 'images'))
-            ids = pick_files(os.path.join(people, 'instances'), list(photos), ('.png',))
+            advice = '--people is a folder with images/ID.jpg and instances/ID.png'
+            ids = pick_files(os.path.join(people, 'instances'), list(photos), ('.png',), advice)
             self.crowds = list(zip(photos.values(), ids))
         if tagged:
             self.add_tagged(root, tagged)
