@@ -274,7 +274,7 @@ def hub(folder, before='', after=''):
     done = subprocess.run([sys.executable, '-c', code], cwd=folder, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     people, hair = map(int, done.stdout.split())
-    assert people == 3 and hair > 100 and (folder / 'out' / 'street.json').exists()
+    assert people == 4 and hair > 100 and (folder / 'out' / 'street.json').exists()
 
 
 def test_hub_loads_the_shipped_model_into_an_empty_folder(tmp_path):

@@ -97,8 +97,8 @@ def test_the_metadata_names_version_requirements_and_extras(wheel):
 def test_the_command_parses_a_photo_beside_files_of_other_names(installed, project, command):
     start = [sys.executable, *command[1:]] if command[1:] else [installed / 'bin' / 'uniparser']
     out = run_installed(installed, project, *start, 'street.jpg', '--device', 'cpu')
-    assert out.splitlines() == ['street.jpg: 3 people', '1 of 1 photo, 3 people -> results/']
-    assert len(json.loads((project / 'results' / 'street.json').read_text())['people']) == 3
+    assert out.splitlines() == ['street.jpg: 4 people', '1 of 1 photo, 4 people -> results/']
+    assert len(json.loads((project / 'results' / 'street.json').read_text())['people']) == 4
 
 
 def test_a_mistyped_program_is_no_photo(tmp_path):
@@ -143,7 +143,7 @@ from uniparser_torch.hubconf import oneshot, schp, uniparser
 import data, util
 assert (data.mine, util.mine) == (1, 3)
 model = uniparser()
-assert len(model.predict('street.jpg')[0].people) == 3
+assert len(model.predict('street.jpg')[0].people) == 4
 assert hasattr(oneshot(), 'learn')
 try:
     schp('no.pth')

@@ -401,7 +401,7 @@ def test_photos_without_the_person_get_black_masks(tmp_path):
     Image.new('RGB', (90, 60), 'white').save(tmp_path / 'nobody.jpg')
     flags = '--out', tmp_path / 'out', '--agnostic', 'upper', '--single', '--person', 7
     done = call(infer, tmp_path / 'nobody.jpg', HERE / 'assets' / 'street.jpg', *flags)
-    assert done.returncode == 0 and 'street.jpg: 3 people, but none has the id 7' in done.stdout
+    assert done.returncode == 0 and 'street.jpg: 4 people, but none has the id 7' in done.stdout
     for name in 'nobody', 'street':
         assert not pixels(tmp_path / 'out' / f'{name}_mask.png', 'L').any() and not pixels(tmp_path / 'out' / f'{name}.png', 'P').any()
     assert pixels(tmp_path / 'out' / 'nobody_mask.png', 'L').shape == (60, 90)

@@ -313,7 +313,7 @@ PHOTOS = {
     **CCP,
     'short_side': (192, 352), 'long_side': 448, 'test_short_side': 448,
     'crop': 0.5, 'crop_min': 0.3,
-    'theta_score': 0.4, 'theta_person': 0.4, 'theta_paint': 0.4, 'theta_side': 0.15, 'whole': True,
+    'theta_score': 0.4, 'theta_person': 0.47, 'theta_paint': 0.4, 'theta_side': 0.2, 'whole': True,
     'samples': 800, 'rare': 1.0, 'things': 0.2,
     'epochs': 12, 'val_every': 100, 'lr': 6e-5}
 

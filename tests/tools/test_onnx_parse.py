@@ -115,7 +115,7 @@ def test_photos_get_the_files_of_infer_without_torch(shipped, tmp_path):
     expected = call(infer, *photos, '--out', 'theirs', '--cutouts', '--device', 'cpu', cwd=tmp_path)
     # infer.py adds why it found nobody.
     lines = [line.split(';')[0] for line in expected.stdout.splitlines()]
-    assert done.stdout.replace('ours/', 'theirs/').splitlines() == lines and 'street.png: 3 people' in done.stdout
+    assert done.stdout.replace('ours/', 'theirs/').splitlines() == lines and 'street.png: 4 people' in done.stdout
 
     names = [sorted(str(path.relative_to(tmp_path / out)) for path in (tmp_path / out).rglob('*.*')) for out in ('ours', 'theirs')]
     assert names[0] == names[1] and len(names[0]) > 20
