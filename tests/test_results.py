@@ -109,9 +109,9 @@ def test_the_ordinary_photos_of_the_card_are_those_of_the_file():
     assert rows_of(section(CARD, '## Ordinary photos')) == [[name, *row] for part in parts for name, row in RESULTS[part]['rows'].items()]
 
 
-def test_the_thresholds_for_people_are_those_of_the_file():
-    rows = rows_of(section(EXPERIMENTS, '## Thresholds for people and sides'))
-    assert rows == [[name, *row] for name, row in RESULTS['ordinary_thresholds']['rows'].items()]
+@pytest.mark.parametrize('name, title', [('ordinary_means', '## Means of weights'), ('ordinary_thresholds', '## Thresholds for people and sides')])
+def test_the_choices_of_the_shipped_model_are_those_of_the_file(name, title):
+    assert rows_of(section(EXPERIMENTS, title)) == [[row, *cells] for row, cells in RESULTS[name]['rows'].items()]
 
 
 def test_the_levers_on_ordinary_photos_are_those_of_the_file():
@@ -122,7 +122,8 @@ def test_the_levers_on_ordinary_photos_are_those_of_the_file():
 
 def test_measured_numbers_name_their_command_and_date():
     sections = [RESULTS[name] for name in ('self_correction', 'settings', 'parameters', 'levers', 'strangers', 'ordinary', 'ordinary_curve',
-                                       'ordinary_where', 'ordinary_levers', 'ordinary_settings', 'ordinary_thresholds', 'oneshot')]
+                                       'ordinary_where', 'ordinary_levers', 'ordinary_settings', 'ordinary_means', 'ordinary_thresholds',
+                                       'oneshot')]
     sections += [record for name in ('runs', 'oracle', 'ablation') for record in RESULTS[name].values()]
     for measured in sections:
         assert measured['command'].startswith('python ') and re.fullmatch(r'\d{4}-\d\d-\d\d', measured['measured'])
