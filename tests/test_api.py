@@ -200,7 +200,7 @@ def test_the_snippets_of_the_page_run(tmp_path, monkeypatch):
         exec(first, found), exec(second, found)
     result = found['result']
     assert found['pixels'].shape == (640, 480) and found['hair'].area == found['pixels'].sum() > 0
-    assert found['person'].score == max(result.scores) and len(result) == len(found['record']['people']) == 3
+    assert found['person'].score == max(result.scores) and len(result) == len(found['record']['people']) == 4
     assert (tmp_path / 'results' / 'street.json').exists() and (tmp_path / 'results' / 'street_cutouts' / 'person1_hair.png').exists()
     names = [part['name'] for part in json.loads((tmp_path / 'atr' / 'street.json').read_text())['people'][0]['parts']]
     assert 'Hair' in names
@@ -278,7 +278,7 @@ def hub(folder, before='', after=''):
 
 
 def test_hub_loads_the_shipped_model_into_an_empty_folder(tmp_path):
-    hub(tmp_path, after='import pickle; assert len(pickle.loads(pickle.dumps(found)).people) == 3\n'
+    hub(tmp_path, after='import pickle; assert len(pickle.loads(pickle.dumps(found)).people) == 4\n'
                         'import copy; copy.deepcopy(model)')
 
 
