@@ -265,7 +265,7 @@ def test_the_script_for_gpus_runs_on_a_cpu(tmp_path, capsys):
     lines = {name: table.splitlines()[2:] for name, table in tables.items() if name.startswith('gpu ')}
     assert {name: len(found) for name, found in lines.items()} == {
         'gpu inference': 8, 'gpu training': 3, 'gpu labels': 2, 'gpu floor': 2}
-    assert lines['gpu labels'][0] == f'| {exact["precision"]} | 3 | 3 | 100.000 % |'
+    assert lines['gpu labels'][0] == f'| {exact["precision"]} | 4 | 4 | 100.000 % |'
     assert lines['gpu training'][2].startswith('| both | 4x3x96x128 | ')
     assert printed.count('CUDA graphs need a GPU') == printed.count('torch.compile takes a CPU minutes') == 8
 
