@@ -1,6 +1,6 @@
 """Labels the parts of COCO's people where their keypoints and a model are sure.
 
-    python -m tools.keypoints --root coco --split fit --out parts/ --weights uniparser.pt
+    python -m tools.keypoints --root coco --split train --out parts/ --weights uniparser.pt
     python train.py --data COCO --root coco --parts parts/
 
 The keypoints say which classes can be at a pixel (`skeleton.can_be`), and which arm or leg is the
@@ -306,8 +306,7 @@ def parse_arguments(argv=None):
     parser.add_argument('--root', type=filled, required=True, help='folder of COCO, as downloaded')
     add_shared(parser, 'split', default='fit', choices=COCO.splits,
                help='split, see docs/data.md')
-    parser.add_argument('--licenses', default='',
-                        help='licenses of the photos: free, or ids such as 4,5 (default: all)')
+    add_shared(parser, 'licenses')
     parser.add_argument('--out', type=filled, required=True, help='folder for the label maps')
     parser.add_argument('--certain', type=Between(0.01, 1, float), default=0.6, metavar='VALUE',
                         help="smallest posterior of a pixel's class (default: %(default)s)")
@@ -336,14 +335,6 @@ def check_people(dataset: COCO, args: Namespace):
                          'unpack annotations/person_keypoints_*.json of COCO 2017 there')
 
 
-def check_labeled(dataset: COCO, args: Namespace):
-    """ValueError where the folder has no label map of these people."""
-    names = {f'{stem}_{a.id}' for stem, found in zip(dataset.stems, dataset.people) for a in found}
-    if names.isdisjoint(dataset.parts):
-        raise ValueError(f'{args.out} has no label map of a person of the split {args.split}; '
-                         'label them first, without --sheet-only')
-
-
 def main(argv=None):
     args = parse_arguments(argv)
     with user_errors():
@@ -361,7 +352,9 @@ def main(argv=None):
         if args.sheet:
             advice = 'label the people first, without --sheet-only'
             dataset.parts = index_folder(args.out, ('.png',), advice)
-            check_labeled(dataset, args)
+            if not dataset.has_label_maps:
+                raise ValueError(f'{args.out} has no label map of a person of the split '
+                                 f'{args.split}; label them first, without --sheet-only')
             draw_people(dataset, args.sheet, args.sheet_people or SHEET_PEOPLE)
 
 

@@ -188,7 +188,7 @@ class COCO(Photos):
         if parts:
             advice = 'give the folder that tools.keypoints wrote'
             self.parts = index_folder(parts, ('.png',), advice)
-            if not self.has_parts:
+            if not self.has_label_maps:
                 raise ValueError(f'{printable(parts)} has no label map of a person of the split '
                                  f'{split}; label that split with tools.keypoints --split')
         self.samples = samples
@@ -263,7 +263,13 @@ class COCO(Photos):
     @property
     def has_parts(self) -> bool:
         """Whether the file has an annotation of a part, or the folder `parts` one of its people."""
-        return any(a.label != UNKNOWN or f'{stem}_{a.id}' in self.parts
+        labels = (a.label for found in self.people for a in found)
+        return self.has_label_maps or any(label != UNKNOWN for label in labels)
+
+    @property
+    def has_label_maps(self) -> bool:
+        """Whether the folder `parts` has a label map of one of these people."""
+        return any(f'{stem}_{a.id}' in self.parts
                    for stem, found in zip(self.stems, self.people) for a in found)
 
     def size(self, i: int) -> tuple[int, int]:

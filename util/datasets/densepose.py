@@ -27,7 +27,7 @@ class DensePose(Photos):
         path = os.path.join(root, 'annotations', 'DensePose_COCO',
                             f'densepose_coco_2014_{part}.json')
         names = self.read_annotations(path)
-        self.ids = [i for i in dict.fromkeys(names) if self.people is None or self.has_parts(i)]
+        self.ids = [i for i in dict.fromkeys(names) if self.people is None or self.is_labeled(i)]
         check_ids(self.ids, path)
         # COCO_val2014_000000000042 lies in val2014.
         self.photos = [os.path.join(root, (i.split('_') + [''])[1], i + '.jpg') for i in self.ids]
@@ -50,7 +50,7 @@ class DensePose(Photos):
                 self.people[photo].append((person['bbox'], masks, person.get('segmentation')))
         return list(names.values())
 
-    def has_parts(self, photo: str) -> bool:
+    def is_labeled(self, photo: str) -> bool:
         return any(any(masks) for _, masks, _ in self.people[photo])
 
     def read_parsing(self, i: int, seed: int = 0, epoch: int = 0) -> Labels:
